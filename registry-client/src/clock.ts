@@ -89,3 +89,18 @@ export class Backoff {
     this.#failures = 0
   }
 }
+
+const UNITS_MS = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const
+
+/** Milliseconds of a duration as users write it (`250ms`, `15s`, `10m`, `1.5h`); undefined when it is not one. */
+export function parseDuration(input: unknown): number | undefined {
+  const match = typeof input === 'string' ? /^(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d)$/.exec(input) : null
+  return match ? Number(match[1]) * UNITS_MS[match[2] as keyof typeof UNITS_MS] : undefined
+}
+
+/** The shortest written form of a duration. */
+export function formatDuration(ms: number): string {
+  for (const unit of ['d', 'h', 'm', 's'] as const)
+    if (ms >= UNITS_MS[unit] && ms % UNITS_MS[unit] === 0) return `${ms / UNITS_MS[unit]}${unit}`
+  return `${ms}ms`
+}

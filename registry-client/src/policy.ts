@@ -1,12 +1,13 @@
 /**
- * The governance rules of one service: schema and types. Of ours it imports only how settings are written.
+ * The governance rules of one service: schema and types. Of ours it imports only how durations and problems are written.
  *
  * A registry checks a policy before it stores it; a sidecar reads it once when it changes. Durations are milliseconds
  * and percentages fractions of one after reading; both are strings with units in the document.
  */
 
 import { z } from 'zod'
-import { parseDuration, problemsOf } from './settings.ts'
+import { parseDuration } from './clock.ts'
+import { problemsOf } from './settings.ts'
 
 /** The parts of a policy that this version's sidecars execute. The rest is checked, stored and carried. */
 export interface Policy {

@@ -1,5 +1,5 @@
 /**
- * How every program is configured: one zod schema serves flags, environment, file and defaults. Imports nothing of ours.
+ * How every program is configured: one zod schema serves flags, environment, file and defaults.
  *
  * A leaf carries its flag and its help text as metadata ({@link leaf}); `--outbound-port` is also
  * `HOLDFAST_OUTBOUND_PORT` and, at its place in the schema, `listeners.outbound.port` of the file. Flags win over the
@@ -11,6 +11,7 @@ import { parseArgs } from 'node:util'
 import { closest, distance } from 'fastest-levenshtein'
 import { parse as parseYaml, YAMLParseError } from 'yaml'
 import { z } from 'zod'
+import { parseDuration } from './clock.ts'
 
 /** How a setting appears on the command line. */
 export interface Flag {
@@ -48,21 +49,6 @@ export function integer(min: number, max: number): z.ZodType<number> {
     context.issues.push({ code: 'custom', input, message: `must be ${min}..${max}, got ${show(input)}` })
     return z.NEVER
   })
-}
-
-const UNITS_MS = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const
-
-/** Milliseconds of a duration as users write it (`250ms`, `15s`, `10m`, `1.5h`); undefined when it is not one. */
-export function parseDuration(input: unknown): number | undefined {
-  const match = typeof input === 'string' ? /^(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d)$/.exec(input) : null
-  return match ? Number(match[1]) * UNITS_MS[match[2] as keyof typeof UNITS_MS] : undefined
-}
-
-/** The shortest written form of a duration. */
-export function formatDuration(ms: number): string {
-  for (const unit of ['d', 'h', 'm', 's'] as const)
-    if (ms >= UNITS_MS[unit] && ms % UNITS_MS[unit] === 0) return `${ms / UNITS_MS[unit]}${unit}`
-  return `${ms}ms`
 }
 
 /** A duration with its unit, in milliseconds. */
@@ -209,7 +195,8 @@ export function loadSettings<T extends z.ZodObject>(
       problems.push(from ? { ...problem, message: `${problem.message} (from ${from})` } : problem)
     }
   if (problems.length > 0 || !result.success) throw new SettingsError(problems)
-  return { settings: deepFreeze(result.data) as z.output<T>, positionals }
+  deepFreeze(result.data)
+  return { settings: result.data, positionals }
 }
 
 /** Problems of a zod error, with paths in dots and the nearest known key for an unknown one. */
@@ -401,10 +388,8 @@ export function show(input: unknown): string {
   return line.length > 60 ? `${line.slice(0, 57)}...` : line
 }
 
-function deepFreeze<T>(value: T): T {
-  if (typeof value === 'object' && value !== null && !Object.isFrozen(value)) {
-    for (const item of Object.values(value)) deepFreeze(item)
-    Object.freeze(value)
-  }
-  return value
+function deepFreeze(value: unknown): void {
+  if (typeof value !== 'object' || value === null || Object.isFrozen(value)) return
+  for (const item of Object.values(value)) deepFreeze(item)
+  Object.freeze(value)
 }

@@ -1,0 +1,517 @@
+/**
+ * COMPOSER of the client library: memory over files over the registry, selection on top, registration beside it.
+ * Whatever level a view comes from, it passes the memory cache's gate and then feeds its selector, its watchers and
+ * its file; nothing is decided here.
+ */
+
+import { hostname } from 'node:os'
+import { parseDuration, systemClock, systemRandom, type Clock, type Random } from './clock.ts'
+import { Connection, type ConnectionStatus, type Session } from './connection.ts'
+import { systemDisk, type Disk } from './disk.ts'
+import { FileCache, type FileCacheStatus } from './file-cache.ts'
+import { silentLog, type Log } from './log.ts'
+import { Entry, MemoryCache, type Origin } from './memory-cache.ts'
+import { systemNetwork, type Network } from './network.ts'
+import {
+  DEFAULT_NAMESPACE,
+  fold,
+  isNamespace,
+  isServiceName,
+  type Cursor,
+  type PolicyDocument,
+  type ServiceNode,
+  type StreamEvent,
+  type View,
+} from './protocol.ts'
+import { Registrar, type NodeRegistration, type Registration } from './registrar.ts'
+import { NoNodesError, Selector, type NodeReport, type Pick, type SelectorStrategy } from './selector.ts'
+
+export interface ConnectOptions {
+  /** Base URLs of registries that hold the same state. */
+  readonly endpoints: readonly string[]
+  /** Left out: nothing is kept on disk, and a restart during an outage knows nothing. */
+  readonly cacheDir?: string | undefined
+  /** Of services named without one. Default `default`. */
+  readonly namespace?: string
+  /** Of the nodes that this process registers. */
+  readonly zone?: string | undefined
+  /** Life of this process's registrations without a word of it. Default 15 s, from 2 s to 1 h. */
+  readonly leaseTtlMs?: number
+  /** Nodes kept in memory for services that nobody watches. Default 100,000. */
+  readonly maxNodes?: number
+  readonly log?: Log
+  readonly clock?: Clock
+  readonly random?: Random
+  readonly network?: Network
+  readonly disk?: Disk
+}
+
+/**
+ * Where an answer came from: `registry` when this call waited for it, `memory`, or `file` for what was read from disk
+ * and has not been confirmed by the registry since.
+ */
+export type Source = 'memory' | 'file' | 'registry'
+
+/** A view as it is answered. Immutable. */
+export interface Resolved {
+  readonly view: View
+  readonly nodes: readonly ServiceNode[]
+  readonly policy: PolicyDocument | undefined
+  readonly cursor: Cursor
+  readonly source: Source
+  /** Milliseconds since the view was known to be current; it grows only while the registry is silent. */
+  readonly ageMs: number
+  /** Whether the registry is connected now. */
+  readonly reachable: boolean
+  /** Whether an operator's override file is in force. */
+  readonly overridden: boolean
+}
+
+/** No view that answers the call. `tried` names each level with what it said. */
+export class ResolveError extends Error {
+  /** `unknown_service`: the registry never heard of it; `stale`: what is known is older than allowed. */
+  readonly code: 'unknown_service' | 'unresolved' | 'stale' | 'closed'
+  readonly tried: readonly string[]
+  constructor(code: ResolveError['code'], service: string, tried: readonly string[]) {
+    super(`${service}: ${code.replace('_', ' ')} (${tried.join('; ')})`)
+    this.name = 'ResolveError'
+    this.code = code
+    this.tried = tried
+  }
+}
+
+export interface ServiceOptions {
+  readonly namespace?: string
+}
+
+export interface ResolveOptions extends ServiceOptions {
+  /** The oldest view to accept, as `10m`; a number counts milliseconds. Default: any age. */
+  readonly maxStale?: string | number
+  /** How long to wait for the registry, as `5s`; a number counts milliseconds. Default 5 s. */
+  readonly deadline?: string | number
+  readonly signal?: AbortSignal
+}
+
+export interface PickOptions extends ServiceOptions {
+  /** Nodes that this call has tried already. */
+  readonly not?: ReadonlySet<string>
+}
+
+export interface ClientStatus {
+  readonly connection: ConnectionStatus
+  readonly file: FileCacheStatus | undefined
+  readonly services: number
+  /** Services whose present state in the registry would empty them without a cause. */
+  readonly quarantined: readonly string[]
+  readonly overridden: readonly string[]
+  readonly registrations: number
+  readonly snapshots: number
+  readonly changes: number
+  readonly restarts: number
+}
+
+const DEFAULT_DEADLINE_MS = 5_000
+const DEFAULT_LEASE_TTL_MS = 15_000
+const DEFAULT_MAX_NODES = 100_000
+/** How long a registration waits for a registry that cannot be reached before it returns as pending. */
+const PATIENCE_MS = 3_000
+/**
+ * Starts a client. Never fails because the registry is down: what is in the cache directory answers meanwhile.
+ * @throws TypeError for options that cannot be used
+ */
+export async function connect(options: ConnectOptions): Promise<RegistryClient> {
+  if (options.endpoints.length === 0) throw new TypeError('endpoints: at least one is needed')
+  for (const endpoint of options.endpoints)
+    if (!/^https?:\/\/[^/?#]+/.test(endpoint)) throw new TypeError(`endpoints: not an http URL: ${endpoint}`)
+  if (options.namespace !== undefined && !isNamespace(options.namespace))
+    throw new TypeError(`namespace: not a namespace: ${options.namespace}`)
+  const client = new RegistryClient(options)
+  await client.open()
+  return client
+}
+
+interface Served {
+  readonly key: string
+  readonly entry: Entry
+  readonly selector: Selector
+  readonly watchers: Set<() => void>
+  /** The one read of the file; settled once its view was offered. */
+  loading: Promise<void> | undefined
+}
+
+export class RegistryClient {
+  readonly #clock: Clock
+  readonly #random: Random
+  readonly #log: Log
+  readonly #namespace: string
+  readonly #connection: Connection
+  readonly #files: FileCache | undefined
+  readonly #memory: MemoryCache
+  readonly #registrar: Registrar
+  readonly #served = new WeakMap<Entry, Served>()
+  /** By namespace, then by service: a lookup without building a key. */
+  readonly #byName = new Map<string, Map<string, Served>>()
+  /** The life of the stream whose first id has come. */
+  #synced: Session | undefined
+  #closed = false
+  #snapshots = 0
+  #changes = 0
+  #restarts = 0
+
+  /** Use {@link connect}. */
+  constructor(options: ConnectOptions) {
+    const { clock = systemClock, random = systemRandom, log = silentLog, namespace = DEFAULT_NAMESPACE } = options
+    const endpoints = options.endpoints.map((endpoint) => endpoint.replace(/\/+$/, ''))
+    const { network = systemNetwork, disk = systemDisk, cacheDir } = options
+    this.#clock = clock
+    this.#random = random
+    this.#log = log
+    this.#namespace = namespace
+    this.#connection = new Connection(
+      { endpoints, network, clock, random, log },
+      {
+        event: (event, session) => this.#event(event, session),
+        reachable: (reachable) => this.#reachable(reachable),
+        cursorOf: (key) => {
+          const entry = this.#memory.peek(key)
+          return (entry?.heard ?? entry?.view)?.cursor
+        },
+      },
+    )
+    this.#memory = new MemoryCache({
+      maxNodes: options.maxNodes ?? DEFAULT_MAX_NODES,
+      clock,
+      evicted: (key, entry) => this.#drop(key, entry),
+    })
+    if (cacheDir !== undefined) this.#files = new FileCache({ directory: cacheDir, disk, clock, log })
+    this.#registrar = new Registrar({
+      connection: this.#connection,
+      clock,
+      random,
+      log,
+      owner: `${hostname()}:${process.pid}`,
+      namespace,
+      zone: options.zone,
+      ttlMs: options.leaseTtlMs ?? DEFAULT_LEASE_TTL_MS,
+      patienceMs: PATIENCE_MS,
+    })
+  }
+
+  /** Called by {@link connect}. */
+  async open(): Promise<void> {
+    await this.#files?.open({ changed: (namespace, service) => void this.#fileChanged(namespace, service) })
+    this.#connection.open()
+  }
+
+  /**
+   * What is known of a service: from memory, else from file, else the registry is waited for. Follows the service from
+   * then on, so that the next call is answered from memory.
+   * @throws ResolveError, TypeError for names that cannot be names
+   */
+  async resolve(service: string, options: ResolveOptions = {}): Promise<Resolved> {
+    const { signal } = options
+    const maxStaleMs = millisecondsOf(options.maxStale, 'maxStale') ?? Infinity
+    const deadlineMs = millisecondsOf(options.deadline, 'deadline') ?? DEFAULT_DEADLINE_MS
+    const served = this.#follow(this.#namespaceOf(options), service)
+    const { entry } = served
+    const fresh = () =>
+      entry.served !== undefined && (entry.override !== undefined || entry.ageMs(this.#clock) <= maxStaleMs)
+    const answer = (waited: boolean) => {
+      if (!isUnknown(entry)) return this.#resolved(entry, waited)
+      throw new ResolveError('unknown_service', service, ['the registry never heard of it'])
+    }
+    if (fresh()) return answer(false)
+    if (served.loading) {
+      await served.loading
+      if (fresh()) return answer(false)
+    }
+    if (!(await this.#until(served, fresh, deadlineMs, signal)))
+      throw this.#closed
+        ? new ResolveError('closed', service, ['the client is closed'])
+        : new ResolveError(entry.view ? 'stale' : 'unresolved', service, this.#tried(entry))
+    return answer(true)
+  }
+
+  /** What memory knows of a service, without I/O and without following it. */
+  peek(service: string, options: ServiceOptions = {}): Resolved | undefined {
+    const entry = this.#memory.peek(keyOf(options.namespace ?? this.#namespace, service))
+    return entry?.served && !isUnknown(entry) ? this.#resolved(entry, false) : undefined
+  }
+
+  /** Everything that memory holds. */
+  views(): Resolved[] {
+    return [...this.#memory.entries()].flatMap(([, entry]) =>
+      entry.served && !isUnknown(entry) ? [this.#resolved(entry, false)] : [],
+    )
+  }
+
+  /**
+   * Chooses a node, synchronously and from memory. Tell its `done` how the call ended. Resolve or watch the service first.
+   * @throws NoNodesError when none can take traffic, or nothing is known of the service
+   */
+  pick(service: string, options?: PickOptions): Pick {
+    const served = this.#byName.get(options?.namespace ?? this.#namespace)?.get(service)
+    if (served === undefined) throw new NoNodesError(service, 0)
+    // A pick is use: without this a service that is called all the time could be evicted.
+    this.#memory.get(served.key)
+    return served.selector.pick(options?.not)
+  }
+
+  /** What calls have shown of a service's nodes. */
+  nodeReports(service: string, options: ServiceOptions = {}): NodeReport[] {
+    return (
+      this.#byName
+        .get(options.namespace ?? this.#namespace)
+        ?.get(service)
+        ?.selector.report() ?? []
+    )
+  }
+
+  /**
+   * The current view, then each change, until the loop is left, the signal aborts, or the client closes. A slow consumer
+   * gets the latest, not each. The service is never evicted meanwhile.
+   */
+  async *watch(
+    service: string,
+    options: ServiceOptions & { readonly signal?: AbortSignal } = {},
+  ): AsyncGenerator<Resolved, void, undefined> {
+    const namespace = this.#namespaceOf(options)
+    const served = this.#follow(namespace, service)
+    const { entry } = served
+    const shown = () => (isUnknown(entry) ? undefined : entry.served)
+    this.#memory.pin(served.key, entry)
+    try {
+      await served.loading
+      for (let last: View | undefined; ;) {
+        if (this.#closed || options.signal?.aborted) return
+        if (shown() !== undefined && shown() !== last) {
+          last = shown()
+          yield this.#resolved(entry, false)
+        } else await this.#until(served, () => shown() !== last, Infinity, options.signal)
+      }
+    } finally {
+      this.#memory.unpin(served.key, entry)
+    }
+  }
+
+  /**
+   * Registers a node and keeps it registered until it is closed. Returns once acknowledged; when the registry cannot be
+   * reached, after a few seconds with the state `pending`, and goes on trying.
+   * @throws RefusedError when the registry refuses it
+   */
+  register(node: NodeRegistration): Promise<Registration> {
+    return this.#registrar.register(node)
+  }
+
+  status(): ClientStatus {
+    const entries = [...this.#memory.entries()]
+    const named = (test: (entry: Entry) => boolean) => entries.filter(([, entry]) => test(entry)).map(([key]) => key)
+    return {
+      connection: this.#connection.status(),
+      file: this.#files?.status(),
+      services: this.#memory.size,
+      quarantined: named((entry) => entry.quarantined),
+      overridden: named((entry) => entry.override !== undefined),
+      registrations: this.#registrar.registrations.length,
+      snapshots: this.#snapshots,
+      changes: this.#changes,
+      restarts: this.#restarts,
+    }
+  }
+
+  /** Deregisters what is registered, writes what is not yet on disk, and lets go of everything. */
+  async close(): Promise<void> {
+    if (this.#closed) return
+    await this.#registrar.close()
+    this.#closed = true
+    this.#connection.close()
+    for (const [, entry] of this.#memory.entries()) this.#notify(this.#served.get(entry))
+    await this.#files?.close()
+    for (const services of this.#byName.values()) for (const { selector } of services.values()) selector.close()
+    this.#memory.clear()
+    this.#byName.clear()
+  }
+
+  /** The entry of a service, subscribed and with its file on the way, from the first call on. */
+  #follow(namespace: string, service: string): Served {
+    if (!isServiceName(service)) throw new TypeError(`not a service name: ${JSON.stringify(service.slice(0, 80))}`)
+    if (this.#closed) throw new ResolveError('closed', service, ['the client is closed'])
+    const key = keyOf(namespace, service)
+    const known = this.#memory.get(key)
+    if (known) return this.#served.get(known)!
+    const entry = new Entry(namespace, service)
+    const selector = new Selector(service, this.#clock, this.#random)
+    const served: Served = { key, entry, selector, watchers: new Set(), loading: undefined }
+    this.#served.set(entry, served)
+    const services = this.#byName.get(namespace) ?? new Map<string, Served>()
+    this.#byName.set(namespace, services.set(service, served))
+    this.#memory.add(key, entry)
+    // Loaded first and subscribed with its cursor then, so that only what changed is sent; but always subscribed.
+    served.loading = this.#load(namespace, service).finally(() => {
+      served.loading = undefined
+      if (!this.#closed && this.#memory.peek(key) === entry) this.#connection.subscribe(key, namespace, service)
+    })
+    return served
+  }
+
+  async #load(namespace: string, service: string): Promise<void> {
+    const entry = this.#memory.peek(keyOf(namespace, service))
+    if (this.#files === undefined || entry === undefined) return
+    const loaded = await this.#files.load(namespace, service)
+    if (loaded) this.#offer(entry, loaded.view, 'file', { heardMs: this.#clock.now() - loaded.ageMs })
+    const override = await this.#files.override(namespace, service, entry.view, entry.override)
+    if (override === entry.override) return
+    entry.override = override
+    this.#publish(entry)
+  }
+
+  async #fileChanged(namespace: string, service: string): Promise<void> {
+    const entry = this.#memory.peek(keyOf(namespace, service))
+    if (entry && !this.#served.get(entry)?.loading && !this.#closed) await this.#load(namespace, service)
+  }
+
+  #event(event: StreamEvent, session: Session): void {
+    if (event.event !== 'ping') {
+      const { frame } = event
+      const { namespace, service } = frame.kind === 'snapshot' ? frame.view : frame
+      const key = keyOf(namespace, service)
+      const entry = this.#memory.peek(key)
+      if (entry) {
+        if (frame.kind === 'snapshot') this.#snapshots++
+        else this.#changes++
+        const next = fold(entry.heard ?? entry.view, frame)
+        if (next) this.#offer(entry, next, 'registry', session)
+        else {
+          this.#restarts++
+          this.#log.info({ namespace, service }, 'a change does not continue the view: asking for a snapshot')
+          entry.heard = undefined
+          this.#connection.restart(key)
+        }
+      }
+    }
+    // Pings repeat what the first id of a stream says, so the cost of looking at every service is not paid per change.
+    if (event.id && (event.event === 'ping' || this.#synced !== session)) {
+      this.#synced = session
+      this.#confirmAll(event.id, session)
+    }
+  }
+
+  /** Everything up to this id has been sent: each view of this epoch is current. */
+  #confirmAll(id: Cursor, session: Session): void {
+    for (const [, entry] of this.#memory.entries()) {
+      if (entry.view === undefined || entry.quarantined || entry.view.cursor.epoch !== id.epoch) continue
+      if (entry.confirmed !== session) {
+        entry.confirmed = session
+        entry.origin = 'registry'
+      }
+      if (!isUnknown(entry)) this.#files?.confirm(entry.view)
+    }
+  }
+
+  #offer(entry: Entry, next: View, origin: Origin, confirmed: Session): void {
+    const { namespace, service } = entry
+    const verdict = this.#memory.offer(keyOf(namespace, service), entry, next, origin, confirmed)
+    if (verdict === 'unproven')
+      this.#log.warn({ namespace, service, kept: entry.view?.nodes.size }, 'empty without proof: the last view stays')
+    if (verdict === 'accepted') {
+      if (origin === 'registry' && !isUnknown(entry)) this.#files?.save(next)
+      this.#publish(entry)
+    } else if (verdict === 'current') this.#notify(this.#served.get(entry))
+  }
+
+  #publish(entry: Entry): void {
+    const served = this.#served.get(entry)
+    served?.selector.update(entry.served, strategyOf(entry.served?.policy))
+    this.#notify(served)
+  }
+
+  #notify(served: Served | undefined): void {
+    if (served) for (const changed of [...served.watchers]) changed()
+  }
+
+  #drop(key: string, entry: Entry): void {
+    this.#connection.unsubscribe(key)
+    this.#files?.forget(entry.namespace, entry.service)
+    this.#served.get(entry)?.selector.close()
+    this.#byName.get(entry.namespace)?.delete(entry.service)
+  }
+
+  #reachable(reachable: boolean): void {
+    // A registry that is back may have forgotten our lease: find out now, not at the next renewal.
+    if (reachable) this.#registrar.nudge()
+  }
+
+  /** Waits until `test` holds after a change of the service; false when the deadline or the signal came first. */
+  #until(served: Served, test: () => boolean, deadlineMs: number, signal: AbortSignal | undefined): Promise<boolean> {
+    return new Promise((resolve) => {
+      const end = (result: boolean) => {
+        cancel()
+        served.watchers.delete(changed)
+        signal?.removeEventListener('abort', aborted)
+        resolve(result)
+      }
+      const changed = () => {
+        if (test()) end(true)
+        else if (this.#closed) end(false)
+      }
+      const aborted = () => end(false)
+      const cancel = deadlineMs === Infinity ? () => {} : this.#clock.after(deadlineMs, aborted)
+      served.watchers.add(changed)
+      signal?.addEventListener('abort', aborted, { once: true })
+      if (signal?.aborted) end(false)
+      else changed()
+    })
+  }
+
+  #resolved(entry: Entry, waited: boolean): Resolved {
+    const view = entry.served!
+    const overridden = entry.override !== undefined
+    return Object.freeze({
+      view,
+      nodes: Object.freeze([...view.nodes.values()]),
+      policy: view.policy,
+      cursor: view.cursor,
+      source: waited ? 'registry' : overridden || entry.origin === 'file' ? 'file' : 'memory',
+      ageMs: overridden ? 0 : entry.ageMs(this.#clock),
+      reachable: this.#connection.reachable,
+      overridden,
+    })
+  }
+
+  #namespaceOf(options: ServiceOptions): string {
+    const namespace = options.namespace ?? this.#namespace
+    if (!isNamespace(namespace)) throw new TypeError(`not a namespace: ${JSON.stringify(namespace.slice(0, 80))}`)
+    return namespace
+  }
+
+  #tried(entry: Entry): string[] {
+    const { reachable, endpoint, lastError } = this.#connection.status()
+    return [
+      entry.view ? `memory: ${Math.round(entry.ageMs(this.#clock))} ms old` : 'memory: nothing',
+      this.#files ? 'file: nothing readable' : 'file: no cache directory',
+      reachable ? 'registry: no answer in time' : `registry ${endpoint}: ${lastError ?? 'not connected yet'}`,
+    ]
+  }
+}
+
+function millisecondsOf(input: string | number | undefined, name: string): number | undefined {
+  const ms = typeof input === 'string' ? parseDuration(input) : input
+  if (input !== undefined && (ms === undefined || !(ms >= 0)))
+    throw new TypeError(`${name}: must be a duration with its unit, such as 250ms, 15s or 10m, got ${input}`)
+  return ms
+}
+
+/** Whether the registry says that it never heard of the service: nothing to serve, and nothing to write to disk. */
+function isUnknown(entry: Entry): boolean {
+  return entry.override === undefined && entry.view?.cursor.revision === 0
+}
+
+function keyOf(namespace: string, service: string): string {
+  return `${namespace}/${service}`
+}
+
+/** Of the strategies that a policy may name, those that this version executes; the others fall back to taking turns. */
+function strategyOf(policy: PolicyDocument | undefined): SelectorStrategy {
+  const loadBalancing = policy?.loadBalancing as { strategy?: unknown } | undefined
+  return loadBalancing?.strategy === 'random' ? 'random' : 'round_robin'
+}

@@ -1,0 +1,294 @@
+/**
+ * The only talk to the registry: one watch stream for every service of the process, and requests beside it.
+ *
+ * The stream is reopened for ever, on the next endpoint each time, with full jitter; each subscription resumes by the
+ * cursor of the view that the client holds, so that a client whose views are current is sent nothing.
+ */
+
+import { Backoff, type Clock, type Random } from './clock.ts'
+import type { Log } from './log.ts'
+import { reasonOf, type HttpAnswer, type Network, type Stream } from './network.ts'
+import {
+  decodeEvent,
+  formatCursor,
+  type ClientMessage,
+  type Cursor,
+  type Problem,
+  type StreamEvent,
+  type Subscription,
+} from './protocol.ts'
+
+/** The registry pings every 10 s; two and a half silent intervals mean that the path is dead, however alive it looks. */
+const SILENCE_MS = 25_000
+const RECONNECT = { baseMs: 200, capMs: 10_000 }
+/** Keeps a subscribe message far below the size that a registry accepts. */
+const SERVICES_PER_MESSAGE = 500
+/** Of one try at one endpoint: long enough for a busy registry's disk, short enough to reach the next endpoint. */
+const REQUEST_TIMEOUT_MS = 5_000
+
+/** No endpoint answered. `tried` names each with its reason. */
+export class UnreachableError extends Error {
+  readonly code = 'registry_unreachable'
+  readonly tried: readonly string[]
+  constructor(tried: readonly string[]) {
+    super(`no registry answered: ${tried.join('; ')}`)
+    this.name = 'UnreachableError'
+    this.tried = tried
+  }
+}
+
+/** The registry answered, and refused. */
+export class RefusedError extends Error {
+  readonly code: string
+  readonly status: number
+  readonly problem: Problem | undefined
+  constructor(status: number, problem: Problem | undefined, what: string) {
+    const fields = problem?.errors?.map((error) => `${error.path}: ${error.message}`).join('; ')
+    super(`${what}: ${status} ${problem?.code ?? ''} ${fields || (problem?.detail ?? '')}`.trim())
+    this.name = 'RefusedError'
+    this.code = problem?.code ?? 'refused'
+    this.status = status
+    this.problem = problem
+  }
+}
+
+/** One life of the stream. `heardMs` (monotonic) outlives it: what it confirmed stays confirmed until then. */
+export interface Session {
+  heardMs: number
+}
+
+export interface ConnectionEvents {
+  /** Each event of the stream, in order. `session` is the life of the stream that brought it. */
+  event(event: StreamEvent, session: Session): void
+  /** The stream opened, or was lost. */
+  reachable(reachable: boolean): void
+  /** What the client holds of this service; undefined asks for a snapshot. */
+  cursorOf(key: string): Cursor | undefined
+}
+
+export interface ConnectionOptions {
+  readonly endpoints: readonly string[]
+  readonly network: Network
+  readonly clock: Clock
+  readonly random: Random
+  readonly log: Log
+}
+
+export interface ConnectionStatus {
+  readonly reachable: boolean
+  readonly endpoint: string
+  readonly reconnects: number
+  readonly lastError: string | undefined
+  readonly subscriptions: number
+}
+
+export class Connection {
+  readonly #options: ConnectionOptions
+  readonly #events: ConnectionEvents
+  readonly #backoff: Backoff
+  /** By `namespace/service`. */
+  readonly #subscriptions = new Map<string, Subscription>()
+  #endpoint: number
+  #stream: Stream | undefined
+  #session: Session | undefined
+  #cancelTimer: () => void = () => {}
+  #acked = ''
+  #closed = false
+  #reconnects = 0
+  #lastError: string | undefined
+
+  constructor(options: ConnectionOptions, events: ConnectionEvents) {
+    this.#options = options
+    this.#events = events
+    this.#backoff = new Backoff(options.random, RECONNECT)
+    // Clients that share a list of endpoints spread over it instead of all taking the first.
+    this.#endpoint = Math.floor(options.random() * options.endpoints.length)
+  }
+
+  get reachable(): boolean {
+    return this.#session !== undefined
+  }
+
+  status(): ConnectionStatus {
+    return {
+      reachable: this.reachable,
+      endpoint: this.#current(),
+      reconnects: this.#reconnects,
+      lastError: this.#lastError,
+      subscriptions: this.#subscriptions.size,
+    }
+  }
+
+  /** Opens the stream and keeps it open. It carries no service yet; what it tells is that the registry is there. */
+  open(): void {
+    this.#open()
+  }
+
+  /** Follows a service from now on, over every reconnection. */
+  subscribe(key: string, namespace: string, service: string): void {
+    if (this.#closed) return
+    this.#subscriptions.set(key, { namespace, service })
+    if (this.#session) this.#sendSubscribe([key])
+  }
+
+  unsubscribe(key: string): void {
+    const subscription = this.#subscriptions.get(key)
+    if (subscription === undefined) return
+    this.#subscriptions.delete(key)
+    if (this.#session) this.#send({ type: 'unsubscribe', services: [subscription] })
+  }
+
+  /** Asks for a fresh snapshot of a service whose frames no longer continue its view. */
+  restart(key: string): void {
+    const subscription = this.#subscriptions.get(key)
+    if (subscription && this.#session) this.#send({ type: 'subscribe', services: [subscription] })
+  }
+
+  /**
+   * Sends a request to the endpoint in use, then to the others.
+   * @param signal ends the request early; it then rejects with UnreachableError
+   * @throws UnreachableError when none answered; RefusedError for a status of 400 and above
+   */
+  async request(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<HttpAnswer> {
+    const { endpoints, clock, network } = this.#options
+    const tried: string[] = []
+    for (let attempt = 0; attempt < endpoints.length && !signal?.aborted; attempt++) {
+      const endpoint = endpoints[(this.#endpoint + attempt) % endpoints.length]!
+      const timeout = new AbortController()
+      const cancel = clock.after(REQUEST_TIMEOUT_MS, () =>
+        timeout.abort(new Error(`no answer in ${REQUEST_TIMEOUT_MS} ms`)),
+      )
+      try {
+        const answer = await network.request({
+          method,
+          url: endpoint + path,
+          signal: signal ? AbortSignal.any([signal, timeout.signal]) : timeout.signal,
+          ...(body !== undefined && { headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) }),
+        })
+        // A replica without its store, or one that still loads, says 503: another may do better.
+        if (answer.status === 503) {
+          tried.push(`${endpoint}: ${problemOf(answer)?.code ?? answer.status}`)
+          continue
+        }
+        if (answer.status >= 400) throw new RefusedError(answer.status, problemOf(answer), `${method} ${path}`)
+        return answer
+      } catch (error) {
+        if (error instanceof RefusedError) throw error
+        tried.push(`${endpoint}: ${reasonOf(error)}`)
+      } finally {
+        cancel()
+      }
+    }
+    throw new UnreachableError(signal?.aborted ? [...tried, 'the deadline passed'] : tried)
+  }
+
+  close(): void {
+    this.#closed = true
+    this.#cancelTimer()
+    this.#stream?.close()
+    this.#lost()
+  }
+
+  #current(): string {
+    return this.#options.endpoints[this.#endpoint % this.#options.endpoints.length]!
+  }
+
+  #open(): void {
+    const session: Session = { heardMs: 0 }
+    // Handlers of an earlier stream may still fire; they must not touch the present one.
+    const isPresent = () => this.#stream === stream && !this.#closed
+    const stream = this.#options.network.open(`${this.#current()}/v1/watch`, {
+      open: () => {
+        if (!isPresent()) return
+        session.heardMs = this.#options.clock.now()
+        this.#session = session
+        this.#lastError = undefined
+        this.#acked = ''
+        this.#options.log.info({ endpoint: this.#current() }, 'registry connected')
+        this.#watchSilence(session)
+        this.#sendSubscribe([...this.#subscriptions.keys()])
+        this.#events.reachable(true)
+      },
+      message: (text) => {
+        if (isPresent()) this.#receive(text, session)
+      },
+      close: (reason) => {
+        if (!isPresent()) return
+        this.#reopen(reason)
+      },
+    })
+    this.#stream = stream
+  }
+
+  #receive(text: string, session: Session): void {
+    session.heardMs = this.#options.clock.now()
+    let event: StreamEvent
+    try {
+      const message = JSON.parse(text) as { event?: unknown; id?: unknown; data?: unknown }
+      event = decodeEvent(message.event, message.id, message.data)
+    } catch (error) {
+      // Dropping one frame would be a silent gap; a new stream resumes by cursor and so repairs it.
+      this.#reopen(`a frame that cannot be read: ${reasonOf(error)}`)
+      return
+    }
+    // Anything readable proves that the endpoint serves us; only then may the next loss start from a short delay.
+    this.#backoff.reset()
+    this.#events.event(event, session)
+    if (event.id) this.#ack(formatCursor(event.id))
+  }
+
+  #ack(cursor: string): void {
+    if (cursor === this.#acked) return
+    this.#acked = cursor
+    this.#send({ type: 'ack', cursor })
+  }
+
+  #watchSilence(session: Session): void {
+    const leftMs = session.heardMs + SILENCE_MS - this.#options.clock.now()
+    if (leftMs <= 0) this.#reopen(`silent for ${SILENCE_MS} ms`)
+    else this.#cancelTimer = this.#options.clock.after(leftMs, () => this.#watchSilence(session))
+  }
+
+  #reopen(reason: string): void {
+    this.#cancelTimer()
+    const stream = this.#stream
+    const delayMs = this.#backoff.next()
+    this.#reconnects++
+    if (this.#session || reason !== this.#lastError)
+      this.#options.log.warn({ endpoint: this.#current(), reason }, 'registry unreachable; what is known is kept')
+    this.#lastError = reason
+    this.#endpoint++
+    this.#stream = undefined
+    stream?.close()
+    this.#lost()
+    this.#cancelTimer = this.#options.clock.after(delayMs, () => this.#open())
+  }
+
+  #lost(): void {
+    if (this.#session === undefined) return
+    this.#session = undefined
+    this.#events.reachable(false)
+  }
+
+  #sendSubscribe(keys: readonly string[]): void {
+    for (let at = 0; at < keys.length; at += SERVICES_PER_MESSAGE) {
+      const services = keys.slice(at, at + SERVICES_PER_MESSAGE).map((key) => {
+        const cursor = this.#events.cursorOf(key)
+        return { ...this.#subscriptions.get(key)!, ...(cursor && { cursor: formatCursor(cursor) }) }
+      })
+      this.#send({ type: 'subscribe', services })
+    }
+  }
+
+  #send(message: ClientMessage): void {
+    this.#stream?.send(JSON.stringify(message))
+  }
+}
+
+function problemOf(answer: HttpAnswer): Problem | undefined {
+  try {
+    return JSON.parse(answer.body) as Problem
+  } catch {
+    return undefined
+  }
+}

@@ -1,0 +1,158 @@
+/**
+ * The first level: what this process serves, one entry a service, and the single gate {@link MemoryCache.offer}
+ * through which every view comes, wherever it was read.
+ */
+
+import { LRUCache } from 'lru-cache'
+import type { Clock } from './clock.ts'
+import type { Session } from './connection.ts'
+import { isAfter, isProven, type View } from './protocol.ts'
+
+/** Where a view came from. A file's view counts as `file` until the registry has confirmed it. */
+export type Origin = 'file' | 'registry'
+
+/**
+ * What became of an offered view: `accepted` is served from now on; `current` was served already and is now confirmed;
+ * `older` changes nothing; `unproven` would have emptied the service without a cause and is kept aside.
+ */
+export type Verdict = 'accepted' | 'current' | 'older' | 'unproven'
+
+/** One service in memory. */
+export class Entry {
+  readonly namespace: string
+  readonly service: string
+  /** What is served; undefined until anything is known. */
+  view: View | undefined
+  origin: Origin = 'registry'
+  /** Until when the view is known to have been current, by the life of the stream (or the file) that said so. */
+  confirmed: Session = { heardMs: -Infinity }
+  /**
+   * The registry's last word: the base of its next change and the cursor to resume from. It differs from `view` only
+   * while it would empty the service without proof.
+   */
+  heard: View | undefined
+  /** What an operator's file says instead of the registry. */
+  override: View | undefined
+  /** How many watch the service: while anyone does, it is not evicted. */
+  pins = 0
+
+  constructor(namespace: string, service: string) {
+    this.namespace = namespace
+    this.service = service
+  }
+
+  /** What answers a caller. */
+  get served(): View | undefined {
+    return this.override ?? this.view
+  }
+
+  /** Whether a view that the registry holds empty without proof is kept aside. */
+  get quarantined(): boolean {
+    return this.heard !== undefined && this.view !== undefined && this.heard !== this.view
+  }
+
+  /** Milliseconds since the served view was known to be current. */
+  ageMs(clock: Clock): number {
+    return Math.max(0, clock.now() - this.confirmed.heardMs)
+  }
+}
+
+export interface MemoryCacheOptions {
+  /** At most so many nodes in entries that nobody watches; a service counts one more for itself. */
+  readonly maxNodes: number
+  readonly clock: Clock
+  /** An entry went: its subscription should too. */
+  readonly evicted: (key: string, entry: Entry) => void
+}
+
+export class MemoryCache {
+  readonly #pinned = new Map<string, Entry>()
+  readonly #asked: LRUCache<string, Entry>
+
+  constructor(options: MemoryCacheOptions) {
+    this.#asked = new LRUCache({
+      maxSize: options.maxNodes,
+      // Capped, since lru-cache silently refuses an entry that is larger than all of it.
+      sizeCalculation: (entry) => Math.min(1 + (entry.view?.nodes.size ?? 0), options.maxNodes),
+      perf: options.clock,
+      dispose: (entry, key, reason) => {
+        if (reason === 'evict') options.evicted(key, entry)
+      },
+    })
+  }
+
+  get size(): number {
+    return this.#pinned.size + this.#asked.size
+  }
+
+  get(key: string): Entry | undefined {
+    return this.#pinned.get(key) ?? this.#asked.get(key)
+  }
+
+  /** As `get`, without counting as use. */
+  peek(key: string): Entry | undefined {
+    return this.#pinned.get(key) ?? this.#asked.peek(key)
+  }
+
+  add(key: string, entry: Entry): void {
+    if (entry.pins > 0) this.#pinned.set(key, entry)
+    else this.#asked.set(key, entry)
+  }
+
+  /** Keeps an entry out of eviction until each pin was released. */
+  pin(key: string, entry: Entry): void {
+    if (entry.pins++ > 0) return
+    this.#asked.delete(key)
+    this.#pinned.set(key, entry)
+  }
+
+  unpin(key: string, entry: Entry): void {
+    if (entry.pins === 0 || --entry.pins > 0) return
+    this.#pinned.delete(key)
+    this.#asked.set(key, entry)
+  }
+
+  /**
+   * The single gate. A cursor never goes back within an epoch; a view never becomes empty without proof.
+   *
+   * Cursors of two epochs cannot be compared. There the registry wins, which speaks now, over whatever is held; a file
+   * wins only over nothing.
+   */
+  offer(key: string, entry: Entry, next: View, origin: Origin, confirmed: Session): Verdict {
+    const { view } = entry
+    if (origin === 'registry') entry.heard = next
+    if (view !== undefined) {
+      const sameEpoch = view.cursor.epoch === next.cursor.epoch
+      if (sameEpoch && view.cursor.revision === next.cursor.revision) {
+        if (origin === 'registry') {
+          entry.heard = view
+          entry.origin = origin
+        }
+        if (confirmed.heardMs >= entry.confirmed.heardMs) entry.confirmed = confirmed
+        return 'current'
+      }
+      if (sameEpoch ? !isAfter(next.cursor, view.cursor) : origin === 'file') {
+        // A word that is older than what we hold cannot carry the next change: resume from what we hold.
+        if (origin === 'registry' && sameEpoch) entry.heard = view
+        return 'older'
+      }
+      if (!isProven(view, next)) return 'unproven'
+    }
+    entry.view = next
+    entry.origin = origin
+    entry.confirmed = confirmed
+    // Its size has changed: lru-cache measures on set only.
+    if (entry.pins === 0) this.#asked.set(key, entry)
+    return 'accepted'
+  }
+
+  *entries(): IterableIterator<[string, Entry]> {
+    yield* this.#pinned
+    yield* this.#asked.entries()
+  }
+
+  clear(): void {
+    this.#pinned.clear()
+    this.#asked.clear()
+  }
+}

@@ -1,0 +1,83 @@
+/** The only sockets of the client library, behind an interface that a simulation can play. */
+
+import { WebSocket } from 'ws'
+
+export interface HttpAnswer {
+  readonly status: number
+  readonly header: (name: string) => string | undefined
+  readonly body: string
+}
+
+export interface HttpCall {
+  readonly method: string
+  readonly url: string
+  readonly headers?: Readonly<Record<string, string>>
+  readonly body?: string
+  readonly signal: AbortSignal
+}
+
+export interface StreamHandlers {
+  open(): void
+  message(text: string): void
+  /** Called once, also when the stream never opened. */
+  close(reason: string): void
+}
+
+export interface Stream {
+  send(text: string): void
+  /** Abrupt; `close` of the handlers still follows. */
+  close(): void
+}
+
+export interface Network {
+  /** Rejects when no answer came; any status is an answer. */
+  request(call: HttpCall): Promise<HttpAnswer>
+  /** Opens a WebSocket. Never throws: a failure arrives as `close`. */
+  open(url: string, handlers: StreamHandlers): Stream
+}
+
+/** A registry sends a ping every few seconds and no single frame near this size; what exceeds it is not a registry. */
+const MAX_MESSAGE_BYTES = 64 * 1_048_576
+const HANDSHAKE_TIMEOUT_MS = 5_000
+
+export const systemNetwork: Network = {
+  async request({ method, url, headers, body, signal }) {
+    try {
+      const answer = await fetch(url, { method, headers, body, signal, redirect: 'error' })
+      return {
+        status: answer.status,
+        header: (name) => answer.headers.get(name) ?? undefined,
+        body: await answer.text(),
+      }
+    } catch (error) {
+      throw new Error(reasonOf(error))
+    }
+  },
+
+  open(url, handlers) {
+    const socket = new WebSocket(url.replace(/^http/, 'ws'), {
+      handshakeTimeout: HANDSHAKE_TIMEOUT_MS,
+      maxPayload: MAX_MESSAGE_BYTES,
+      perMessageDeflate: false,
+    })
+    let reason: string | undefined
+    socket.on('open', () => handlers.open())
+    socket.on('message', (data) => handlers.message((data as Buffer).toString('utf8')))
+    socket.on('error', (error) => (reason ??= reasonOf(error)))
+    socket.on('close', (code, text) => handlers.close(reason ?? `closed ${code} ${text.toString()}`.trim()))
+    return {
+      send: (text) => {
+        if (socket.readyState === WebSocket.OPEN) socket.send(text)
+      },
+      close: () => socket.terminate(),
+    }
+  },
+}
+
+/** The innermost reason of a network error: `fetch` hides it as a cause, a dual-stack connect in a list. */
+export function reasonOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error)
+  if (error instanceof AggregateError && error.errors.length > 0) return reasonOf(error.errors[0])
+  if (error.cause instanceof Error) return reasonOf(error.cause)
+  return error.message || ((error as NodeJS.ErrnoException).code ?? error.name)
+}
