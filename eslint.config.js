@@ -51,4 +51,5 @@ export default tseslint.config(
     },
   },
   { files: ['**/*.js'], extends: [tseslint.configs.disableTypeChecked] },
+  { files: ['test/mesh/apps/**'], rules: { 'no-console': 'off' } },
 )
