@@ -1,0 +1,52 @@
+import { pino } from 'pino'
+import type { Log } from './registry.ts'
+
+/** What waits for a slow disk, at most. Past it lines are dropped and counted: a log must not stop a request. */
+const QUEUE_BYTES = 4_194_304
+
+export interface AccessLogFile {
+  write(line: string): void
+  /** Lines that were lost because the disk or the pipe did not keep up, or failed. */
+  readonly dropped: number
+  /** Opens the file's name again, for those who have moved the old one away. */
+  reopen(): void
+  close(): Promise<void>
+}
+
+/**
+ * Opens an access log that writes in the background.
+ * @param destination a file, or `-` for standard output
+ */
+export function openAccessLog(destination: string, log: Log): AccessLogFile {
+  const stream = pino.destination({
+    dest: destination === '-' ? 1 : destination,
+    sync: false,
+    mkdir: true,
+    maxLength: QUEUE_BYTES,
+  })
+  let dropped = 0
+  let isFailing = false
+  stream.on('drop', () => dropped++)
+  stream.on('error', (error: Error) => {
+    dropped++
+    if (!isFailing) log.warn({ destination, reason: error.message }, 'the access log cannot be written')
+    isFailing = true
+  })
+  stream.on('ready', () => (isFailing = false))
+  return {
+    write: (line) => void stream.write(line),
+    get dropped() {
+      return dropped
+    },
+    reopen() {
+      if (destination !== '-') stream.reopen()
+    },
+    close: () =>
+      new Promise((resolve) => {
+        const end = () => resolve()
+        stream.once('close', end)
+        stream.once('error', end)
+        stream.end()
+      }),
+  }
+}

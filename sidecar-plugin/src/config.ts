@@ -1,0 +1,173 @@
+/** The settings of `holdfast-sidecar`: flags over environment over file over these defaults. */
+
+import { homedir } from 'node:os'
+import { join } from 'node:path'
+import { isNamespace, LIMITS, PATTERNS } from '@holdfast/registry-client/protocol'
+import {
+  commonSettings,
+  duration,
+  helpText,
+  httpUrl,
+  leaf,
+  listOf,
+  loadSettings,
+  port,
+  SettingsError,
+  toggle,
+  type Sources,
+} from '@holdfast/registry-client/settings'
+import { z } from 'zod'
+import { localSpecOf, localSpecSchema, type LocalSpec } from './local-spec.ts'
+
+const LOOPBACK: ReadonlySet<string> = new Set(['127.0.0.1', '::1', 'localhost'])
+const EVERYWHERE: ReadonlySet<string> = new Set(['0.0.0.0', '::'])
+
+const host = () =>
+  z
+    .string()
+    .max(LIMITS.hostChars)
+    .regex(new RegExp(`${PATTERNS.host}|^::1?$`), 'must be an IP address or a DNS name')
+const loopback = () =>
+  host().refine((name) => LOOPBACK.has(name), 'must be a loopback address: anybody could command it')
+
+export const sidecarSettings = z.strictObject({
+  registry: leaf(listOf(httpUrl()), {
+    flag: 'registry',
+    value: 'URL[,URL]',
+    doc: 'registries that hold the same state',
+  }).prefault(['http://127.0.0.1:7400']),
+  cacheDir: leaf(z.string().min(1), {
+    flag: 'cache-dir',
+    value: 'DIR',
+    doc: 'views and registrations that outlive a restart (default $XDG_CACHE_HOME/holdfast, else ~/.cache/holdfast)',
+  }).optional(),
+  noFileCache: leaf(toggle(), {
+    flag: 'no-file-cache',
+    doc: 'nothing on disk: a restart without the registry then knows nothing',
+  }).default(false),
+  listeners: z
+    .strictObject({
+      admin: z
+        .strictObject({
+          host: loopback().default('127.0.0.1'),
+          port: leaf(port(), { flag: 'admin-port', value: 'PORT', doc: 'admin API, loopback only' }).default(7500),
+        })
+        .prefault({}),
+      outbound: z
+        .strictObject({
+          // Others on the network would call in this host's name.
+          host: host().default('127.0.0.1'),
+          port: leaf(port(), {
+            flag: 'outbound-port',
+            value: 'PORT',
+            doc: 'for local callers, who name a service in Host',
+          }).default(7501),
+        })
+        .prefault({}),
+      inbound: z
+        .strictObject({
+          host: leaf(host(), { flag: 'host', value: 'HOST', doc: 'where the inbound side listens' }).default(
+            '127.0.0.1',
+          ),
+          port: leaf(port(), {
+            flag: 'inbound-port',
+            value: 'PORT',
+            doc: 'in front of the local services',
+          }).default(7502),
+        })
+        .prefault({}),
+    })
+    .prefault({}),
+  advertise: leaf(host(), {
+    flag: 'advertise',
+    value: 'HOST',
+    doc: 'the address that other hosts use (default: --host)',
+  }).optional(),
+  namespace: leaf(
+    z
+      .string()
+      .max(LIMITS.namespaceChars)
+      .refine(isNamespace, { error: 'must be a namespace: lower-case letters, digits and -' }),
+    { flag: 'namespace', value: 'NAME', doc: 'of the local services, and of names without a dot' },
+  ).default('default'),
+  zone: leaf(
+    z.string().max(LIMITS.namespaceChars).regex(new RegExp(PATTERNS.zone), 'must be lower-case letters, digits and -'),
+    { flag: 'zone', value: 'NAME', doc: 'where this host stands' },
+  ).optional(),
+  accessLog: leaf(z.string().min(1), {
+    flag: 'access-log',
+    value: 'FILE',
+    doc: 'a line of JSON per request; - is standard output, off is none; opened again on SIGHUP',
+    // Off: a file that nobody rotates fills a disk.
+  }).default('off'),
+  drain: z
+    .strictObject({
+      settle: leaf(duration({ max: '10m' }), {
+        flag: 'drain-settle',
+        value: 'DURATION',
+        doc: 'goes on as before for so long after deregistering, until others have heard of it',
+        // Shorter: callers that have not heard yet meet a closed port, and have to try another node.
+      }).prefault('1s'),
+      idle: duration({ max: '10m' })
+        // A peer lets go of an idle connection within 4 s. Shorter: a connection may be closed as a request enters it.
+        .prefault('5s'),
+      timeout: leaf(duration({ max: '1h' }), {
+        flag: 'drain-timeout',
+        value: 'DURATION',
+        doc: 'requests under way are cut after this',
+        // Longer than most supervisors wait before they kill would be in vain.
+      }).prefault('30s'),
+    })
+    .prefault({}),
+  services: z
+    .array(localSpecSchema)
+    .max(1_000)
+    .default([])
+    .superRefine((services, context) => {
+      const seen = new Set<string>()
+      for (const [index, { service }] of services.entries()) {
+        if (seen.has(service))
+          context.addIssue({ code: 'custom', path: [index, 'service'], message: `a second service ${service}` })
+        seen.add(service)
+      }
+    }),
+  ...commonSettings,
+})
+
+type Settings = z.output<typeof sidecarSettings>
+
+/** The effective configuration. Frozen. */
+export interface SidecarConfig extends Omit<Settings, 'services' | 'cacheDir' | 'noFileCache' | 'advertise'> {
+  /** Undefined: nothing is kept on disk. */
+  readonly cacheDir: string | undefined
+  readonly advertise: string
+  readonly services: readonly LocalSpec[]
+}
+
+/**
+ * Loads the configuration.
+ * @returns the configuration, or what was asked for instead of running
+ * @throws SettingsError with all problems
+ */
+export function loadConfig(sources: Sources): { config: SidecarConfig; asked?: 'help' | 'version' } {
+  const { settings, asked } = loadSettings(sidecarSettings, sources)
+  const { cacheDir, noFileCache, advertise, services, ...rest } = settings
+  const inbound = rest.listeners.inbound.host
+  if (advertise === undefined && EVERYWHERE.has(inbound) && asked === undefined)
+    throw new SettingsError([{ path: 'advertise', message: `is required when the inbound side listens on ${inbound}` }])
+  const config: SidecarConfig = {
+    ...rest,
+    cacheDir: noFileCache ? undefined : (cacheDir ?? defaultCacheDir(sources.env)),
+    advertise: advertise ?? inbound,
+    services: services.map(localSpecOf),
+  }
+  return { config: Object.freeze(config), ...(asked && { asked }) }
+}
+
+export function sidecarHelp(): string {
+  return helpText('Usage: holdfast-sidecar [options]', sidecarSettings)
+}
+
+function defaultCacheDir(env: Sources['env']): string {
+  return join(env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'holdfast')
+}

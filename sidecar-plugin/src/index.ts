@@ -1,0 +1,20 @@
+export { loadConfig, sidecarSettings } from './config.ts'
+export type { SidecarConfig } from './config.ts'
+export { REASONS, REFUSALS, SidecarError } from './errors.ts'
+export type { ErrorSource, Reason } from './errors.ts'
+export { stack } from './layer.ts'
+export type {
+  Destination,
+  Direction,
+  Ending,
+  Exchange,
+  Known,
+  Layer,
+  Reply,
+  RequestBody,
+  Service,
+  ViewSource,
+} from './layer.ts'
+export type { LocalSpec } from './local-spec.ts'
+export { createSidecar } from './sidecar.ts'
+export type { Sidecar, SidecarOptions } from './sidecar.ts'

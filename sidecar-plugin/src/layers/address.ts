@@ -1,0 +1,21 @@
+import { SidecarError } from '../errors.ts'
+import type { Layer } from '../layer.ts'
+import { parseServiceHost } from '../service-address.ts'
+
+/**
+ * Outbound: names the service by the host that the caller asked for. Throws `bad_request`.
+ * @param home the namespace of names without a dot
+ */
+export function address(home: string): Layer {
+  return (inner) => async (exchange) => {
+    const found = parseServiceHost(exchange.authority, home)
+    if (found === undefined)
+      throw new SidecarError(
+        'bad_request',
+        `the host must name a service, as stock or stock.${home}, got ${JSON.stringify(exchange.authority.slice(0, 200))}`,
+      )
+    exchange.service = found.service
+    exchange.namespace = found.namespace
+    return inner(exchange)
+  }
+}

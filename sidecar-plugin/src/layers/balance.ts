@@ -1,0 +1,62 @@
+import type { Clock } from '@holdfast/registry-client/clock'
+import { asSidecarError, SidecarError } from '../errors.ts'
+import type { Ending, Layer, Reply } from '../layer.ts'
+import type { Picker } from '../registry.ts'
+
+/**
+ * Chooses the node, from memory, and tells the balancer how it went: the latency up to the answer's head, reported when
+ * the answer's body has ended, so that a node counts as busy for as long as it is.
+ *
+ * What counts against a node: no connection, a broken connection, an answer that came too late, and what its sidecar
+ * says about it (any answer with `x-holdfast-reason` and a status of 500 or more). A 5xx of the service itself does
+ * not: the node is there and answers, and one bad request must not empty a service. Who has gone, gave no verdict.
+ *
+ * Throws `no_nodes`. Never asks the registry.
+ */
+export function balance(options: { picker: Picker; clock: Clock }): Layer {
+  const { picker, clock } = options
+  return (inner) => async (exchange) => {
+    const pick = pickFrom(picker, exchange.service, exchange.namespace, exchange.tried)
+    exchange.destination = pick.node
+    exchange.attempts++
+    const startedMs = clock.now()
+    let reply: Reply
+    try {
+      reply = await inner(exchange)
+    } catch (thrown) {
+      const error = asSidecarError(thrown)
+      pick.done(error.source === 'upstream' ? 'failed' : 'ignored', clock.now() - startedMs)
+      throw thrown
+    }
+    const latencyMs = clock.now() - startedMs
+    if (isSidecarFailure(reply)) {
+      pick.done('failed', latencyMs)
+      return reply
+    }
+    void exchange.ended.then(({ error }: Ending) =>
+      pick.done(error?.source === 'upstream' ? 'failed' : 'ok', latencyMs),
+    )
+    return reply
+  }
+}
+
+function isSidecarFailure(reply: Reply): boolean {
+  return reply.reason !== undefined && (reply.status >= 500 || reply.reason === 'not_here')
+}
+
+function pickFrom(picker: Picker, service: string, namespace: string, not: ReadonlySet<string>) {
+  try {
+    return picker.pick(service, { namespace, not })
+  } catch (error) {
+    const { code, known } = error as { code?: string; known?: number }
+    if (code !== 'no_nodes') throw error
+    throw new SidecarError('no_nodes', `${service} in ${namespace}: ${describe(known ?? 0, not.size)}`, {
+      cause: error,
+    })
+  }
+}
+
+function describe(known: number, tried: number): string {
+  if (known === 0) return 'no nodes are registered'
+  return `none of ${known} known nodes can be used${tried > 0 ? `, ${tried} failed this request` : ''}`
+}

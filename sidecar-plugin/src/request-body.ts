@@ -1,0 +1,73 @@
+import { Readable } from 'node:stream'
+import type { RequestBody } from './layer.ts'
+
+/** How much of a body is held for a node that reads more slowly than its caller writes. */
+const BUFFER_BYTES = 65_536
+
+/**
+ * A {@link RequestBody} over a stream that waits paused. Each stream handed out detaches without destroying the source,
+ * because the source is the caller's connection, over which the answer still has to go.
+ */
+export class PulledBody implements RequestBody {
+  readonly #source: Readable
+  readonly #onStart: () => void
+  readonly #onBytes: (bytes: number) => void
+  #touched = false
+
+  /**
+   * @param onStart when somebody wants the first byte: the moment to tell a caller that expects it to continue
+   * @param onBytes for each piece that arrives, with its length
+   */
+  constructor(source: Readable, onStart: () => void, onBytes: (bytes: number) => void) {
+    this.#source = source
+    this.#onStart = onStart
+    this.#onBytes = onBytes
+  }
+
+  get touched(): boolean {
+    return this.#touched
+  }
+
+  stream(): Readable {
+    const source = this.#source
+    let attached = false
+    const onData = (chunk: Buffer) => {
+      this.#onBytes(chunk.length)
+      if (!out.push(chunk)) source.pause()
+    }
+    const onEnd = () => {
+      detach()
+      out.push(null)
+    }
+    const onError = (error: Error) => out.destroy(error)
+    const onClose = () => {
+      if (!source.readableEnded) out.destroy(new Error('the caller broke off its body'))
+    }
+    const detach = () => {
+      source.off('data', onData).off('end', onEnd).off('error', onError).off('close', onClose)
+    }
+    const out = new Readable({
+      highWaterMark: BUFFER_BYTES,
+      read: () => {
+        if (!attached) {
+          attached = true
+          if (!this.#touched) {
+            this.#touched = true
+            this.#onStart()
+          }
+          if (source.destroyed) return onClose()
+          source.on('data', onData).on('end', onEnd).on('error', onError).on('close', onClose)
+        }
+        source.resume()
+      },
+      destroy: (error, done) => {
+        if (attached) {
+          detach()
+          source.pause()
+        }
+        done(error)
+      },
+    })
+    return out
+  }
+}

@@ -1,0 +1,381 @@
+import { join } from 'node:path'
+import { connect, type RegistryClient } from '@holdfast/registry-client'
+import { sleep, systemClock, systemRandom, type Clock, type Random } from '@holdfast/registry-client/clock'
+import { parsePolicy, PolicyError, type Policy } from '@holdfast/registry-client/policy'
+import { encodeView, type PolicyDocument } from '@holdfast/registry-client/protocol'
+import { openAccessLog } from './access-log-file.ts'
+import { createAdmin } from './admin.ts'
+import type { SidecarConfig } from './config.ts'
+import { Forward, type ForwardLimits } from './forward.ts'
+import { createProbe } from './health-check.ts'
+import { stack, type Exchange, type Layer } from './layer.ts'
+import { accessLog } from './layers/access-log.ts'
+import { address } from './layers/address.ts'
+import { answers } from './layers/answers.ts'
+import { balance } from './layers/balance.ts'
+import { cleanHead } from './layers/clean-head.ts'
+import { deadline, DEFAULT_TIMEOUT_MS } from './layers/deadline.ts'
+import { local } from './layers/local.ts'
+import { metrics } from './layers/metrics.ts'
+import { resolve } from './layers/resolve.ts'
+import { retry } from './layers/retry.ts'
+import { Listener, type ListenerLimits } from './listener.ts'
+import { LocalServices } from './local-services.ts'
+import type { LocalSpec } from './local-spec.ts'
+import { LocalRegistration } from './registration.ts'
+import { RegistrationFile } from './registration-file.ts'
+import type { Log } from './registry.ts'
+import { Stats } from './stats.ts'
+
+export interface SidecarOptions {
+  readonly config: SidecarConfig
+  readonly log: Log
+  readonly clock?: Clock
+  readonly random?: Random
+  /** For those who bring their own; it is closed with the sidecar. */
+  readonly client?: RegistryClient
+  readonly limits?: { readonly listener?: Partial<ListenerLimits>; readonly forward?: Partial<ForwardLimits> }
+}
+
+export interface Sidecar {
+  readonly ports: { readonly admin: number; readonly outbound: number; readonly inbound: number }
+  /** The ready line's addresses. */
+  readonly addresses: { readonly admin: string; readonly outbound: string; readonly inbound: string }
+  /** Resolves when somebody asked for a drain by the admin API; `drain` is then up to the owner. */
+  readonly drainAsked: Promise<void>
+  /** Deregisters, finishes what runs, and closes everything. Once, whoever asks how often. */
+  drain(): Promise<void>
+  /** Cuts everything. Deregisters, if the registry answers in time. */
+  close(): Promise<void>
+  reopenLogs(): void
+}
+
+/** How long a `PUT` waits for a first check and for the registry before it answers with what is known. */
+const PUT_PATIENCE_MS = 5_000
+
+/**
+ * Services come and go with their servers, and a service's own idle limit is unknown: gunicorn's is two seconds. A new
+ * connection on loopback costs little; a request into a closing one is lost.
+ */
+const LOCAL_KEEP_ALIVE_MS = 1_000
+
+/** Where the local services listen. */
+const LOCAL_HOST = '127.0.0.1'
+
+/**
+ * Starts a sidecar: all parts, handed to each other. Listeners accept once everything that was known before is known
+ * again, so a restart during an outage serves from its first request.
+ * @throws the system's error when an address cannot be used
+ */
+export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
+  const { config, log, clock = systemClock, random = systemRandom } = options
+  const { namespace } = config
+  const client =
+    options.client ??
+    (await connect({
+      endpoints: config.registry,
+      cacheDir: config.cacheDir,
+      namespace,
+      zone: config.zone,
+      clock,
+      random,
+      log,
+    }))
+  const accessLogFile = config.accessLog === 'off' ? undefined : openAccessLog(config.accessLog, log)
+  const policyOf = policyReader(log)
+
+  const outboundForward = new Forward({
+    clock,
+    trustReason: true,
+    fields: (exchange) => peerFields(exchange, clock),
+    ...(options.limits?.forward && { limits: options.limits.forward }),
+  })
+  const inboundForward = new Forward({
+    clock,
+    trustReason: false,
+    fields: serviceFields,
+    limits: { ...options.limits?.forward, keepAliveMs: LOCAL_KEEP_ALIVE_MS },
+  })
+  const stats: Stats = new Stats({
+    holdfast_sidecar_nodes_connected: { help: 'Nodes with connections.', read: () => outboundForward.load.nodes },
+    holdfast_sidecar_local_services: { help: 'Services behind this sidecar.', read: () => services.size },
+    holdfast_sidecar_access_log_dropped: { help: 'Lines lost.', read: () => accessLogFile?.dropped ?? 0 },
+  })
+
+  // Each stack in the order in which a request meets it.
+  const record: Layer[] = [
+    // Outermost, so that both see what the caller sees and how long it took.
+    ...(accessLogFile ? [accessLog({ clock, write: (line) => accessLogFile.write(line) })] : []),
+    metrics({ clock, stats }),
+    // Below those who only look, above all who may refuse.
+    answers(log),
+    // Before anything reads a field.
+    cleanHead(),
+  ]
+  const outbound = new Listener({
+    direction: 'outbound',
+    clock,
+    random,
+    ...(options.limits?.listener && { limits: options.limits.listener }),
+    onMalformed: (reason) => stats.malformed(reason),
+    serve: stack(
+      [
+        ...record,
+        address(namespace),
+        // Before the deadline, whose length stands in the view's policy.
+        resolve({ resolver: client, limitMs: DEFAULT_TIMEOUT_MS }),
+        // Above retry: all attempts share it.
+        deadline({ clock, policyTimeoutMs: (document) => policyOf(document)?.timeoutMs }),
+        retry({
+          clock,
+          random,
+          policyAttempts: (document) => policyOf(document)?.retryAttempts,
+          onRetry: (_exchange, failed) => stats.retried(failed),
+        }),
+        // Innermost, because every attempt chooses anew.
+        balance({ picker: client, clock }),
+      ],
+      outboundForward.serve,
+    ),
+  })
+  const inbound = new Listener({
+    direction: 'inbound',
+    clock,
+    random,
+    ...(options.limits?.listener && { limits: options.limits.listener }),
+    onMalformed: (reason) => stats.malformed(reason),
+    serve: stack(
+      [
+        ...record,
+        local(namespace, (service, of) => services.find(service, of)),
+        // What is left of the caller's time came with the request; the policy was applied there.
+        deadline({ clock, policyTimeoutMs: () => undefined }),
+      ],
+      inboundForward.serve,
+    ),
+  })
+
+  let draining: Promise<void> | undefined
+  let isReady = false
+  let askDrain!: () => void
+  const drainAsked = new Promise<void>((resolve) => (askDrain = resolve))
+  let services!: LocalServices
+
+  const admin = createAdmin(
+    {
+      unready: () => (draining ? 'draining' : isReady ? undefined : 'starting'),
+      put: (spec) => services.put(spec),
+      remove: (service) => services.remove(service),
+      registrations: () => services.reports(),
+      views: () => client.views().map(shownView),
+      view: (service, of) => {
+        const view = client.peek(service, { namespace: of })
+        return view && shownView(view)
+      },
+      explain: (service, of, path) => explain(client, policyOf, service, of, path),
+      config: () => config,
+      stats: () => ({ ...stats.snapshot(), registrations: countStates(services), client: client.status() }),
+      metrics: () => stats.registry.metrics(),
+      drain: askDrain,
+    },
+    namespace,
+  )
+
+  const cut = async () => {
+    outbound.close()
+    inbound.close()
+    await Promise.all([outboundForward.close(), inboundForward.close(), admin.close(), client.close()])
+    await accessLogFile?.close()
+  }
+  const addresses = { admin: '', outbound: '', inbound: '' }
+  const ports = { admin: 0, outbound: 0, inbound: 0 }
+  try {
+    const { inbound: inboundAt, outbound: outboundAt, admin: adminAt } = config.listeners
+    const file =
+      config.cacheDir !== undefined && inboundAt.port !== 0
+        ? new RegistrationFile(join(config.cacheDir, `sidecar-${inboundAt.port}.json`), log)
+        : undefined
+    const saved = (await file?.load()) ?? []
+    // The port is part of what is registered, so it has to be had first; what arrives is served once all are added,
+    // which happens before this process reads from any connection.
+    ports.inbound = await inbound.listen(inboundAt.host, inboundAt.port)
+    const advertised = { host: config.advertise, port: ports.inbound }
+    services = new LocalServices({
+      namespace,
+      advertised,
+      localHost: LOCAL_HOST,
+      patienceMs: PUT_PATIENCE_MS,
+      drainMs: config.drain.timeout,
+      save: (specs) => file?.save(specs) ?? Promise.resolve(),
+      keeper: (spec) => keeperOf(spec, { client, clock, random, log, config, advertised }),
+    })
+    for (const spec of config.services) services.add(spec, false)
+    for (const spec of saved) services.add(spec, true)
+    ports.outbound = await outbound.listen(outboundAt.host, outboundAt.port)
+    await admin.listen({ host: adminAt.host, port: adminAt.port })
+    ports.admin = (admin.server.address() as { port: number }).port
+    addresses.inbound = urlOf(inboundAt.host, ports.inbound)
+    addresses.outbound = urlOf(outboundAt.host, ports.outbound)
+    addresses.admin = urlOf(adminAt.host, ports.admin)
+    isReady = true
+  } catch (error) {
+    await cut()
+    throw error
+  }
+
+  const drain = async () => {
+    const { settle, idle, timeout } = config.drain
+    log.info({ services: services.size }, 'draining')
+    inbound.retire()
+    outbound.retire()
+    // Others hear of it first; meanwhile everything is served as before.
+    await services.deregister()
+    await sleep(clock, settle)
+    await inbound.finish({ idleMs: idle, timeoutMs: timeout })
+    // Last, because a service that finishes a request may have to call others for it.
+    await outbound.finish({ idleMs: 0, timeoutMs: timeout })
+    await cut()
+    log.info({}, 'drained')
+  }
+  return {
+    ports,
+    addresses,
+    drainAsked,
+    drain: () => (draining ??= drain()),
+    close: cut,
+    reopenLogs: () => accessLogFile?.reopen(),
+  }
+}
+
+interface KeeperParts {
+  readonly client: RegistryClient
+  readonly clock: Clock
+  readonly random: Random
+  readonly log: Log
+  readonly config: SidecarConfig
+  readonly advertised: { readonly host: string; readonly port: number }
+}
+
+function keeperOf(spec: LocalSpec, parts: KeeperParts): LocalRegistration {
+  const { client, clock, random, log, config, advertised } = parts
+  const { healthCheck: check, service, port, ...node } = spec
+  const zone = node.zone ?? config.zone
+  return new LocalRegistration({
+    node: {
+      ...node,
+      service,
+      namespace: config.namespace,
+      id: node.id ?? nodeIdOf(advertised.host, advertised.port),
+      ...advertised,
+      ...(zone !== undefined && { zone }),
+    },
+    check,
+    probe: createProbe(check, { host: LOCAL_HOST, port }, clock),
+    registrar: client,
+    clock,
+    random,
+    log,
+  })
+}
+
+/** `host:port`; an id may not begin with a colon, as an IPv6 address may. */
+export function nodeIdOf(host: string, port: number): string {
+  const id = `${host}:${port}`
+  return id.startsWith(':') ? `ip6-${id}` : id
+}
+
+/** What one sidecar tells the next: whose request it is, and what is left of a stated timeout. */
+function peerFields(exchange: Exchange, clock: Clock): string[] {
+  const fields = ['x-request-id', exchange.id, 'x-holdfast-service', `${exchange.service}.${exchange.namespace}`]
+  if (exchange.deadlineMs !== undefined)
+    fields.push('x-holdfast-deadline', String(Math.max(1, Math.ceil(exchange.deadlineMs - clock.now()))))
+  return fields
+}
+
+/** What the service is told: the request's id, and appended to what it says already, the address it came from. */
+function serviceFields(exchange: Exchange): string[] {
+  const forwarded: string[] = []
+  for (let i = 0; i < exchange.headers.length; i += 2)
+    if (exchange.headers[i]!.toLowerCase() === 'x-forwarded-for') forwarded.push(exchange.headers[i + 1]!)
+  if (exchange.peer) forwarded.push(exchange.peer)
+  return ['x-request-id', exchange.id, ...(forwarded.length > 0 ? ['x-forwarded-for', forwarded.join(', ')] : [])]
+}
+
+/** Reads each policy once. One that cannot be read is as good as none, and is said once. */
+function policyReader(log: Log): (document: PolicyDocument | undefined) => Policy | undefined {
+  const read = new WeakMap<PolicyDocument, Policy | 'unreadable'>()
+  return (document) => {
+    if (document === undefined) return undefined
+    let policy = read.get(document)
+    if (policy === undefined) {
+      try {
+        policy = parsePolicy(document)
+      } catch (error) {
+        if (!(error instanceof PolicyError)) throw error
+        log.error({ errors: error.errors }, 'a policy cannot be read and is not applied')
+        policy = 'unreadable'
+      }
+      read.set(document, policy)
+    }
+    return policy === 'unreadable' ? undefined : policy
+  }
+}
+
+type Shown = ReturnType<RegistryClient['views']>[number]
+
+function shownView(resolved: Shown): object {
+  const { source, ageMs, reachable } = resolved
+  return { ...encodeView(resolved.view), source, ageMs: Math.round(ageMs), reachable }
+}
+
+/**
+ * Which nodes a request could go to, and why not to the others. Which one it would be is drawn anew for each request,
+ * so it is not pretended to be known; nothing is changed by asking.
+ */
+function explain(
+  client: RegistryClient,
+  policyOf: (document: PolicyDocument | undefined) => Policy | undefined,
+  service: string,
+  namespace: string,
+  path: string,
+): object | undefined {
+  const known = client.peek(service, { namespace })
+  if (known === undefined) return undefined
+  const policy = policyOf(known.policy)
+  const reports = new Map(client.nodeReports(service, { namespace }).map((report) => [report.id, report]))
+  const nodes = known.nodes.map((node) => {
+    const why =
+      node.status !== 'up' ? `its status is ${node.status}` : node.weight === 0 ? 'its weight is 0' : undefined
+    return {
+      id: node.id,
+      host: node.host,
+      port: node.port,
+      status: node.status,
+      weight: node.weight,
+      candidate: why === undefined,
+      ...(why !== undefined && { why }),
+      calls: reports.get(node.id),
+    }
+  })
+  return {
+    service,
+    namespace,
+    path,
+    source: known.source,
+    ageMs: Math.round(known.ageMs),
+    timeoutMs: policy?.timeoutMs ?? DEFAULT_TIMEOUT_MS,
+    retries: policy?.retryAttempts ?? 2,
+    candidates: nodes.filter((node) => node.candidate).map((node) => node.id),
+    nodes,
+  }
+}
+
+function countStates(services: LocalServices): Record<string, number> {
+  const counts: Record<string, number> = {}
+  for (const { state } of services.reports()) counts[state] = (counts[state] ?? 0) + 1
+  return counts
+}
+
+function urlOf(host: string, port: number): string {
+  return `http://${host.includes(':') ? `[${host}]` : host}:${port}`
+}

@@ -1,0 +1,149 @@
+import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client'
+import type { Direction, Ending, Exchange, Reply, ViewSource } from './layer.ts'
+
+/** What `GET /v1/stats` shows of the requests. */
+export interface RequestStats {
+  readonly requests: Readonly<Record<Direction, number>>
+  /** Answers that a sidecar made up, and answers that broke off, by reason. */
+  readonly failed: Readonly<Record<Direction, Readonly<Record<string, number>>>>
+  readonly inFlight: Readonly<Record<Direction, number>>
+  /** Requests that were sent out, by where the view came from. */
+  readonly servedFrom: Readonly<Record<ViewSource, number>>
+  readonly retries: number
+  readonly malformed: number
+}
+
+/** Service names in metrics; more are counted as `other`, so that no caller can make the page grow without end. */
+const SERVICES_MAX = 1_000
+
+/** Counts of one sidecar, for people (`/v1/stats`) and for Prometheus (`/metrics`). */
+export class Stats {
+  readonly registry = new Registry()
+  readonly #requests = { outbound: 0, inbound: 0 }
+  readonly #failed = { outbound: new Map<string, number>(), inbound: new Map<string, number>() }
+  readonly #inFlight = { outbound: 0, inbound: 0 }
+  readonly #servedFrom = { memory: 0, file: 0, registry: 0 }
+  readonly #services = new Set<string>()
+  #retries = 0
+  #malformed = 0
+  readonly #requestCount: Counter
+  readonly #seconds: Histogram
+  readonly #sources: Counter
+  readonly #retryCount: Counter
+  readonly #malformedCount: Counter
+
+  /** @param gauges values that are read when somebody asks for the page, by name */
+  constructor(gauges: Readonly<Record<string, { help: string; read: () => number }>> = {}) {
+    const registers = [this.registry]
+    collectDefaultMetrics({ register: this.registry })
+    this.#requestCount = new Counter({
+      name: 'holdfast_sidecar_requests_total',
+      help: 'Requests by direction, service, class of status, and reason of the sidecar if it answered by itself.',
+      labelNames: ['direction', 'service', 'status', 'reason'],
+      registers,
+    })
+    this.#seconds = new Histogram({
+      name: 'holdfast_sidecar_request_duration_seconds',
+      help: 'Time from a request’s head to its answer’s last byte.',
+      labelNames: ['direction'],
+      buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
+      registers,
+    })
+    this.#sources = new Counter({
+      name: 'holdfast_requests_by_view_source',
+      help: 'Requests by where the view came from that they were sent by.',
+      labelNames: ['source'],
+      registers,
+    })
+    this.#retryCount = new Counter({
+      name: 'holdfast_sidecar_retries_total',
+      help: 'Attempts beyond the first, by what failed before.',
+      labelNames: ['reason'],
+      registers,
+    })
+    this.#malformedCount = new Counter({
+      name: 'holdfast_sidecar_malformed_total',
+      help: 'Connections that sent what is not HTTP/1.1.',
+      labelNames: ['reason'],
+      registers,
+    })
+    const inFlight = this.#inFlight
+    new Gauge({
+      name: 'holdfast_sidecar_requests_in_flight',
+      help: 'Requests whose answers have not left yet.',
+      labelNames: ['direction'],
+      registers,
+      collect() {
+        for (const direction of ['outbound', 'inbound'] as const) this.set({ direction }, inFlight[direction])
+      },
+    })
+    for (const [name, gauge] of Object.entries(gauges))
+      new Gauge({
+        name,
+        help: gauge.help,
+        registers,
+        collect() {
+          this.set(gauge.read())
+        },
+      })
+  }
+
+  began(direction: Direction): void {
+    this.#requests[direction]++
+    this.#inFlight[direction]++
+  }
+
+  ended(exchange: Exchange, reply: Reply, ending: Ending, durationMs: number): void {
+    const { direction } = exchange
+    this.#inFlight[direction]--
+    const reason = ending.error?.reason ?? reply.reason
+    if (reason !== undefined) this.#failed[direction].set(reason, (this.#failed[direction].get(reason) ?? 0) + 1)
+    const source = exchange.known?.source
+    if (source && exchange.attempts > 0) {
+      this.#servedFrom[source]++
+      this.#sources.inc({ source })
+    }
+    this.#requestCount.inc({
+      direction,
+      service: this.#label(exchange),
+      status: `${Math.floor(reply.status / 100)}xx`,
+      reason: reason ?? '',
+    })
+    this.#seconds.observe({ direction }, durationMs / 1000)
+  }
+
+  retried(reason: string): void {
+    this.#retries++
+    this.#retryCount.inc({ reason })
+  }
+
+  malformed(reason: string): void {
+    this.#malformed++
+    this.#malformedCount.inc({ reason })
+  }
+
+  snapshot(): RequestStats {
+    return {
+      requests: { ...this.#requests },
+      failed: {
+        outbound: Object.fromEntries(this.#failed.outbound),
+        inbound: Object.fromEntries(this.#failed.inbound),
+      },
+      inFlight: { ...this.#inFlight },
+      servedFrom: { ...this.#servedFrom },
+      retries: this.#retries,
+      malformed: this.#malformed,
+    }
+  }
+
+  /** A service's name only once something is known of it: callers choose names, and each one is a line for ever. */
+  #label(exchange: Exchange): string {
+    if (exchange.known === undefined && exchange.destination === undefined) return 'unknown'
+    const name = `${exchange.service}.${exchange.namespace}`
+    if (!this.#services.has(name)) {
+      if (this.#services.size >= SERVICES_MAX) return 'other'
+      this.#services.add(name)
+    }
+    return name
+  }
+}
