@@ -2,7 +2,8 @@
 
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { createWriteStream, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { createWriteStream, mkdirSync, readFileSync } from 'node:fs'
+import { createServer, type AddressInfo } from 'node:net'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
@@ -114,6 +115,8 @@ export class Host {
 
   async start(ports: Partial<Host['ports']> = {}): Promise<void> {
     this.#ports = { ...this.#ports, ...ports }
+    // Named ports, as on a real host: what was registered through a sidecar survives its restart only on the same port.
+    for (const name of ['admin', 'outbound', 'inbound'] as const) this.#ports[name] ||= await freePort()
     await this.startSidecar()
     await this.startApp()
   }
@@ -129,12 +132,6 @@ export class Host {
         ...sidecarArgs,
       ],
     })
-    this.#ports = {
-      ...this.#ports,
-      admin: this.sidecar.port('admin'),
-      outbound: this.sidecar.port('outbound'),
-      inbound: this.sidecar.port('inbound'),
-    }
   }
 
   async startApp(): Promise<void> {
@@ -212,11 +209,16 @@ export class Mesh {
   }
 }
 
-/** Writes a settings file into the mesh's directory and returns its path. */
-export function writeSettings(mesh: Mesh, name: string, content: object): string {
-  const file = path.join(mesh.directory, name)
-  writeFileSync(file, JSON.stringify(content, undefined, 2))
-  return file
+/** A port that was free a moment ago. */
+export function freePort(): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const probe = createServer()
+    probe.once('error', reject)
+    probe.listen(0, '127.0.0.1', () => {
+      const { port } = probe.address() as AddressInfo
+      probe.close(() => resolve(port))
+    })
+  })
 }
 
 /** Asks until `test` holds of the answer; for states that processes reach on their own. */
