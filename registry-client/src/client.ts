@@ -468,7 +468,7 @@ export class RegistryClient {
     const overridden = entry.override !== undefined
     return Object.freeze({
       view,
-      nodes: Object.freeze([...view.nodes.values()]),
+      nodes: nodesOf(view),
       policy: view.policy,
       cursor: view.cursor,
       source: waited ? 'registry' : overridden || entry.origin === 'file' ? 'file' : 'memory',
@@ -492,6 +492,15 @@ export class RegistryClient {
       reachable ? 'registry: no answer in time' : `registry ${endpoint}: ${lastError ?? 'not connected yet'}`,
     ]
   }
+}
+
+const nodeLists = new WeakMap<View, readonly ServiceNode[]>()
+
+/** Made once a view: an answer must not cost more for a larger service. */
+function nodesOf(view: View): readonly ServiceNode[] {
+  let nodes = nodeLists.get(view)
+  if (nodes === undefined) nodeLists.set(view, (nodes = Object.freeze([...view.nodes.values()])))
+  return nodes
 }
 
 function millisecondsOf(input: string | number | undefined, name: string): number | undefined {

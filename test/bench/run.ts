@@ -1,0 +1,23 @@
+/**
+ * `npm run bench [-- NAME …]`: measures side by side and prints each row with its ratio to the row it is held against.
+ * Nothing here passes or fails: a timing says something of this machine on this day, the ratios within one run more.
+ */
+
+import { cpus, totalmem } from 'node:os'
+import { fanout } from './fanout.ts'
+import { registry } from './registry.ts'
+import { resolve } from './resolve.ts'
+
+const BENCHES = { resolve, registry, fanout } as const
+
+const wanted = process.argv.slice(2)
+const unknown = wanted.filter((name) => !Object.keys(BENCHES).includes(name))
+if (unknown.length > 0 || wanted.includes('--help')) {
+  console.error(`Usage: npm run bench -- [${Object.keys(BENCHES).join('|')}] …`)
+  process.exit(2)
+}
+console.log(
+  `Node ${process.version}, ${cpus().length} × ${cpus()[0]?.model ?? 'unknown'}, ${Math.round(totalmem() / 2 ** 30)} GiB`,
+)
+for (const [name, bench] of Object.entries(BENCHES)) if (wanted.length === 0 || wanted.includes(name)) await bench()
+process.exit(0)

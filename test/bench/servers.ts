@@ -1,0 +1,77 @@
+/** The servers under measurement, each a process of its own on one core, so that the load does not take its time. */
+
+import { execFileSync, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
+
+const ROOT = fileURLToPath(new URL('../../', import.meta.url))
+
+export interface Server {
+  readonly port: number
+  readonly pid: number
+  readonly directory: string
+  stop(): Promise<void>
+}
+
+/** Starts a script that prints a URL when it is ready, on the first core where `taskset` is there. */
+export async function serve(script: string, args: (directory: string) => readonly string[]): Promise<Server> {
+  const directory = mkdtempSync(path.join(tmpdir(), 'holdfast-bench-'))
+  const command = [process.execPath, '--import', 'tsx', path.join(ROOT, script), ...args(directory)]
+  const [program, ...rest] = hasTaskset() ? ['taskset', '-c', '0', ...command] : command
+  const child = spawn(program!, rest, {
+    stdio: ['ignore', 'pipe', 'inherit'],
+    cwd: ROOT,
+    env: { ...process.env, HOLDFAST_LOG_LEVEL: 'warn' },
+  })
+  const port = await new Promise<number>((resolve, reject) => {
+    createInterface({ input: child.stdout }).on('line', (line) => {
+      const match = /http:\/\/127\.0\.0\.1:(\d+)/.exec(line)
+      if (match) resolve(Number(match[1]))
+    })
+    child.once('exit', (code) => reject(new Error(`${script} ended with ${code}`)))
+  })
+  return {
+    port,
+    pid: child.pid!,
+    directory,
+    stop: async () => {
+      child.kill('SIGTERM')
+      await once(child, 'exit')
+      rmSync(directory, { recursive: true, force: true })
+    },
+  }
+}
+
+export function startRegistry(): Promise<Server> {
+  return serve('registry-server/bin/holdfast-registry.js', (directory) => [
+    ...['--port', '0', '--data-dir', path.join(directory, 'data')],
+  ])
+}
+
+let taskset: boolean | undefined
+
+function hasTaskset(): boolean {
+  try {
+    taskset ??= execFileSync('taskset', ['-c', '0', 'true']).length === 0
+  } catch {
+    taskset = false
+  }
+  return taskset
+}
+
+/** Resident memory of a process in bytes: what is its own, and all with the pages of mapped files. */
+export function memoryOf(pid: number): { own: number; all: number } {
+  const status = readFileSync(`/proc/${pid}/status`, 'utf8')
+  const kib = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(status)?.[1] ?? NaN)
+  return { own: kib('RssAnon') * 1024, all: kib('VmRSS') * 1024 }
+}
+
+/** CPU seconds that a process has used. */
+export function cpuOf(pid: number): number {
+  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]!.split(' ')
+  return (Number(fields[11]) + Number(fields[12])) / 100
+}
