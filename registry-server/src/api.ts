@@ -1,0 +1,248 @@
+/** The HTTP edge: how requests are bounded, checked, counted and refused. The routes themselves are beside it. */
+
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { Socket } from 'node:net'
+import fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
+import swagger from '@fastify/swagger'
+import swaggerUi from '@fastify/swagger-ui'
+import type { Clock } from '@holdfast/registry-client/clock'
+import { LIMITS } from '@holdfast/registry-client/protocol'
+import type { Log } from './log.ts'
+import type { Metrics } from './metrics.ts'
+import { operatorRoutes } from './operator-routes.ts'
+import type { Lifecycle, RegistryParts } from './parts.ts'
+import { problemAnswer, rawAnswer, Refusal, refusalOf } from './problems.ts'
+import { registryRoutes } from './registry-routes.ts'
+import { problems, queries } from './schemas.ts'
+import { version } from './version.ts'
+import type { WatchStreams } from './watch-streams.ts'
+
+/** Slow senders may not hold connections: a head must be there within this, a body within the other. */
+const HEAD_TIMEOUT_MS = 10_000
+const REQUEST_TIMEOUT_MS = 30_000
+/** How often Node looks for those that are late. */
+const TIMEOUT_CHECK_MS = 1_000
+/** Room for the names of some hundred services in the URL of an event stream. */
+const MAX_HEAD_BYTES = 65_536
+/** Longer than any name that a route takes, percent-encoded; what is longer finds no route. */
+const MAX_PARAM_CHARS = 512
+
+/** Answer also while the state is not there. */
+const ALWAYS = new Set(['/healthz', '/readyz', '/metrics', '/openapi.json', '/docs'])
+
+export interface ApiOptions {
+  readonly lifecycle: Lifecycle
+  readonly streams: WatchStreams
+  readonly metrics: Metrics
+  readonly clock: Clock
+  readonly log: Log
+}
+
+export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
+  const { lifecycle, streams, metrics, clock, log } = options
+  const app = fastify({
+    bodyLimit: LIMITS.bodyBytes,
+    requestTimeout: REQUEST_TIMEOUT_MS,
+    return503OnClosing: false,
+    forceCloseConnections: 'idle',
+    exposeHeadRoutes: true,
+    http: {
+      headersTimeout: HEAD_TIMEOUT_MS,
+      connectionsCheckingInterval: TIMEOUT_CHECK_MS,
+      maxHeaderSize: MAX_HEAD_BYTES,
+    },
+    routerOptions: { maxParamLength: MAX_PARAM_CHARS, caseSensitive: true },
+    ajv: {
+      // What a client sends is what it means: nothing is turned into what it might have meant, nothing left out.
+      customOptions: { coerceTypes: false, removeAdditional: false, useDefaults: false, allErrors: true },
+    },
+    clientErrorHandler(error, socket) {
+      refuseConnection(error, socket, streams)
+    },
+    frameworkErrors(error, _request, reply) {
+      sendProblem(error, reply, log)
+    },
+  })
+  // Every answer is written as it is: the schemas describe answers to clients, and a test holds them to it.
+  app.setSerializerCompiler(() => (data) => JSON.stringify(data))
+  parseBodies(app)
+  bound(app)
+  streams.attach(app.server)
+
+  app.addHook('onRequest', async (request, reply) => {
+    started.set(request, clock.now())
+    const path = request.routeOptions.url ?? ''
+    if (lifecycle.phase === 'ready' || ALWAYS.has(path) || path.startsWith('/docs')) return
+    if (lifecycle.phase === 'stopping') void reply.header('connection', 'close')
+    throw new Refusal('not_ready', { detail: `the registry is ${lifecycle.phase}` })
+  })
+  app.addHook('preValidation', async (request) => readQuery(request))
+  app.addHook('onSend', async (_request, reply) => {
+    if (lifecycle.parts) void reply.header('holdfast-cursor', lifecycle.parts.hub.cursorText)
+    if (lifecycle.phase === 'stopping') void reply.header('connection', 'close')
+  })
+  app.addHook('onResponse', async (request, reply) => {
+    const route = request.routeOptions.url ?? 'none'
+    metrics.request(route, request.method, reply.statusCode, clock.now() - (started.get(request) ?? clock.now()))
+  })
+  app.setErrorHandler((error, _request, reply) => sendProblem(error, reply, log))
+
+  await app.register(swagger, {
+    openapi: {
+      openapi: '3.1.0',
+      info: {
+        title: 'Holdfast registry',
+        version,
+        license: { name: 'MIT', identifier: 'MIT' },
+        description:
+          'Every answer names the newest place of the store in `holdfast-cursor`; reads carry their own in `ETag`, and ' +
+          '`If-None-Match` gives 304. Errors are problem documents (RFC 9457) with a stable `code`. Durations carry their ' +
+          'unit. Unknown fields and parameters are refused.',
+      },
+      tags: ['services', 'nodes', 'leases', 'policies', 'watch', 'operation'].map((name) => ({ name })),
+    },
+  })
+  const allow = knownMethods(app)
+  const parts = (): RegistryParts => {
+    if (lifecycle.parts === undefined) throw new Refusal('not_ready')
+    return lifecycle.parts
+  }
+  registryRoutes(app, parts)
+  operatorRoutes(app, { lifecycle, parts, metrics, clock })
+  watchRoute(app, streams)
+  await documentRoutes(app)
+  app.setNotFoundHandler((request) => {
+    const methods = allow(request.url)
+    if (methods.length === 0) throw new Refusal('not_found', { detail: 'no such path; /docs lists them all' })
+    throw new Refusal('method_not_allowed', { headers: { allow: methods.join(', ') } })
+  })
+  await app.ready()
+  return app
+}
+
+/** When each request came, for its duration. */
+const started = new WeakMap<FastifyRequest, number>()
+
+function watchRoute(app: FastifyInstance, streams: WatchStreams): void {
+  app.get(
+    '/v1/watch',
+    {
+      exposeHeadRoute: false,
+      schema: {
+        tags: ['watch'],
+        summary: 'Follow services as Server-Sent Events, or by WebSocket',
+        description:
+          'Events are `snapshot`, `change` and `ping`; the id of an event promises that everything up to it has been sent, ' +
+          'and `Last-Event-ID` resumes there. With `Upgrade: websocket` the same events come as text messages ' +
+          '`{"event", "id", "data"}`, and the client may send `{"type": "subscribe", "services": [{"service", ' +
+          '"namespace", "cursor"}]}`, `unsubscribe` and `{"type": "ack", "cursor"}`.',
+        querystring: { ...queries.watch, required: ['service'] },
+        response: {
+          200: {
+            description: 'The stream, which does not end',
+            content: { 'text/event-stream': { schema: { type: 'string' } } },
+          },
+          ...problems,
+        },
+      },
+    },
+    (request, reply) => {
+      const { searchParams } = new URL(request.url, 'http://registry')
+      streams.openSse(request.raw, reply.raw, searchParams)
+      reply.hijack()
+    },
+  )
+}
+
+async function documentRoutes(app: FastifyInstance): Promise<void> {
+  app.get('/openapi.json', { schema: { hide: true, querystring: queries.none } }, () => app.swagger())
+  app.get('/', { schema: { hide: true } }, (_request, reply) => reply.redirect('/docs', 302))
+  await app.register(swaggerUi, { routePrefix: '/docs', uiConfig: { docExpansion: 'list' } })
+}
+
+/** JSON only; a body that is empty is none, as clients send the content type with every request. */
+function parseBodies(app: FastifyInstance): void {
+  app.removeAllContentTypeParsers()
+  const parse = app.getDefaultJsonParser('error', 'error')
+  app.addContentTypeParser('application/json', { parseAs: 'string' }, (request, body, done) => {
+    if (body === '') done(null, undefined)
+    else void parse(request, body as string, done)
+  })
+}
+
+/** What Node would answer or accept by itself. */
+function bound(app: FastifyInstance): void {
+  const { server } = app
+  server.on('checkContinue', (request: IncomingMessage, response: ServerResponse) => {
+    // A body that will be refused need not be sent.
+    if (Number(request.headers['content-length'] ?? 0) <= LIMITS.bodyBytes) response.writeContinue()
+    server.emit('request', request, response)
+  })
+  server.on('checkExpectation', (_request: IncomingMessage, response: ServerResponse) => {
+    const { status, problem } = problemAnswer(new Refusal('expectation_failed'))
+    response.writeHead(status, { 'content-type': 'application/problem+json; charset=utf-8', connection: 'close' })
+    response.end(JSON.stringify(problem))
+  })
+}
+
+/** Query values are text: makes numbers of those that are numbers in the schemas, and a list of what may be one. */
+function readQuery(request: FastifyRequest): void {
+  const query = request.query as Record<string, unknown>
+  for (const name of ['limit', 'incarnation']) {
+    const value = query[name]
+    if (typeof value === 'string' && /^\d{1,16}$/.test(value)) query[name] = Number(value)
+  }
+  if (typeof query.service === 'string') query.service = [query.service]
+}
+
+/** Which methods a path knows, for those that were asked for another. */
+function knownMethods(app: FastifyInstance): (url: string) => string[] {
+  const routes = new Map<string, { pattern: RegExp; methods: Set<string> }>()
+  app.addHook('onRoute', ({ url, method }) => {
+    const source = url
+      .replaceAll(/[.+?^${}()|[\]\\]/g, '\\$&')
+      .replaceAll(/:\w+/g, '[^/]+')
+      .replaceAll('*', '.*')
+    const route = routes.get(url) ?? { pattern: new RegExp(`^${source}$`), methods: new Set() }
+    for (const name of [method].flat()) route.methods.add(name)
+    routes.set(url, route)
+  })
+  return (url) => {
+    const [path = ''] = url.split('?')
+    const found = new Set<string>()
+    for (const { pattern, methods } of routes.values())
+      if (pattern.test(path)) for (const method of methods) found.add(method)
+    return [...found].sort()
+  }
+}
+
+function sendProblem(error: unknown, reply: FastifyReply, log: Log): void {
+  const refusal = refusalOf(error)
+  if (refusal.code === 'internal_error')
+    log.error({ error: error instanceof Error ? (error.stack ?? error.message) : String(error) }, 'a request failed')
+  const { status, headers, problem } = problemAnswer(refusal)
+  void reply
+    .code(status)
+    .headers(headers)
+    .type('application/problem+json; charset=utf-8')
+    .serializer((data: unknown) => JSON.stringify(data))
+    .send(problem)
+}
+
+/** Below the routes: a head that cannot be read, one too large, a sender too slow. */
+function refuseConnection(error: NodeJS.ErrnoException, socket: Socket, streams: WatchStreams): void {
+  // A stream's client has sent what is no request: there is no answer in the middle of a stream.
+  if (!socket.writable || error.code === 'ECONNRESET' || streams.carries(socket)) {
+    socket.destroy()
+    return
+  }
+  const refusal =
+    error.code === 'HPE_HEADER_OVERFLOW'
+      ? new Refusal('header_too_large')
+      : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
+        ? new Refusal('request_timeout')
+        : error.code === 'HPE_CHUNK_EXTENSIONS_OVERFLOW'
+          ? new Refusal('body_too_large')
+          : new Refusal('invalid_request', { detail: 'not a request that HTTP/1.1 allows' })
+  socket.end(rawAnswer(refusal))
+}

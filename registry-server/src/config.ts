@@ -1,0 +1,65 @@
+/** What can be set, and its defaults. */
+
+import { commonSettings, duration, integer, leaf, port, size } from '@holdfast/registry-client/settings'
+import { z } from 'zod'
+
+export const settings = z.strictObject({
+  host: leaf(z.string().min(1).max(253), {
+    flag: 'host',
+    value: 'ADDRESS',
+    doc: 'the address to listen on; anything but loopback lets the network in',
+  }).default('127.0.0.1'),
+  port: leaf(port(), { flag: 'port', value: 'PORT', doc: 'the port of the HTTP API; 0 picks a free one' }).default(
+    7400,
+  ),
+  dataDir: leaf(z.string().min(1), {
+    flag: 'data-dir',
+    value: 'DIR',
+    doc: 'where the embedded store keeps its data; one registry each',
+  }).default('./holdfast-data'),
+  store: leaf(
+    z.string().superRefine((value, context) => {
+      if (value === 'embedded') return
+      const message = value.startsWith('etcd://')
+        ? 'this version has the embedded store only; one on etcd is to come'
+        : `must be embedded, got ${value.slice(0, 60)}`
+      context.addIssue({ code: 'custom', message, input: value })
+    }),
+    { flag: 'store', value: 'STORE', doc: 'where the state lives' },
+  ).default('embedded'),
+  logLevel: commonSettings.logLevel,
+  history: z
+    .strictObject({
+      /** A client that was away for fewer revisions gets only what changed; one that was away for more, a snapshot. */
+      revisions: leaf(integer(10_000, 1_000_000), { doc: 'revisions kept in history' }).default(10_000),
+      /** Bounds the memory of history when revisions are large batches: some 100 bytes each. */
+      changes: leaf(integer(10_000, 100_000_000), { doc: 'changes of single nodes kept in history' }).default(
+        2_000_000,
+      ),
+    })
+    .prefault({}),
+  leases: z
+    .strictObject({
+      max: leaf(integer(1, 10_000_000), { doc: 'leases held at once; more are refused' }).default(200_000),
+    })
+    .prefault({}),
+  watch: z
+    .strictObject({
+      maxSubscribers: leaf(integer(1, 1_000_000), { doc: 'watch streams at once; more are refused' }).default(50_000),
+      /** Smaller, and a burst of changes counts as slowness; larger, and many slow readers fill the memory. */
+      maxBuffer: leaf(
+        size().refine((bytes) => bytes >= 65_536, 'must be at least 64KiB'),
+        { doc: 'bytes that may wait for one reader before it counts as slow' },
+      ).prefault('1MiB'),
+      stall: leaf(duration({ min: '1s', max: '1h' }), {
+        doc: 'how long a slow reader may take nothing before it is disconnected',
+      }).prefault('60s'),
+    })
+    .prefault({}),
+  /** Longer than a client takes to read what was sent last; shorter than what an init system waits before it kills. */
+  shutdown: leaf(duration({ min: '0s', max: '10m' }), { doc: 'how long a stop may take before it is forced' }).prefault(
+    '10s',
+  ),
+})
+
+export type RegistryConfig = z.output<typeof settings>

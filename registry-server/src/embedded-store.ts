@@ -1,0 +1,351 @@
+/**
+ * The store for one machine: state in memory, made durable by group commit.
+ *
+ * While one commit waits for the disk, later transactions are decided on the state in memory and queue up; the next
+ * commit takes them all with one sync. So the disk's latency bounds how long a write takes, not how many there are.
+ */
+
+import type { Clock } from '@holdfast/registry-client/clock'
+import type { Log } from './log.ts'
+import type { Database } from './lmdb-database.ts'
+import {
+  decodeHistory,
+  decodeRecord,
+  decodeValue,
+  encodeHistory,
+  encodeValue,
+  FORMAT,
+  HISTORY_PREFIX,
+  historyKey,
+  keyOf,
+  META_KEY,
+  type Meta,
+} from './records.ts'
+import { changesOf, HistoryMarks, type HistoryMark, type HistoryPlan } from './history-marks.ts'
+import { StoreMemory, type Draft } from './store-state.ts'
+import {
+  StoreRefused,
+  StoreUnavailable,
+  type Committed,
+  type HistoryEntry,
+  type Outcome,
+  type Store,
+  type StoreListener,
+  type StoreStatus,
+  type Transaction,
+} from './store.ts'
+
+/** Records decoded in one turn of the event loop while loading: some 20 ms, so that health checks are answered. */
+const LOAD_PAGE = 4_000
+/** Transactions that may wait for the disk. Each is a request that waits for its answer; more are refused at once. */
+const MAX_PENDING = 20_000
+
+export interface EmbeddedStoreOptions {
+  /** Opens the database, at the start and again after the disk failed. */
+  readonly open: () => Database
+  /** Where it is, for messages. */
+  readonly location: string
+  /** Of a database without any record: the identity it gets. Left out, such a database is refused as damaged. */
+  readonly newEpoch?: string
+  readonly clock: Clock
+  readonly log: Log
+  /** Revisions that history keeps, at least 1. */
+  readonly historyRevisions: number
+  /** Changes of single nodes that history keeps, however few revisions they came in: what bounds its memory. */
+  readonly historyChanges: number
+  /** After each commit: how many transactions it held, and how long the disk took. */
+  readonly onCommit?: (transactions: number, ms: number) => void
+  /** After the store is closed. */
+  readonly onClose?: () => Promise<void>
+}
+
+interface Pending {
+  /** Undefined when there is nothing to write. */
+  readonly draft: Draft | undefined
+  readonly settle: () => void
+  readonly reject: (error: StoreUnavailable) => void
+}
+
+/** A batch as it goes to the disk, and what becomes of it there. */
+interface Encoded {
+  readonly writes: readonly (readonly [string, Buffer | undefined])[]
+  readonly transactions: readonly Committed[]
+  readonly history: HistoryPlan
+}
+
+export class EmbeddedStore implements Store {
+  readonly epoch: string
+  readonly #options: EmbeddedStoreOptions
+  readonly #memory: StoreMemory
+  readonly #listeners = new Set<StoreListener>()
+  #database: Database
+  #durable: number
+  readonly #history: HistoryMarks
+  #queue: Pending[] = []
+  #draining: Promise<void> | undefined
+  /** Set while the database's state is unknown: nothing is written before it is opened and read again. */
+  #suspect = false
+  #closing = false
+  #commits = 0
+  #failures = 0
+
+  private constructor(options: EmbeddedStoreOptions, database: Database, loaded: Loaded) {
+    this.#options = options
+    this.#database = database
+    this.epoch = loaded.epoch
+    this.#memory = loaded.memory
+    this.#durable = loaded.memory.revision
+    this.#history = loaded.history
+  }
+
+  /**
+   * Loads the database into memory, checking every record.
+   * @throws StoreRefused when it is damaged
+   */
+  static async open(options: EmbeddedStoreOptions): Promise<EmbeddedStore> {
+    let database: Database | undefined
+    try {
+      database = options.open()
+      return new EmbeddedStore(options, database, await load(database, options))
+    } catch (error) {
+      await database?.close()
+      throw error instanceof StoreRefused ? error : damaged(options.location, error)
+    }
+  }
+
+  transact<T>(body: (tx: Transaction) => T): Promise<Outcome<T>> {
+    if (this.#closing) return Promise.reject(new StoreUnavailable('it is closing'))
+    if (this.#queue.length >= MAX_PENDING)
+      return Promise.reject(new StoreUnavailable(`${MAX_PENDING} transactions wait for the disk`))
+    return new Promise((resolve, reject) => {
+      let draft: Draft | undefined
+      let settle: () => void
+      try {
+        const run = this.#memory.run(body, new Date(this.#options.clock.wall()).toISOString())
+        if (run.draft.committed) draft = run.draft
+        settle = () => resolve({ revision: draft?.revision ?? this.#durable, result: run.result })
+      } catch (error) {
+        // Refused by what it saw, which may not be durable yet: the refusal must not be told before it is.
+        settle = () => reject(error)
+      }
+      if (draft === undefined && this.#draining === undefined) return settle()
+      this.#queue.push({ draft, settle, reject })
+      this.#draining ??= this.#drain()
+    })
+  }
+
+  async watch(listener: StoreListener): Promise<() => void> {
+    while (this.#draining) await this.#draining
+    listener.load({
+      revision: this.#durable,
+      floor: this.#history.floor,
+      services: this.#memory.services(),
+      leases: this.#memory.leases(),
+      history: readHistory(this.#database, this.#history.floor),
+    })
+    this.#listeners.add(listener)
+    return () => this.#listeners.delete(listener)
+  }
+
+  status(): StoreStatus {
+    return {
+      kind: 'embedded',
+      location: this.#options.location,
+      leases: this.#memory.counts.leases,
+      pending: this.#queue.length,
+      commits: this.#commits,
+      failures: this.#failures,
+    }
+  }
+
+  async close(): Promise<void> {
+    if (this.#closing) return
+    this.#closing = true
+    await this.#draining
+    await this.#database.close()
+    await this.#options.onClose?.()
+  }
+
+  async #drain(): Promise<void> {
+    // One turn later, so that all transactions of this turn share the first commit too.
+    await Promise.resolve()
+    while (this.#queue.length > 0) {
+      const batch = this.#queue
+      this.#queue = []
+      const drafts = batch.flatMap((pending) => (pending.draft ? [pending.draft] : []))
+      try {
+        if (drafts.length > 0) this.#publish(await this.#commit(drafts))
+      } catch (error) {
+        this.#fail([...batch, ...this.#queue.splice(0)], error)
+        continue
+      }
+      for (const pending of batch) pending.settle()
+    }
+    this.#draining = undefined
+  }
+
+  async #commit(drafts: readonly Draft[]): Promise<Encoded> {
+    const { clock, onCommit, log, location } = this.#options
+    // Encoded before anything is awaited: from the next turn on the memory is ahead of this batch.
+    const encoded = this.#encode(drafts)
+    if (this.#suspect) await this.#reopen(this.#durable)
+    const startMs = clock.now()
+    try {
+      await this.#database.commit(encoded.writes)
+    } catch (error) {
+      this.#failures++
+      log.error({ location, error: String(error), transactions: drafts.length }, 'a commit failed')
+      // A failure may have come after the point of no return. Only the disk knows.
+      this.#suspect = true
+      if ((await this.#reopen(this.#durable, drafts.at(-1)!.revision)) === this.#durable) throw error
+    }
+    this.#commits++
+    onCommit?.(drafts.length, clock.now() - startMs)
+    return encoded
+  }
+
+  #encode(drafts: readonly Draft[]): Encoded {
+    // Of a record written twice in one batch only the last is worth encoding.
+    const values = new Map<string, unknown>()
+    const transactions: Committed[] = []
+    const added: HistoryMark[] = []
+    for (const draft of drafts) {
+      const committed = draft.committed!
+      transactions.push(committed)
+      for (const write of draft.writes) values.set(keyOf(write), write.value)
+      if (committed.changes.length === 0) continue
+      const entries = committed.changes.map(({ namespace, service, after, items }) => ({
+        namespace,
+        service,
+        after,
+        items,
+      }))
+      values.set(historyKey(committed.revision), encodeHistory(committed.time, entries))
+      added.push({ revision: committed.revision, changes: changesOf(entries) })
+    }
+    const { revision, counts } = this.#memory
+    const history = this.#history.plan(added, revision)
+    for (const trimmed of history.trimmed) values.set(historyKey(trimmed.revision), undefined)
+    const meta: Meta = { format: FORMAT, epoch: this.epoch, revision, counts }
+    values.set(META_KEY, meta)
+    const writes: [string, Buffer | undefined][] = []
+    for (const [key, value] of values) writes.push([key, value === undefined ? undefined : encodeValue(key, value)])
+    return { writes, transactions, history }
+  }
+
+  #publish({ transactions, history }: Encoded): void {
+    this.#durable = transactions.at(-1)!.revision
+    this.#history.take(history)
+    for (const listener of this.#listeners) listener.apply(transactions, this.#history.floor)
+  }
+
+  #fail(batch: readonly Pending[], error: unknown): void {
+    // Later transactions were decided on what the failed ones made, so they go with them, the youngest first.
+    for (const pending of [...batch].reverse()) pending.draft?.undo()
+    const reason = error instanceof Error ? error.message : String(error)
+    const refusal = error instanceof StoreUnavailable ? error : new StoreUnavailable(reason, error)
+    for (const pending of batch) pending.reject(refusal)
+  }
+
+  /**
+   * Opens the database anew, as after some errors lmdb refuses all further work.
+   * @param expected the revisions it may be at
+   * @throws StoreUnavailable when it cannot be opened, or is elsewhere
+   */
+  async #reopen(...expected: readonly number[]): Promise<number> {
+    const { open, location, log } = this.#options
+    try {
+      await this.#database.close().catch(() => {})
+      this.#database = open()
+      const { revision } = readMeta(this.#database)
+      if (expected.includes(revision)) {
+        this.#suspect = false
+        return revision
+      }
+      // A commit that was reported as failed has happened after all, and its authors have been told otherwise.
+      throw new Error(`it is at revision ${revision} instead of ${expected.join(' or ')}: restart the registry`)
+    } catch (error) {
+      log.error({ location, error: String(error) }, 'the store cannot be opened again')
+      throw new StoreUnavailable(error instanceof Error ? error.message : String(error), error)
+    }
+  }
+}
+
+interface Loaded {
+  readonly epoch: string
+  readonly memory: StoreMemory
+  readonly history: HistoryMarks
+}
+
+async function load(database: Database, options: EmbeddedStoreOptions): Promise<Loaded> {
+  const { newEpoch } = options
+  const memory = new StoreMemory()
+  const marks: HistoryMark[] = []
+  if (newEpoch !== undefined && database.range('', undefined, 1).length === 0) {
+    const meta: Meta = { format: FORMAT, epoch: newEpoch, revision: 0, counts: memory.counts }
+    await database.commit([[META_KEY, encodeValue(META_KEY, meta)]])
+    return { epoch: newEpoch, memory, history: new HistoryMarks(options, marks, 0) }
+  }
+  const meta = readMeta(database)
+  let newest = 0
+  let after: string | undefined
+  for (;;) {
+    const page = database.range('', after, LOAD_PAGE)
+    if (page.length === 0) break
+    for (const { key, value } of page) {
+      if (key === META_KEY) continue
+      const decoded = decodeValue(key, value)
+      if (key.startsWith(HISTORY_PREFIX)) {
+        const entries = decodeHistory(key, decoded)
+        const { revision } = entries[0]!
+        marks.push({ revision, changes: changesOf(entries) })
+        newest = Math.max(newest, revision)
+      } else {
+        const write = decodeRecord(key, decoded)
+        if (write === undefined) throw new Error(`an unknown record ${JSON.stringify(key)}`)
+        if (write.kind === 'node' && write.value?.lease !== undefined && !memory.lease(write.value.lease))
+          throw new Error(`${key} is under a lease that is missing`)
+        memory.apply(write)
+        if (write.kind === 'service') newest = Math.max(newest, write.value?.revision ?? 0)
+      }
+    }
+    after = page.at(-1)!.key
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+  for (const [name, count] of Object.entries(meta.counts))
+    if (memory.counts[name as keyof typeof memory.counts] !== count)
+      throw new Error(`${memory.counts[name as keyof typeof memory.counts]} ${name} are left of ${count}`)
+  if (newest > meta.revision) throw new Error(`a record of revision ${newest} after the last, ${meta.revision}`)
+  memory.revision = meta.revision
+  return { epoch: meta.epoch, memory, history: new HistoryMarks(options, marks, meta.revision) }
+}
+
+function readMeta(database: Database): Meta {
+  const value = database.get(META_KEY)
+  if (value === undefined) throw new Error('its first record is missing')
+  const meta = decodeValue(META_KEY, value) as Meta
+  if (meta.format !== FORMAT) throw new Error(`it has format ${meta.format}, this version reads ${FORMAT}`)
+  return meta
+}
+
+function* readHistory(database: Database, floor: number): Iterable<HistoryEntry> {
+  let after: string | undefined = historyKey(floor)
+  for (;;) {
+    const page = database.range(HISTORY_PREFIX, after, 1000)
+    if (page.length === 0) return
+    for (const { key, value } of page) yield* decodeHistory(key, decodeValue(key, value))
+    after = page.at(-1)!.key
+  }
+}
+
+/** What to tell an operator whose store cannot be trusted. */
+export function damaged(location: string, error: unknown): StoreRefused {
+  const reason = error instanceof Error ? error.message : String(error)
+  return new StoreRefused(
+    `the store in ${location} is damaged and was not opened: ${reason}. Nothing was changed. To go on, move the ` +
+      'directory away and start again with an empty one: registrants register again by themselves, and clients keep ' +
+      'serving from their caches meanwhile; policies, overrides and static nodes have to be written again. Or put a ' +
+      'backup of the directory in its place.',
+    error,
+  )
+}

@@ -1,0 +1,15 @@
+export { createRegistry, type Registry, type RegistryOptions } from './server.ts'
+export { settings, type RegistryConfig } from './config.ts'
+export { openStoreDirectory, type StoreDirectoryOptions } from './store-directory.ts'
+export {
+  StoreRefused,
+  StoreUnavailable,
+  type Committed,
+  type Lease,
+  type NodeEntry,
+  type NodeRef,
+  type Store,
+  type StoreListener,
+  type StoreState,
+  type Transaction,
+} from './store.ts'

@@ -1,0 +1,86 @@
+/** What Prometheus is told. */
+
+import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client'
+import type { Lifecycle, RegistryParts } from './parts.ts'
+
+export interface Metrics {
+  readonly contentType: string
+  text(): Promise<string>
+  request(route: string, method: string, status: number, ms: number): void
+  commit(transactions: number, ms: number): void
+}
+
+export function createMetrics(lifecycle: Lifecycle): Metrics {
+  const register = new Registry()
+  collectDefaultMetrics({ register })
+  const requests = new Counter({
+    name: 'holdfast_requests_total',
+    help: 'Requests answered',
+    labelNames: ['route', 'method', 'status'],
+    registers: [register],
+  })
+  const seconds = new Histogram({
+    name: 'holdfast_request_seconds',
+    help: 'Time to answer a request, waits of long polls included',
+    buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5],
+    registers: [register],
+  })
+  const commitSeconds = new Histogram({
+    name: 'holdfast_commit_seconds',
+    help: 'Time of one durable commit',
+    buckets: [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5],
+    registers: [register],
+  })
+  const commitSize = new Histogram({
+    name: 'holdfast_commit_transactions',
+    help: 'Transactions of one commit',
+    buckets: [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024],
+    registers: [register],
+  })
+
+  // Read when asked for: what the parts know anyway need not be counted twice.
+  const gauge = (name: string, help: string, read: (parts: RegistryParts) => number) =>
+    new Gauge({
+      name,
+      help,
+      registers: [register],
+      collect() {
+        if (lifecycle.parts) this.set(read(lifecycle.parts))
+      },
+    })
+  gauge('holdfast_revision', 'The newest durable revision', ({ hub }) => hub.cursor.revision)
+  gauge('holdfast_services', 'Services known', ({ hub }) => hub.status().services)
+  gauge('holdfast_nodes', 'Nodes registered', ({ hub }) => hub.status().nodes)
+  gauge('holdfast_leases', 'Leases held', ({ leases }) => leases.status().active)
+  gauge('holdfast_leases_expired', 'Leases that ran out since the start', ({ leases }) => leases.status().expired)
+  gauge('holdfast_lease_pauses', 'Times all leases got their full ttl again', ({ leases }) => leases.status().pauses)
+  gauge('holdfast_subscribers_restarted', 'Slow readers sent the present state', ({ hub }) => hub.status().restarts)
+  gauge('holdfast_subscribers_dropped', 'Readers disconnected for taking nothing', ({ hub }) => hub.status().dropped)
+  gauge('holdfast_frames_sent', 'Frames sent to subscribers', ({ hub }) => hub.status().framesSent)
+  gauge('holdfast_store_commits', 'Durable commits', ({ store }) => store.status().commits)
+  gauge('holdfast_store_failures', 'Commits that failed', ({ store }) => store.status().failures)
+  gauge('holdfast_store_pending', 'Transactions that wait for the disk', ({ store }) => store.status().pending)
+  new Gauge({
+    name: 'holdfast_subscribers',
+    help: 'Watch streams',
+    labelNames: ['transport'],
+    registers: [register],
+    collect() {
+      for (const [transport, count] of Object.entries(lifecycle.parts?.hub.status().subscribers ?? {}))
+        this.set({ transport }, count)
+    },
+  })
+
+  return {
+    contentType: register.contentType,
+    text: () => register.metrics(),
+    request(route, method, status, ms) {
+      requests.inc({ route, method, status })
+      seconds.observe(ms / 1000)
+    },
+    commit(transactions, ms) {
+      commitSeconds.observe(ms / 1000)
+      commitSize.observe(transactions)
+    },
+  }
+}

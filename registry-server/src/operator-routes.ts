@@ -1,0 +1,150 @@
+/** The routes for those who run a registry: health, status, metrics, subscribers, and what documents look like. */
+
+import type { FastifyInstance } from 'fastify'
+import type {} from '@fastify/swagger'
+import type { Clock } from '@holdfast/registry-client/clock'
+import { policySchema } from '@holdfast/registry-client/policy'
+import type { Metrics } from './metrics.ts'
+import { pageOf, type PageQuery } from './paging.ts'
+import type { Lifecycle, RegistryParts } from './parts.ts'
+import { invalid, Refusal } from './problems.ts'
+import { answers, json, problems, queries } from './schemas.ts'
+import type { Subscriber } from './subscriber.ts'
+import { version } from './version.ts'
+
+/** Services listed of one subscriber: a client may watch thousands, and a page shows many clients. */
+const SERVICES_SHOWN = 100
+
+export interface OperatorRoutesOptions {
+  readonly lifecycle: Lifecycle
+  readonly parts: () => RegistryParts
+  readonly metrics: Metrics
+  readonly clock: Clock
+}
+
+export function operatorRoutes(app: FastifyInstance, options: OperatorRoutesOptions): void {
+  const { lifecycle, parts, metrics, clock } = options
+  const startedMs = clock.now()
+  const tags = ['operation']
+
+  app.get(
+    '/healthz',
+    {
+      schema: {
+        tags,
+        summary: 'Whether the process runs',
+        querystring: queries.none,
+        response: { 200: json('It runs', answers.health), ...problems },
+      },
+    },
+    () => ({ status: 'ok' }),
+  )
+  app.get(
+    '/readyz',
+    {
+      schema: {
+        tags,
+        summary: 'Whether the state is loaded, so that answers are true',
+        querystring: queries.none,
+        response: { 200: json('It is', answers.health), ...problems },
+      },
+    },
+    () => {
+      if (lifecycle.phase !== 'ready') throw new Refusal('not_ready', { detail: `the registry is ${lifecycle.phase}` })
+      return { status: 'ready' }
+    },
+  )
+  app.get(
+    '/v1/status',
+    {
+      schema: {
+        tags,
+        summary: 'What the registry is and holds',
+        querystring: queries.none,
+        response: { 200: json('The status', answers.status), ...problems },
+      },
+    },
+    () => {
+      const { store, hub, leases } = parts()
+      const { services, nodes, subscribers } = hub.status()
+      const { kind, location, commits, failures } = store.status()
+      const { rss, heapUsed } = process.memoryUsage()
+      return {
+        version,
+        epoch: hub.epoch,
+        revision: hub.cursor.revision,
+        uptimeSeconds: Math.round(clock.now() - startedMs) / 1000,
+        services,
+        nodes,
+        leases: leases.status(),
+        subscribers,
+        store: { kind, location, commits, failures },
+        memoryBytes: { rss, heapUsed },
+      }
+    },
+  )
+  app.get<{ Querystring: PageQuery }>(
+    '/v1/subscribers',
+    {
+      schema: {
+        tags,
+        summary: 'Who watches what, and how far behind',
+        querystring: queries.page,
+        response: { 200: json('The subscribers', answers.subscribers), ...problems },
+      },
+    },
+    (request) => {
+      const page = pageOf(request.query, (subscriber: Subscriber) => String(subscriber.id))
+      if (page.after !== undefined && !/^\d{1,15}$/.test(page.after)) throw invalid('page', 'is not one of `next`')
+      const { items, next } = page.take(parts().hub.subscribers(Number(page.after ?? 0)))
+      return { subscribers: items.map(describe), ...(next && { next }) }
+    },
+  )
+  app.get(
+    '/metrics',
+    {
+      schema: {
+        tags,
+        summary: 'Metrics for Prometheus',
+        querystring: queries.none,
+        response: {
+          200: { description: 'The metrics', content: { 'text/plain': { schema: { type: 'string' } } } },
+          ...problems,
+        },
+      },
+    },
+    async (_request, reply) => reply.type(metrics.contentType).send(await metrics.text()),
+  )
+  app.get(
+    '/v1/schemas/policy',
+    {
+      schema: {
+        tags,
+        summary: 'The JSON Schema of a policy',
+        querystring: queries.none,
+        response: {
+          200: { description: 'The schema', content: { 'application/schema+json': { schema: { type: 'object' } } } },
+          ...problems,
+        },
+      },
+    },
+    (_request, reply) => reply.type('application/schema+json').send(policySchema),
+  )
+}
+
+function describe(subscriber: Subscriber): object {
+  const { id, sink, since, interestCount, sentRevision, ackedRevision, lag } = subscriber
+  const services: object[] = []
+  for (const interest of subscriber.interests) if (services.push(interest) === SERVICES_SHOWN) break
+  return {
+    id,
+    remote: sink.remote,
+    transport: sink.transport,
+    since,
+    services,
+    serviceCount: interestCount,
+    sent: sentRevision,
+    acked: ackedRevision ?? null,
+    lag,
+  }
+}

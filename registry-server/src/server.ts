@@ -1,0 +1,106 @@
+/** The composer: builds a registry of its parts, and takes it down again. It decides nothing else. */
+
+import { randomBytes } from 'node:crypto'
+import type { AddressInfo } from 'node:net'
+import { systemClock, systemRandom, type Clock, type Random } from '@holdfast/registry-client/clock'
+import { createApi } from './api.ts'
+import type { RegistryConfig } from './config.ts'
+import { Leases } from './leases.ts'
+import type { Log } from './log.ts'
+import { createMetrics } from './metrics.ts'
+import type { Phase, RegistryParts } from './parts.ts'
+import { openStoreDirectory } from './store-directory.ts'
+import type { Store } from './store.ts'
+import { WatchHub } from './watch-hub.ts'
+import { WatchStreams } from './watch-streams.ts'
+
+/** Clients take two and a half of these in silence for a dead path. */
+const PING_MS = 10_000
+
+export interface RegistryOptions {
+  readonly config: RegistryConfig
+  readonly log: Log
+  readonly clock?: Clock
+  readonly random?: Random
+  /** Names that nobody guesses: of the store's epoch, and of leases. */
+  readonly identifier?: () => string
+  /** Another engine than the configured one. */
+  readonly openStore?: () => Promise<Store>
+  /** Called once the port is bound, before the state is loaded: from then on `/healthz` answers, and `/readyz` says no. */
+  readonly onListening?: (url: string) => void
+}
+
+export interface Registry {
+  readonly url: string
+  readonly port: number
+  readonly parts: RegistryParts
+  /** Ends streams, finishes what was begun, and closes the store; forced after the configured time. */
+  close(): Promise<void>
+}
+
+/**
+ * Listens, loads, and serves.
+ * @throws StoreRefused when the store must not be opened; the error of `listen` when the port cannot be had
+ */
+export async function createRegistry(options: RegistryOptions): Promise<Registry> {
+  const { config, log, clock = systemClock, random = systemRandom } = options
+  const identifier = options.identifier ?? (() => randomBytes(16).toString('base64url'))
+  const lifecycle = { phase: 'loading' as Phase, parts: undefined as RegistryParts | undefined }
+  const metrics = createMetrics(lifecycle)
+  const { maxSubscribers } = config.watch
+  const streams = new WatchStreams({ lifecycle, clock, random, pingMs: PING_MS, maxSubscribers })
+  const api = await createApi({ lifecycle, streams, metrics, clock, log })
+  const openStore =
+    options.openStore ??
+    (() =>
+      openStoreDirectory({
+        directory: config.dataDir,
+        identifier,
+        clock,
+        log,
+        historyRevisions: config.history.revisions,
+        historyChanges: config.history.changes,
+        onCommit: (transactions, ms) => metrics.commit(transactions, ms),
+      }))
+  try {
+    await api.listen({ host: config.host, port: config.port })
+    const { port } = api.server.address() as AddressInfo
+    const url = `http://${config.host.includes(':') ? `[${config.host}]` : config.host}:${port}`
+    options.onListening?.(url)
+    const store = await openStore()
+    const hub = new WatchHub({
+      epoch: store.epoch,
+      clock,
+      maxBufferBytes: config.watch.maxBuffer,
+      pingMs: PING_MS,
+      stallMs: config.watch.stall,
+    })
+    const leases = new Leases({ store, clock, log, identifier, maxLeases: config.leases.max })
+    // The hub first: when a lease is known, its nodes are too.
+    await store.watch(hub)
+    await store.watch(leases)
+    const parts = { store, hub, leases }
+    lifecycle.parts = parts
+    lifecycle.phase = 'ready'
+    let closing: Promise<void> | undefined
+    const close = async () => {
+      lifecycle.phase = 'stopping'
+      leases.close()
+      hub.close()
+      const force = clock.after(config.shutdown, () => {
+        streams.destroy()
+        api.server.closeAllConnections()
+      })
+      try {
+        await api.close()
+      } finally {
+        force()
+        await store.close()
+      }
+    }
+    return { url, port, parts, close: () => (closing ??= close()) }
+  } catch (error) {
+    await api.close()
+    throw error
+  }
+}

@@ -1,0 +1,108 @@
+/**
+ * A data directory on disk: who may use it, whether what is in it can be trusted, and how it comes into being.
+ *
+ *     {directory}/store/       the database; there from the moment it holds its first record
+ *     {directory}/store.new/   a creation that did not finish
+ *     {directory}/lock-*.sock  held by the process that uses it
+ */
+
+import { spawn } from 'node:child_process'
+import { existsSync, mkdirSync, openSync, closeSync, fsyncSync, renameSync, rmSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { lockDirectory } from './directory-lock.ts'
+import { damaged, EmbeddedStore, type EmbeddedStoreOptions } from './embedded-store.ts'
+import { openLmdb, type Database } from './lmdb-database.ts'
+import { StoreRefused } from './store.ts'
+
+const CHECK = fileURLToPath(new URL('../bin/check-store.js', import.meta.url))
+
+export interface StoreDirectoryOptions extends Omit<
+  EmbeddedStoreOptions,
+  'open' | 'location' | 'newEpoch' | 'onClose'
+> {
+  readonly directory: string
+  /** A new identity at each call, not guessable. */
+  readonly identifier: () => string
+  /** Wraps the database; for tests that let the disk fail. */
+  readonly wrap?: (database: Database) => Database
+}
+
+/**
+ * Opens the store of a data directory, creating it where none is.
+ * @throws StoreRefused when another process holds it, or when it is damaged
+ */
+export async function openStoreDirectory(options: StoreDirectoryOptions): Promise<EmbeddedStore> {
+  const directory = resolve(options.directory)
+  const wrap = options.wrap ?? ((database) => database)
+  try {
+    mkdirSync(directory, { recursive: true, mode: 0o700 })
+  } catch (error) {
+    throw new StoreRefused(`cannot create the data directory ${directory}: ${String(error)}`, error)
+  }
+  const lock = await lockDirectory(directory, options.identifier())
+  try {
+    const location = join(directory, 'store')
+    if (existsSync(location)) await check(location)
+    else await create(directory, location, options)
+    return await EmbeddedStore.open({
+      ...options,
+      location,
+      open: () => wrap(openLmdb(location)),
+      onClose: () => lock.release(),
+    })
+  } catch (error) {
+    await lock.release()
+    throw error
+  }
+}
+
+/** A crash at any instant leaves either no store or a whole one: a database file without content is damage, not youth. */
+async function create(directory: string, location: string, options: StoreDirectoryOptions): Promise<void> {
+  const draft = `${location}.new`
+  rmSync(draft, { recursive: true, force: true })
+  try {
+    mkdirSync(draft, { mode: 0o700 })
+    const open = () => openLmdb(draft)
+    const store = await EmbeddedStore.open({ ...options, location, open, newEpoch: options.identifier() })
+    await store.close()
+    renameSync(draft, location)
+    syncDirectory(directory)
+  } catch (error) {
+    throw error instanceof StoreRefused ? error : new StoreRefused(`cannot create ${location}: ${String(error)}`, error)
+  }
+}
+
+function syncDirectory(directory: string): void {
+  // Windows does not sync directories; there a rename is as durable as it gets.
+  if (process.platform === 'win32') return
+  const descriptor = openSync(directory, 'r')
+  try {
+    fsyncSync(descriptor)
+  } finally {
+    closeSync(descriptor)
+  }
+}
+
+/**
+ * Reads the whole database in a process of its own: lmdb maps the file into memory, and a damaged page ends the process
+ * that touches it without a word.
+ */
+function check(location: string): Promise<void> {
+  if (!existsSync(join(location, 'data.mdb')))
+    return Promise.reject(damaged(location, new Error('data.mdb is missing')))
+  return new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, [CHECK, location], {
+      stdio: ['ignore', 'ignore', 'pipe'],
+      execArgv: [],
+    } as object)
+    let said = ''
+    child.stderr!.on('data', (chunk: Buffer) => (said = (said + chunk.toString()).slice(0, 2_000)))
+    child.on('error', (error) => reject(new StoreRefused(`cannot check ${location}: ${error.message}`, error)))
+    child.on('close', (code, signal) => {
+      if (code === 0) return resolve()
+      const reason = code === 3 ? said.trim() : `reading data.mdb ends in ${signal ?? `status ${code}`}`
+      reject(damaged(location, new Error(reason)))
+    })
+  })
+}

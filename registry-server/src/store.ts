@@ -1,0 +1,204 @@
+/**
+ * What a store is: the registry's durable state and the only place where writes are decided.
+ *
+ * Every engine keeps these promises, and `test/store.contract.ts` checks them on each:
+ *
+ * 1. A transaction is durable before it is acknowledged, and before anyone is told of it.
+ * 2. It is one revision, all of it or nothing. Revisions only grow within an epoch, without gaps.
+ * 3. Listeners learn of each in order, exactly once, and before its author is answered.
+ * 4. A body that throws writes nothing. One that changes nothing makes no revision, and is answered only when all that
+ *    it saw is durable.
+ * 5. When the disk fails, every transaction that is not known to be durable is refused with {@link StoreUnavailable},
+ *    and the state is the last durable one again. Later transactions work as soon as the disk does.
+ */
+
+import type {
+  Cause,
+  Override,
+  PolicyDocument,
+  Removal,
+  RemovalCause,
+  ServiceNode,
+} from '@holdfast/registry-client/protocol'
+
+export interface NodeRef {
+  readonly namespace: string
+  readonly service: string
+  readonly id: string
+}
+
+/** A node and the lease that its life hangs on; without one it is static. */
+export interface NodeEntry {
+  readonly node: ServiceNode
+  readonly lease?: string
+}
+
+/** The life of one registrant. Renewals are not written: an engine knows that a lease exists, not how long it has left. */
+export interface Lease {
+  /** Not guessable: whoever knows it may end it. */
+  readonly id: string
+  readonly ttlMs: number
+  readonly owner: string
+  /** Made by one node's registration for that node alone, and gone with it. */
+  readonly own?: true
+}
+
+/** What outlives a service's nodes, for ever: a cursor that clients hold must mean something after any restart. */
+export interface ServiceRecord {
+  /** Of the last change of the service's view. */
+  readonly revision: number
+  /** While it has no nodes: the removal of the last one. */
+  readonly emptied?: Removal
+}
+
+export const CHANGE_KINDS = ['node', 'override', 'policy'] as const
+export type ChangeKind = (typeof CHANGE_KINDS)[number]
+
+/** Who did what to which nodes of one service in one transaction. `ids` is empty for a policy. */
+export interface ChangeItem {
+  readonly kind: ChangeKind
+  readonly cause: Cause
+  readonly by: string
+  readonly ids: readonly string[]
+}
+
+/** The net effect of one transaction on one service. */
+export interface ServiceChange {
+  readonly namespace: string
+  readonly service: string
+  /** The revision of the service's previous change; 0 when this is its first. */
+  readonly after: number
+  readonly put: readonly ServiceNode[]
+  readonly remove: readonly Removal[]
+  /** Absent: unchanged. Null: removed. */
+  readonly policy?: PolicyDocument | null
+  /** Set when this change took the last node, or none was there before or after. */
+  readonly emptied?: Removal
+  readonly items: readonly ChangeItem[]
+}
+
+/** A durable transaction. */
+export interface Committed {
+  readonly revision: number
+  /** ISO 8601, the registry's clock. */
+  readonly time: string
+  readonly changes: readonly ServiceChange[]
+  readonly leases: { readonly put: readonly Lease[]; readonly removed: readonly string[] }
+}
+
+/** What history keeps of one change of one service: who did it, not the state it made. */
+export interface HistoryEntry {
+  readonly namespace: string
+  readonly service: string
+  readonly revision: number
+  readonly time: string
+  readonly after: number
+  readonly items: readonly ChangeItem[]
+}
+
+/** A service as it is durably. */
+export interface ServiceState {
+  readonly namespace: string
+  readonly service: string
+  readonly record: ServiceRecord
+  readonly nodes: Iterable<ServiceNode>
+  readonly policy: PolicyDocument | undefined
+}
+
+/** All durable state, for the moment of one call. */
+export interface StoreState {
+  readonly revision: number
+  /** What happened at or before this revision has left history. */
+  readonly floor: number
+  readonly services: Iterable<ServiceState>
+  readonly leases: Iterable<Lease>
+  /** Oldest first. */
+  readonly history: Iterable<HistoryEntry>
+}
+
+export interface StoreListener {
+  /** Called once, before any transaction. */
+  load(state: StoreState): void
+  /** The transactions of one group commit, in order, and how far history has been trimmed with them. Must not throw. */
+  apply(transactions: readonly Committed[], floor: number): void
+}
+
+/**
+ * The latest state, which may not be durable yet, and what a body wants changed in it. Reads see the body's own writes.
+ * Valid only while the body runs.
+ */
+export interface Transaction {
+  node(ref: NodeRef): NodeEntry | undefined
+  override(ref: NodeRef): Override | undefined
+  policy(namespace: string, service: string): PolicyDocument | undefined
+  lease(id: string): Lease | undefined
+  leaseCount(): number
+  nodesOfLease(id: string): readonly NodeRef[]
+  /** @param why left out when the same body notes the reason with an override */
+  putNode(ref: NodeRef, entry: NodeEntry, why: Why | undefined): void
+  removeNode(ref: NodeRef, why: Why & { readonly cause: RemovalCause }): void
+  /** Undefined clears it. The node itself, if there, must be put in the same body. */
+  putOverride(ref: NodeRef, override: Override | undefined, why: Why): void
+  putPolicy(namespace: string, service: string, policy: PolicyDocument | undefined, why: Why): void
+  putLease(lease: Lease): void
+  /** Its nodes must have gone in the same body. */
+  removeLease(id: string): void
+}
+
+export interface Why {
+  readonly cause: Cause
+  /** A lease's owner, or whoever sent the request. */
+  readonly by: string
+}
+
+export interface Outcome<T> {
+  /** Of this transaction; of the last durable one when it changed nothing. */
+  readonly revision: number
+  readonly result: T
+}
+
+export interface StoreStatus {
+  readonly kind: string
+  /** Where the state is, for people. */
+  readonly location: string
+  readonly leases: number
+  /** Transactions that wait for the disk. */
+  readonly pending: number
+  readonly commits: number
+  readonly failures: number
+}
+
+export interface Store {
+  /** The identity of this history. A new store has a new one. */
+  readonly epoch: string
+  /**
+   * Runs `body` on the latest state and makes what it wrote durable.
+   * @param body synchronous, without effects of its own: an engine may run it again on newer state
+   * @throws StoreUnavailable when it is not known to be durable; whatever `body` throws
+   */
+  transact<T>(body: (tx: Transaction) => T): Promise<Outcome<T>>
+  /** Tells a listener the durable state, then each transaction after it. Returns how to stop. */
+  watch(listener: StoreListener): Promise<() => void>
+  status(): StoreStatus
+  /** Finishes what was accepted; later transactions are refused. */
+  close(): Promise<void>
+}
+
+/** The engine cannot make anything durable now. Whether the refused write happened is then known only by reading. */
+export class StoreUnavailable extends Error {
+  readonly code = 'store_unavailable'
+  readonly retryable = true
+  constructor(reason: string, cause?: unknown) {
+    super(`the store cannot write: ${reason}`, { cause })
+    this.name = 'StoreUnavailable'
+  }
+}
+
+/** A store that must not be opened: damaged, of another format, or in use. The message says how to go on. */
+export class StoreRefused extends Error {
+  readonly code = 'store_refused'
+  constructor(message: string, cause?: unknown) {
+    super(message, { cause })
+    this.name = 'StoreRefused'
+  }
+}
