@@ -69,21 +69,26 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
   bound(app)
   streams.attach(app.server)
 
-  app.addHook('onRequest', async (request, reply) => {
+  app.addHook('onRequest', (request, reply, done) => {
     started.set(request, clock.now())
     const path = request.routeOptions.url ?? ''
-    if (lifecycle.phase === 'ready' || ALWAYS.has(path) || path.startsWith('/docs')) return
+    if (lifecycle.phase === 'ready' || ALWAYS.has(path) || path.startsWith('/docs')) return done()
     if (lifecycle.phase === 'stopping') void reply.header('connection', 'close')
-    throw new Refusal('not_ready', { detail: `the registry is ${lifecycle.phase}` })
+    done(new Refusal('not_ready', { detail: `the registry is ${lifecycle.phase}` }))
   })
-  app.addHook('preValidation', async (request) => readQuery(request))
-  app.addHook('onSend', async (_request, reply) => {
+  app.addHook('preValidation', (request, _reply, done) => {
+    readQuery(request)
+    done()
+  })
+  app.addHook('onSend', (_request, reply, _payload, done) => {
     if (lifecycle.parts) void reply.header('holdfast-cursor', lifecycle.parts.hub.cursorText)
     if (lifecycle.phase === 'stopping') void reply.header('connection', 'close')
+    done()
   })
-  app.addHook('onResponse', async (request, reply) => {
+  app.addHook('onResponse', (request, reply, done) => {
     const route = request.routeOptions.url ?? 'none'
     metrics.request(route, request.method, reply.statusCode, clock.now() - (started.get(request) ?? clock.now()))
+    done()
   })
   app.setErrorHandler((error, _request, reply) => sendProblem(error, reply, log))
 

@@ -168,13 +168,10 @@ export function overrideNode(
       ? undefined
       : Object.freeze({ ...(status !== undefined && { status }), ...(weight !== undefined && { weight }) })
   if (before?.status === status && before?.weight === weight) return held.node
-  const { override: _replaced, ...rest } = held.node
-  const node: ServiceNode = Object.freeze({
-    ...rest,
-    status: status ?? rest.registered.status,
-    weight: weight ?? rest.registered.weight,
-    ...(override && { override }),
-  })
+  const { registered } = held.node
+  const changed = { ...held.node, status: status ?? registered.status, weight: weight ?? registered.weight }
+  delete changed.override
+  const node: ServiceNode = Object.freeze({ ...changed, ...(override && { override }) })
   const why = { cause: 'operator', by: operator(remote) } as const
   tx.putOverride(ref, override, why)
   // One change, told once: what the override does to the node is part of the override.

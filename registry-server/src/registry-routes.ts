@@ -29,7 +29,7 @@ import {
   type OverridePatch,
 } from './registration.ts'
 import { answers, bodies, empty, json, params, problems, queries } from './schemas.ts'
-import type { ServiceView } from './service-view.ts'
+import type { HistoryPlace, ServiceView } from './service-view.ts'
 import type { NodeRef } from './store.ts'
 
 /** A longer wait outlives what proxies in between allow a silent connection. */
@@ -238,8 +238,7 @@ function nodeRoutes(app: FastifyInstance, parts: () => RegistryParts): void {
     },
     async (request, reply) => {
       const ref = refOf(request)
-      const { namespace: _, ...fence } = request.query
-      await parts().store.transact((tx) => removeNode(tx, ref, fence, request.ip))
+      await parts().store.transact((tx) => removeNode(tx, ref, request.query, request.ip))
       return reply.code(204).send()
     },
   )
@@ -310,14 +309,11 @@ function serviceRoutes(app: FastifyInstance, parts: () => RegistryParts): void {
     },
     async (request, reply) => {
       const view = viewOf(parts(), request)
-      const page = pageOf(
-        request.query,
-        (line: { revision: number; index: number }) => `${line.revision}.${line.index}`,
-      )
+      const page = pageOf(request.query, ({ line, index }: HistoryPlace) => `${line.revision}.${index}`)
       const [revision, index] = (page.after ?? '').split('.').map(Number)
       if (page.after !== undefined && !/^\d+\.\d+$/.test(page.after)) throw invalid('page', 'is not one of `next`')
       const { items, next } = page.take(view.history(revision || undefined, (index ?? -1) + 1))
-      const entries = items.map(({ index: _, ...line }) => line)
+      const entries = items.map(({ line }) => line)
       return tagged(request, reply, parts().hub.epoch, view.revision, { entries, ...(next && { next }) })
     },
   )

@@ -28,6 +28,12 @@ export interface HistoryLine {
   readonly id?: string
 }
 
+/** A line and where it stands among those of its revision. */
+export interface HistoryPlace {
+  readonly line: HistoryLine
+  readonly index: number
+}
+
 export class ServiceView {
   readonly namespace: string
   readonly service: string
@@ -144,7 +150,7 @@ export class ServiceView {
    * @param skip lines to leave out within the newest revision that is asked for
    * @param from the newest revision to tell of
    */
-  *history(from = Infinity, skip = 0): Iterable<HistoryLine & { readonly index: number }> {
+  *history(from = Infinity, skip = 0): Iterable<HistoryPlace> {
     for (let at = this.#history.length - 1; at >= 0; at--) {
       const { revision, time, items } = this.#history[at]!
       if (revision > from) continue
@@ -152,7 +158,7 @@ export class ServiceView {
       for (const { kind, cause, by, ids } of items)
         for (const id of ids.length > 0 ? ids : [undefined]) {
           if (revision < from || index >= skip)
-            yield { index, revision, time, cause, by, kind, ...(id !== undefined && { id }) }
+            yield { line: { revision, time, cause, by, kind, ...(id !== undefined && { id }) }, index }
           index++
         }
     }

@@ -92,12 +92,9 @@ function check(location: string): Promise<void> {
   if (!existsSync(join(location, 'data.mdb')))
     return Promise.reject(damaged(location, new Error('data.mdb is missing')))
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [CHECK, location], {
-      stdio: ['ignore', 'ignore', 'pipe'],
-      execArgv: [],
-    } as object)
+    const child = spawn(process.execPath, [CHECK, location], { stdio: ['ignore', 'ignore', 'pipe'] })
     let said = ''
-    child.stderr!.on('data', (chunk: Buffer) => (said = (said + chunk.toString()).slice(0, 2_000)))
+    child.stderr.on('data', (chunk: Buffer) => (said = (said + chunk.toString()).slice(0, 2_000)))
     child.on('error', (error) => reject(new StoreRefused(`cannot check ${location}: ${error.message}`, error)))
     child.on('close', (code, signal) => {
       if (code === 0) return resolve()

@@ -256,9 +256,10 @@ class WebSocketSink extends SocketSink implements Sink {
   }
 }
 
+/** Whole messages come as one buffer, unless the receiver is told otherwise. */
 function parseJson(data: RawData): unknown {
   try {
-    return JSON.parse(data.toString())
+    return JSON.parse((data as Buffer).toString())
   } catch {
     throw new ProtocolError('message', 'must be JSON')
   }
