@@ -2,7 +2,7 @@ import { Readable } from 'node:stream'
 import { Pool, type Dispatcher } from 'undici'
 import { every, type Clock } from '@holdfast/registry-client/clock'
 import { asSidecarError, SidecarError } from './errors.ts'
-import { controlFields, endToEnd, without } from './headers.ts'
+import { controlFields, endToEnd, framingFaultOf, without } from './headers.ts'
 import type { Exchange, Reply } from './layer.ts'
 
 /** Bounds on what is held towards nodes, in the unit the name ends in. */
@@ -143,6 +143,13 @@ export class Forward {
           },
           onResponseStart: (current, status, _parsed, statusText) => {
             if (status < 200) return
+            const headers = (current.rawHeaders as readonly Buffer[]).map((part) => part.toString('latin1'))
+            const fault = framingFaultOf(headers)
+            if (fault !== undefined) {
+              const refused = new SidecarError('upstream_protocol', `the answer has ${fault}`, { delivered: true })
+              current.abort(refused)
+              return fail(refused)
+            }
             answer = new Readable({
               read: () => current.resume(),
               destroy: (error, done) => {
@@ -150,7 +157,7 @@ export class Forward {
                 done(error)
               },
             })
-            resolve(this.#replyOf(status, statusText, current.rawHeaders as readonly Buffer[], answer))
+            resolve(this.#replyOf(status, statusText, headers, answer))
           },
           onResponseData: (current, chunk) => {
             if (answer?.push(chunk) === false) current.pause()
@@ -173,8 +180,7 @@ export class Forward {
     return headers
   }
 
-  #replyOf(status: number, statusText: string | undefined, raw: readonly Buffer[], body: Readable): Reply {
-    const headers = raw.map((part) => part.toString('latin1'))
+  #replyOf(status: number, statusText: string | undefined, headers: readonly string[], body: Readable): Reply {
     const reason = this.#options.trustReason ? controlFields(headers).get('reason') : undefined
     return {
       status,
@@ -232,6 +238,8 @@ function originOf(destination: { readonly host: string; readonly port: number })
   return `http://${host}:${destination.port}`
 }
 
+const PROTOCOL_CODES: ReadonlySet<string> = new Set(['UND_ERR_HEADERS_OVERFLOW', 'UND_ERR_RES_CONTENT_LENGTH_MISMATCH'])
+
 function errorOf(error: Error, exchange: Exchange, started: boolean): SidecarError {
   if (error instanceof SidecarError) return error
   const code = (error as NodeJS.ErrnoException).code ?? error.name
@@ -240,7 +248,7 @@ function errorOf(error: Error, exchange: Exchange, started: boolean): SidecarErr
   const where = exchange.destination ? `${exchange.destination.host}:${exchange.destination.port}` : 'the node'
   if (!started) return new SidecarError('upstream_connect', `${where}: ${code}`, { cause: error })
   const options = { delivered: true, cause: error }
-  if (code.startsWith('HPE_') || code === 'UND_ERR_HEADERS_OVERFLOW' || error.name === 'HTTPParserError')
+  if (code.startsWith('HPE_') || PROTOCOL_CODES.has(code) || error.name === 'HTTPParserError')
     return new SidecarError('upstream_protocol', `${where}: ${code}`, options)
   return new SidecarError('upstream_reset', `${where}: ${code}`, options)
 }

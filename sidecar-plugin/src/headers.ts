@@ -75,21 +75,27 @@ export function without(headers: readonly string[], name: string): string[] {
  * the next is how requests are smuggled, so nothing here is repaired.
  */
 export function faultOf(headers: readonly string[], httpVersion: string): string | undefined {
-  let hosts = 0
+  const hosts = valuesOf(headers, 'host').length
+  if (hosts > 1) return 'more than one Host'
+  if (hosts === 0 && httpVersion !== '1.0') return 'no Host'
+  const framing = framingFaultOf(headers)
+  if (framing !== undefined) return framing
+  if (httpVersion === '1.0' && valueOf(headers, 'transfer-encoding') !== undefined)
+    return 'Transfer-Encoding in HTTP/1.0'
+  const named = connectionNames(headers)
+  if (named.has('host') || named.has('content-length')) return 'Connection names Host or Content-Length'
+  return undefined
+}
+
+/** Why it is not clear where a message ends; undefined when it is. */
+export function framingFaultOf(headers: readonly string[]): string | undefined {
   let lengths = 0
   let coded = false
   for (let i = 0; i < headers.length; i += 2) {
     const name = headers[i]!.toLowerCase()
-    if (name === 'host') hosts++
-    else if (name === 'content-length') lengths++
+    if (name === 'content-length') lengths++
     else if (name === 'transfer-encoding') coded = true
   }
-  if (hosts > 1) return 'more than one Host'
-  if (hosts === 0 && httpVersion !== '1.0') return 'no Host'
   if (lengths > 1) return 'more than one Content-Length'
-  if (coded && lengths > 0) return 'Content-Length beside Transfer-Encoding'
-  if (coded && httpVersion === '1.0') return 'Transfer-Encoding in HTTP/1.0'
-  const named = connectionNames(headers)
-  if (named.has('host') || named.has('content-length')) return 'Connection names Host or Content-Length'
-  return undefined
+  return coded && lengths > 0 ? 'Content-Length beside Transfer-Encoding' : undefined
 }

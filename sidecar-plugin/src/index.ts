@@ -17,4 +17,4 @@ export type {
 } from './layer.ts'
 export type { LocalSpec } from './local-spec.ts'
 export { createSidecar } from './sidecar.ts'
-export type { Sidecar, SidecarOptions } from './sidecar.ts'
+export type { Sidecar, SidecarClient, SidecarOptions } from './sidecar.ts'

@@ -319,8 +319,11 @@ class Answer {
   /** After the head there is no other way to say that something failed. */
   fail(error: SidecarError): void {
     this.#end(error)
-    // A reset: to a body that ends with its connection, a plain close would look like the end.
-    this.#request.socket.resetAndDestroy()
+    // A reset: to a body that ends with its connection, a plain close would look like the end. The socket's own
+    // resetAndDestroy says a polite goodbye first, which is just that.
+    const socket = this.#request.socket as Socket & { resetAndClosing: boolean }
+    socket.resetAndClosing = true
+    socket.destroy()
   }
 
   #pour(body: Exclude<Reply['body'], Buffer | undefined>): void {

@@ -68,6 +68,8 @@ export class PulledBody implements RequestBody {
         done(error)
       },
     })
+    // Whoever reads may have let go by the time the caller breaks off; that must end nothing but this stream.
+    out.on('error', () => {})
     return out
   }
 }

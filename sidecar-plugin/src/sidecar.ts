@@ -27,13 +27,19 @@ import { RegistrationFile } from './registration-file.ts'
 import type { Log } from './registry.ts'
 import { Stats } from './stats.ts'
 
+/** What a sidecar uses of the client library. */
+export type SidecarClient = Pick<
+  RegistryClient,
+  'resolve' | 'peek' | 'views' | 'pick' | 'nodeReports' | 'register' | 'status' | 'close'
+>
+
 export interface SidecarOptions {
   readonly config: SidecarConfig
   readonly log: Log
   readonly clock?: Clock
   readonly random?: Random
   /** For those who bring their own; it is closed with the sidecar. */
-  readonly client?: RegistryClient
+  readonly client?: SidecarClient
   readonly limits?: { readonly listener?: Partial<ListenerLimits>; readonly forward?: Partial<ForwardLimits> }
 }
 
@@ -248,7 +254,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
 }
 
 interface KeeperParts {
-  readonly client: RegistryClient
+  readonly client: SidecarClient
   readonly clock: Clock
   readonly random: Random
   readonly log: Log
@@ -333,7 +339,7 @@ function shownView(resolved: Shown): object {
  * so it is not pretended to be known; nothing is changed by asking.
  */
 function explain(
-  client: RegistryClient,
+  client: SidecarClient,
   policyOf: (document: PolicyDocument | undefined) => Policy | undefined,
   service: string,
   namespace: string,

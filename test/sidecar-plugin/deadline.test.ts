@@ -1,0 +1,110 @@
+import assert from 'node:assert/strict'
+import { describe, test } from 'node:test'
+import { asSidecarError, type SidecarError } from '../../sidecar-plugin/src/errors.ts'
+import type { Exchange, Reply } from '../../sidecar-plugin/src/layer.ts'
+import { deadline } from '../../sidecar-plugin/src/layers/deadline.ts'
+import { ManualClock, settle } from '../support/manual-clock.ts'
+import { exchangeFor, replyOf } from './fakes.ts'
+
+/** An inner service that answers when told, and fails when aborted, as the contract wants. */
+function waiting() {
+  let answer!: (reply: Reply) => void
+  const service = (exchange: Exchange) =>
+    new Promise<Reply>((resolve, reject) => {
+      answer = resolve
+      exchange.signal.addEventListener('abort', () => reject(new Error('the socket broke')))
+    })
+  return { service, answer: (reply = replyOf()) => answer(reply) }
+}
+
+function begin(over: Parameters<typeof exchangeFor>[0] = {}, policyMs?: number) {
+  const clock = new ManualClock()
+  const inner = waiting()
+  const { exchange, end } = exchangeFor(over)
+  const layer = deadline({ clock, policyTimeoutMs: () => policyMs })
+  const outcome: { reply?: Reply; error?: SidecarError } = {}
+  const done = layer(inner.service)(exchange).then(
+    (reply) => (outcome.reply = reply),
+    (error: unknown) => (outcome.error = asSidecarError(error)),
+  )
+  return { clock, inner, exchange, end, outcome: () => outcome, done }
+}
+
+describe('a stated timeout', () => {
+  test('ends the exchange with a deadline, whatever the abort broke inside', async () => {
+    const { clock, outcome, exchange, done } = begin({}, 2_000)
+    await clock.advance(1_999)
+    assert.equal(outcome().error, undefined)
+    await clock.advance(1)
+    await done
+    assert.equal(outcome().error?.reason, 'deadline')
+    assert.equal(outcome().error?.status, 504)
+    assert.equal(exchange.signal.aborted, true)
+  })
+
+  test('is the least of the policy’s and the caller’s', async () => {
+    const lower = begin({ control: new Map([['timeout', '250ms']]) }, 2_000)
+    await lower.clock.advance(250)
+    assert.equal(lower.outcome().error?.reason, 'deadline')
+    const higher = begin({ control: new Map([['timeout', '10s']]) }, 2_000)
+    await higher.clock.advance(2_000)
+    assert.equal(higher.outcome().error?.reason, 'deadline')
+  })
+
+  test('is what the sidecar before has left of it, but only inbound, where a sidecar says so', async () => {
+    const control = new Map([['deadline', '40']])
+    const inbound = begin({ direction: 'inbound', control })
+    await inbound.clock.advance(40)
+    assert.equal(inbound.outcome().error?.reason, 'deadline')
+    const outbound = begin({ control })
+    await outbound.clock.advance(40)
+    assert.equal(outbound.outcome().error, undefined)
+  })
+
+  test('is of the whole exchange: a body that takes too long is cut', async () => {
+    const { clock, inner, exchange, outcome } = begin({}, 2_000)
+    inner.answer()
+    await settle()
+    assert.equal(outcome().reply?.status, 200)
+    await clock.advance(2_000)
+    assert.equal((exchange.signal.reason as SidecarError).reason, 'deadline')
+  })
+
+  test('leaves no timer behind once the answer has left', async () => {
+    const { clock, inner, end } = begin({}, 2_000)
+    inner.answer()
+    end()
+    await settle()
+    assert.equal(clock.pending, 0)
+  })
+})
+
+describe('without a stated timeout', () => {
+  test('silence ends after fifteen seconds', async () => {
+    const { clock, outcome } = begin()
+    await clock.advance(14_999)
+    assert.equal(outcome().error, undefined)
+    await clock.advance(1)
+    assert.equal(outcome().error?.reason, 'deadline')
+  })
+
+  test('a long upload goes on for as long as it moves', async () => {
+    const { clock, exchange, outcome } = begin()
+    for (let i = 0; i < 10; i++) {
+      exchange.bytesIn += 1_000
+      await clock.advance(14_000)
+    }
+    assert.equal(outcome().error, undefined)
+    await clock.advance(30_000)
+    assert.equal(outcome().error?.reason, 'deadline')
+  })
+
+  test('an event stream goes on for ever: only its head was waited for', async () => {
+    const { clock, inner, exchange } = begin()
+    inner.answer()
+    await settle()
+    await clock.advance(3_600_000)
+    assert.equal(exchange.signal.aborted, false)
+    assert.equal(clock.pending, 0)
+  })
+})

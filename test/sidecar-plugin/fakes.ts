@@ -1,0 +1,209 @@
+/** What plays the rest of the world for one part of the sidecar. */
+
+import { once } from 'node:events'
+import { createServer, type RequestListener, type Server } from 'node:http'
+import { connect, type AddressInfo, type Socket } from 'node:net'
+import { NoNodesError, ResolveError, type Resolved } from '@holdfast/registry-client'
+import {
+  decodeView,
+  encodeView,
+  type NodeStatus,
+  type PolicyDocument,
+  type View,
+} from '@holdfast/registry-client/protocol'
+import {
+  createExchange,
+  type Arrival,
+  type Ending,
+  type Exchange,
+  type Reply,
+  type RequestBody,
+} from '../../sidecar-plugin/src/layer.ts'
+import type { Handle, Log, NodeSpec } from '../../sidecar-plugin/src/registry.ts'
+
+export const quietLog: Log = { debug() {}, info() {}, warn() {}, error() {} }
+
+/** An exchange as a listener makes it, and the way to end it. */
+export function exchangeFor(
+  over: Partial<Arrival> & Partial<Pick<Exchange, 'service' | 'namespace' | 'control'>> = {},
+) {
+  let end!: (ending: Ending) => void
+  const ended = new Promise<Ending>((resolve) => (end = resolve))
+  const exchange = createExchange({
+    direction: 'outbound',
+    id: 'request-1',
+    startedMs: 0,
+    peer: '127.0.0.1',
+    httpVersion: '1.1',
+    method: 'GET',
+    target: '/',
+    headers: ['Host', 'stock'],
+    body: undefined,
+    ended,
+    ...over,
+  })
+  exchange.service = over.service ?? 'stock'
+  exchange.namespace = over.namespace ?? 'default'
+  exchange.control = over.control ?? new Map()
+  return {
+    exchange,
+    end: (ending: Partial<Ending> = {}) => end({ error: undefined, bytesIn: 0, bytesOut: 0, ...ending }),
+  }
+}
+
+export function replyOf(over: Partial<Reply> = {}): Reply {
+  return { status: 200, headers: [], body: undefined, ...over }
+}
+
+/** A body that says whether it was touched. */
+export function bodyOf(touched: boolean): RequestBody {
+  return {
+    touched,
+    stream: () => {
+      throw new Error('nobody reads in this test')
+    },
+  }
+}
+
+export interface FakeNode {
+  readonly id: string
+  readonly port?: number
+  readonly status?: NodeStatus
+}
+
+export function viewOf(service: string, nodes: readonly FakeNode[], policy: PolicyDocument | null = null): View {
+  return decodeView({
+    namespace: 'default',
+    service,
+    cursor: 'epoch:1',
+    nodes: nodes.map(({ id, port = 1, status = 'up' }) => ({ id, host: '127.0.0.1', port, weight: 100, status })),
+    policy,
+  })
+}
+
+/** A client library whose registry is a table in this process. */
+export class FakeClient {
+  readonly table = new Map<string, View>()
+  readonly subscribed: string[] = []
+  readonly outcomes: string[] = []
+  readonly registered: NodeSpec[] = []
+  readonly events: string[] = []
+  source: Resolved['source'] = 'memory'
+  #turn = 0
+
+  set(service: string, nodes: readonly FakeNode[], policy?: PolicyDocument): void {
+    this.table.set(service, viewOf(service, nodes, policy ?? null))
+  }
+
+  async resolve(service: string): Promise<Resolved> {
+    this.subscribed.push(service)
+    return this.peek(service) ?? Promise.reject(new ResolveError('unknown_service', service, ['the table']))
+  }
+
+  peek(service: string): Resolved | undefined {
+    const view = this.table.get(service)
+    return view && resolvedOf(view, this.source)
+  }
+
+  views(): Resolved[] {
+    return [...this.table.values()].map((view) => resolvedOf(view, this.source))
+  }
+
+  pick(service: string, options: { not?: ReadonlySet<string> } = {}) {
+    const up = [...(this.table.get(service)?.nodes.values() ?? [])].filter((node) => node.status === 'up')
+    const left = up.filter((node) => !options.not?.has(node.id))
+    const node = left[options.not?.size ? 0 : this.#turn++ % left.length]
+    if (node === undefined) throw new NoNodesError(service, up.length)
+    return { node, done: (outcome: string) => void this.outcomes.push(`${node.id} ${outcome}`) }
+  }
+
+  nodeReports() {
+    return []
+  }
+
+  async register(spec: NodeSpec): Promise<Handle & { service: string; namespace: string }> {
+    this.registered.push(spec)
+    this.events.push(`register ${spec.service} ${spec.status}`)
+    let state: Handle['state'] = 'registered'
+    return {
+      id: spec.id,
+      service: spec.service,
+      namespace: spec.namespace,
+      get state() {
+        return state
+      },
+      update: async (change) => void this.events.push(`update ${spec.service} ${change.status}`),
+      close: async () => {
+        state = 'closed'
+        this.events.push(`close ${spec.service}`)
+      },
+    }
+  }
+
+  status(): never {
+    return { fake: true } as never
+  }
+
+  async close(): Promise<void> {
+    this.events.push('close client')
+  }
+}
+
+function resolvedOf(view: View, source: Resolved['source']): Resolved {
+  return {
+    view,
+    nodes: [...view.nodes.values()],
+    policy: encodeView(view).policy ? view.policy : undefined,
+    cursor: view.cursor,
+    source,
+    ageMs: 0,
+    reachable: true,
+    overridden: false,
+  }
+}
+
+/** A local service. Close it with `stop`. */
+export async function startService(handler: RequestListener): Promise<{ port: number; server: Server; stop(): void }> {
+  const server = createServer(handler)
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  return {
+    port: (server.address() as AddressInfo).port,
+    server,
+    stop: () => {
+      server.close()
+      server.closeAllConnections()
+    },
+  }
+}
+
+/** A raw connection that collects what it is told. */
+export class RawCaller {
+  readonly socket: Socket
+  text = ''
+  error: Error | undefined
+  readonly closed: Promise<void>
+
+  constructor(port: number, options: { allowHalfOpen?: boolean } = {}) {
+    this.socket = connect({ port, host: '127.0.0.1', ...options })
+    this.socket.setEncoding('latin1')
+    this.socket.on('data', (chunk: string) => (this.text += chunk))
+    this.socket.on('error', (error) => (this.error = error))
+    this.closed = new Promise((resolve) => this.socket.once('close', () => resolve()))
+  }
+
+  send(text: string): this {
+    this.socket.write(text, 'latin1')
+    return this
+  }
+
+  /** Resolves once what was heard matches; rejects when the connection ends before. */
+  async until(pattern: RegExp): Promise<string> {
+    while (!pattern.test(this.text)) {
+      if (this.socket.destroyed || this.socket.readableEnded)
+        throw new Error(`the connection ended before ${pattern}: ${JSON.stringify(this.text.slice(0, 500))}`)
+      await Promise.race([once(this.socket, 'data').catch(() => {}), once(this.socket, 'end'), this.closed])
+    }
+    return this.text
+  }
+}

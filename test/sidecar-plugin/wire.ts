@@ -1,0 +1,82 @@
+/** A listener and a forward on real sockets, with one layer between that names the service's port. */
+
+import { setImmediate as turn } from 'node:timers/promises'
+import type { RequestListener } from 'node:http'
+import { systemClock } from '@holdfast/registry-client/clock'
+import { Forward, type ForwardLimits } from '../../sidecar-plugin/src/forward.ts'
+import { stack, type Ending, type Exchange, type Layer } from '../../sidecar-plugin/src/layer.ts'
+import { answers } from '../../sidecar-plugin/src/layers/answers.ts'
+import { cleanHead } from '../../sidecar-plugin/src/layers/clean-head.ts'
+import { Listener, type ListenerLimits } from '../../sidecar-plugin/src/listener.ts'
+import { seededRandom } from '../support/seeded-random.ts'
+import { quietLog, startService } from './fakes.ts'
+
+export interface Wire {
+  readonly port: number
+  readonly servicePort: number
+  readonly listener: Listener
+  readonly forward: Forward
+  /** Each exchange as it began. */
+  readonly exchanges: Exchange[]
+  readonly endings: Ending[]
+  stop(): Promise<void>
+}
+
+export async function startWire(
+  handler: RequestListener,
+  options: {
+    listener?: Partial<ListenerLimits>
+    forward?: Partial<ForwardLimits>
+    trustReason?: boolean
+    /** Instead of the service's. */
+    destinationPort?: number
+    layers?: Layer[]
+    /** A service that is no node:http server. */
+    service?: { port: number; stop(): void }
+  } = {},
+): Promise<Wire> {
+  const service = options.service ?? (await startService(handler))
+  const forward = new Forward({
+    clock: systemClock,
+    trustReason: options.trustReason ?? false,
+    ...(options.forward && { limits: options.forward }),
+  })
+  const exchanges: Exchange[] = []
+  const endings: Ending[] = []
+  const name: Layer = (inner) => (exchange) => {
+    exchanges.push(exchange)
+    void exchange.ended.then((ending) => endings.push(ending))
+    exchange.destination = { id: 'node', host: '127.0.0.1', port: options.destinationPort ?? service.port }
+    return inner(exchange)
+  }
+  const listener = new Listener({
+    direction: 'inbound',
+    clock: systemClock,
+    random: seededRandom(1),
+    serve: stack([answers(quietLog), name, cleanHead(), ...(options.layers ?? [])], forward.serve),
+    ...(options.listener && { limits: options.listener }),
+  })
+  const port = await listener.listen('127.0.0.1', 0)
+  return {
+    port,
+    servicePort: service.port,
+    listener,
+    forward,
+    exchanges,
+    endings,
+    stop: async () => {
+      listener.close()
+      await forward.close()
+      service.stop()
+    },
+  }
+}
+
+/** Looks again after each turn of the event loop: for what happens elsewhere in this process without an event. */
+export async function eventually(what: string, holds: () => boolean): Promise<void> {
+  const endMs = systemClock.now() + 10_000
+  while (!holds()) {
+    if (systemClock.now() > endMs) throw new Error(`never: ${what}`)
+    await turn()
+  }
+}
