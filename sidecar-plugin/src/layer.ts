@@ -39,6 +39,7 @@ export interface Destination {
 /** What is known of the service when its request was accepted; from memory, never asked for on the way. */
 export interface Known {
   readonly source: ViewSource
+  readonly ageMs: number
   readonly nodes: readonly ServiceNode[]
   readonly policy: PolicyDocument | undefined
 }

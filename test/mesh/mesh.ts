@@ -38,7 +38,7 @@ export class Program {
 
   /** The port that the ready line gives after `word`. */
   port(word = ''): number {
-    const match = new RegExp(`${word}[^:]*https?://[^ ]*?:(\\d+)`).exec(this.ready)
+    const match = new RegExp(`${word}[^/]*https?://[^ ,]*:(\\d+)`).exec(this.ready)
     if (!match) throw new Error(`${this.name} did not say where ${word} listens: ${this.ready}`)
     return Number(match[1])
   }

@@ -13,6 +13,9 @@ const SUBSCRIBED_MAX = 10_000
  * That first call is made even when memory has a view: a service loaded from file and never subscribed would grow
  * stale unnoticed.
  *
+ * Tells the caller by `x-holdfast-view` which view chose the node and how old it was, in whole seconds: whoever looks
+ * at a strange answer sees whether the registry was silent.
+ *
  * Stands above `deadline`, because the policy that the deadline reads comes with the view; it counts against it.
  * Throws `unknown_service`, `unresolved`, `deadline`.
  * @param limitMs how long a first request may wait when it states no timeout
@@ -29,7 +32,9 @@ export function resolve(options: { resolver: Resolver; limitMs: number }): Layer
       if (subscribed.size >= SUBSCRIBED_MAX) subscribed.clear()
       subscribed.add(key)
     }
-    return inner(exchange)
+    const { source, ageMs } = exchange.known
+    const reply = await inner(exchange)
+    return { ...reply, headers: [...reply.headers, 'x-holdfast-view', `${source}; age=${Math.floor(ageMs / 1000)}`] }
   }
 }
 
