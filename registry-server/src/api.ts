@@ -12,8 +12,9 @@ import type { Metrics } from './metrics.ts'
 import { operatorRoutes } from './operator-routes.ts'
 import type { Lifecycle, RegistryParts } from './parts.ts'
 import { problemAnswer, rawAnswer, Refusal, refusalOf } from './problems.ts'
-import { registryRoutes } from './registry-routes.ts'
+import { leaseRoutes, nodeRoutes } from './registration-routes.ts'
 import { problems, queries } from './schemas.ts'
+import { policyRoutes, serviceRoutes } from './service-routes.ts'
 import { version } from './version.ts'
 import type { WatchStreams } from './watch-streams.ts'
 
@@ -112,7 +113,10 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
     if (lifecycle.parts === undefined) throw new Refusal('not_ready')
     return lifecycle.parts
   }
-  registryRoutes(app, parts)
+  leaseRoutes(app, parts)
+  nodeRoutes(app, parts)
+  serviceRoutes(app, parts)
+  policyRoutes(app, parts)
   operatorRoutes(app, { lifecycle, parts, metrics, clock })
   watchRoute(app, streams)
   await documentRoutes(app)

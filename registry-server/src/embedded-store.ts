@@ -8,26 +8,17 @@
 import type { Clock } from '@holdfast/registry-client/clock'
 import type { Log } from './log.ts'
 import type { Database } from './lmdb-database.ts'
+import { encodeHistory, encodeValue, FORMAT, historyKey, keyOf, META_KEY, type Meta } from './records.ts'
+import { changesOf, type HistoryMark, type HistoryMarks, type HistoryPlan } from './history-marks.ts'
+import { openDirectory, type DirectoryOptions } from './store-directory.ts'
+import { initialise, load, readHistory, readMeta, type Loaded } from './store-loader.ts'
+import type { StoreMemory } from './store-state.ts'
+import { type Draft } from './store-state.ts'
 import {
-  decodeHistory,
-  decodeRecord,
-  decodeValue,
-  encodeHistory,
-  encodeValue,
-  FORMAT,
-  HISTORY_PREFIX,
-  historyKey,
-  keyOf,
-  META_KEY,
-  type Meta,
-} from './records.ts'
-import { changesOf, HistoryMarks, type HistoryMark, type HistoryPlan } from './history-marks.ts'
-import { StoreMemory, type Draft } from './store-state.ts'
-import {
+  damaged,
   StoreRefused,
   StoreUnavailable,
   type Committed,
-  type HistoryEntry,
   type Outcome,
   type Store,
   type StoreListener,
@@ -35,8 +26,6 @@ import {
   type Transaction,
 } from './store.ts'
 
-/** Records decoded in one turn of the event loop while loading: some 20 ms, so that health checks are answered. */
-const LOAD_PAGE = 4_000
 /** Transactions that may wait for the disk. Each is a request that waits for its answer; more are refused at once. */
 const MAX_PENDING = 20_000
 
@@ -45,8 +34,6 @@ export interface EmbeddedStoreOptions {
   readonly open: () => Database
   /** Where it is, for messages. */
   readonly location: string
-  /** Of a database without any record: the identity it gets. Left out, such a database is refused as damaged. */
-  readonly newEpoch?: string
   readonly clock: Clock
   readonly log: Log
   /** Revisions that history keeps, at least 1. */
@@ -271,81 +258,19 @@ export class EmbeddedStore implements Store {
   }
 }
 
-interface Loaded {
-  readonly epoch: string
-  readonly memory: StoreMemory
-  readonly history: HistoryMarks
-}
+export type EmbeddedDirectoryOptions = Omit<EmbeddedStoreOptions, 'open' | 'location' | 'onClose'> &
+  Omit<DirectoryOptions, 'initialise'>
 
-async function load(database: Database, options: EmbeddedStoreOptions): Promise<Loaded> {
-  const { newEpoch } = options
-  const memory = new StoreMemory()
-  const marks: HistoryMark[] = []
-  if (newEpoch !== undefined && database.range('', undefined, 1).length === 0) {
-    const meta: Meta = { format: FORMAT, epoch: newEpoch, revision: 0, counts: memory.counts }
-    await database.commit([[META_KEY, encodeValue(META_KEY, meta)]])
-    return { epoch: newEpoch, memory, history: new HistoryMarks(options, marks, 0) }
+/**
+ * Opens the store of a data directory, creating it where none is.
+ * @throws StoreRefused when another process holds the directory, or when the store is damaged
+ */
+export async function openEmbeddedStore(options: EmbeddedDirectoryOptions): Promise<EmbeddedStore> {
+  const { location, open, release } = await openDirectory({ ...options, initialise })
+  try {
+    return await EmbeddedStore.open({ ...options, location, open, onClose: release })
+  } catch (error) {
+    await release()
+    throw error
   }
-  const meta = readMeta(database)
-  let newest = 0
-  let after: string | undefined
-  for (;;) {
-    const page = database.range('', after, LOAD_PAGE)
-    if (page.length === 0) break
-    for (const { key, value } of page) {
-      if (key === META_KEY) continue
-      const decoded = decodeValue(key, value)
-      if (key.startsWith(HISTORY_PREFIX)) {
-        const entries = decodeHistory(key, decoded)
-        const { revision } = entries[0]!
-        marks.push({ revision, changes: changesOf(entries) })
-        newest = Math.max(newest, revision)
-      } else {
-        const write = decodeRecord(key, decoded)
-        if (write === undefined) throw new Error(`an unknown record ${JSON.stringify(key)}`)
-        if (write.kind === 'node' && write.value?.lease !== undefined && !memory.lease(write.value.lease))
-          throw new Error(`${key} is under a lease that is missing`)
-        memory.apply(write)
-        if (write.kind === 'service') newest = Math.max(newest, write.value?.revision ?? 0)
-      }
-    }
-    after = page.at(-1)!.key
-    await new Promise((resolve) => setImmediate(resolve))
-  }
-  for (const [name, count] of Object.entries(meta.counts))
-    if (memory.counts[name as keyof typeof memory.counts] !== count)
-      throw new Error(`${memory.counts[name as keyof typeof memory.counts]} ${name} are left of ${count}`)
-  if (newest > meta.revision) throw new Error(`a record of revision ${newest} after the last, ${meta.revision}`)
-  memory.revision = meta.revision
-  return { epoch: meta.epoch, memory, history: new HistoryMarks(options, marks, meta.revision) }
-}
-
-function readMeta(database: Database): Meta {
-  const value = database.get(META_KEY)
-  if (value === undefined) throw new Error('its first record is missing')
-  const meta = decodeValue(META_KEY, value) as Meta
-  if (meta.format !== FORMAT) throw new Error(`it has format ${meta.format}, this version reads ${FORMAT}`)
-  return meta
-}
-
-function* readHistory(database: Database, floor: number): Iterable<HistoryEntry> {
-  let after: string | undefined = historyKey(floor)
-  for (;;) {
-    const page = database.range(HISTORY_PREFIX, after, 1000)
-    if (page.length === 0) return
-    for (const { key, value } of page) yield* decodeHistory(key, decodeValue(key, value))
-    after = page.at(-1)!.key
-  }
-}
-
-/** What to tell an operator whose store cannot be trusted. */
-export function damaged(location: string, error: unknown): StoreRefused {
-  const reason = error instanceof Error ? error.message : String(error)
-  return new StoreRefused(
-    `the store in ${location} is damaged and was not opened: ${reason}. Nothing was changed. To go on, move the ` +
-      'directory away and start again with an empty one: registrants register again by themselves, and clients keep ' +
-      'serving from their caches meanwhile; policies, overrides and static nodes have to be written again. Or put a ' +
-      'backup of the directory in its place.',
-    error,
-  )
 }

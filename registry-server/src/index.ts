@@ -1,6 +1,6 @@
 export { createRegistry, type Registry, type RegistryOptions } from './server.ts'
 export { settings, type RegistryConfig } from './config.ts'
-export { openStoreDirectory, type StoreDirectoryOptions } from './store-directory.ts'
+export { openEmbeddedStore, type EmbeddedDirectoryOptions } from './embedded-store.ts'
 export {
   StoreRefused,
   StoreUnavailable,

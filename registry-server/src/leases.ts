@@ -7,6 +7,7 @@
  */
 
 import { every, type Clock } from '@holdfast/registry-client/clock'
+import { endLease, LeaseNotFound, TooManyLeases, type LeaseGranter } from './lease-rules.ts'
 import type { Log } from './log.ts'
 import type { Lease, Store, StoreListener, StoreState, Committed, Transaction } from './store.ts'
 
@@ -21,24 +22,6 @@ const ENDED_AT_ONCE = 500
 
 /** Between tries to write the end of a lease on a disk that fails. */
 const EXPIRY_RETRY_MS = 1_000
-
-/** The lease has ended, or never was: register again. */
-export class LeaseNotFound extends Error {
-  readonly code = 'lease_not_found'
-  constructor() {
-    super('no such lease: it has ended, so register again')
-    this.name = 'LeaseNotFound'
-  }
-}
-
-/** The registry holds as many leases as it may. */
-export class TooManyLeases extends Error {
-  readonly code = 'too_many_requests'
-  constructor(max: number) {
-    super(`the registry holds ${max} leases, as many as it may`)
-    this.name = 'TooManyLeases'
-  }
-}
 
 export interface LeasesOptions {
   readonly store: Store
@@ -63,7 +46,7 @@ interface Life {
   ending: Promise<boolean> | undefined
 }
 
-export class Leases implements StoreListener {
+export class Leases implements StoreListener, LeaseGranter {
   readonly #options: LeasesOptions
   readonly #lives = new Map<string, Life>()
   readonly #stop: () => void
@@ -97,7 +80,6 @@ export class Leases implements StoreListener {
     return result
   }
 
-  /** Grants a lease within a transaction. @throws TooManyLeases */
   grantIn(tx: Transaction, terms: Omit<Lease, 'id'>): Lease {
     const { maxLeases, identifier } = this.#options
     if (tx.leaseCount() >= maxLeases) throw new TooManyLeases(maxLeases)
@@ -194,15 +176,4 @@ export class Leases implements StoreListener {
       this.#expiring = false
     }
   }
-}
-
-/** Removes a lease and all its nodes. */
-export function endLease(tx: Transaction, lease: Lease, cause: 'deregistered' | 'lease_expired'): void {
-  for (const ref of tx.nodesOfLease(lease.id)) tx.removeNode(ref, { cause, by: lease.owner })
-  tx.removeLease(lease.id)
-}
-
-/** After a node left a lease: ends the lease if it was made for that node and holds no other. */
-export function dropOwnLease(tx: Transaction, id: string | undefined): void {
-  if (id !== undefined && tx.lease(id)?.own === true && tx.nodesOfLease(id).length === 0) tx.removeLease(id)
 }

@@ -2,7 +2,7 @@
 
 import type { Problem, ProblemCode } from '@holdfast/registry-client/protocol'
 import { PolicyError } from '@holdfast/registry-client/policy'
-import { LeaseNotFound, TooManyLeases } from './leases.ts'
+import { LeaseNotFound, TooManyLeases } from './lease-rules.ts'
 import { StaleIncarnation } from './registration.ts'
 import { StoreUnavailable } from './store.ts'
 

@@ -1,7 +1,7 @@
 /** What a write does to a node: pure decisions on a store's transaction. */
 
 import { PROTOCOLS, type NodeStatus, type Override, type ServiceNode } from '@holdfast/registry-client/protocol'
-import { dropOwnLease, LeaseNotFound, type Leases } from './leases.ts'
+import { dropOwnLease, LeaseNotFound, type LeaseGranter } from './lease-rules.ts'
 import type { Lease, NodeRef, Transaction } from './store.ts'
 
 /** The node is held by a newer instance than the one that speaks. */
@@ -46,7 +46,13 @@ const NO_LABELS: ServiceNode['labels'] = Object.freeze({})
  * Registers a node or says it again. Saying the same changes nothing.
  * @throws StaleIncarnation, LeaseNotFound, TooManyLeases
  */
-export function registerNode(tx: Transaction, leases: Leases, ref: NodeRef, spec: NodeSpec, by: string): Registered {
+export function registerNode(
+  tx: Transaction,
+  leases: LeaseGranter,
+  ref: NodeRef,
+  spec: NodeSpec,
+  by: string,
+): Registered {
   const before = tx.node(ref)
   const incarnation = spec.incarnation ?? before?.node.incarnation ?? 1
   if (before && incarnation < before.node.incarnation) throw new StaleIncarnation(before.node.incarnation)
@@ -62,7 +68,7 @@ export function registerNode(tx: Transaction, leases: Leases, ref: NodeRef, spec
 
 function leaseFor(
   tx: Transaction,
-  leases: Leases,
+  leases: LeaseGranter,
   spec: NodeSpec,
   by: string,
   heldId: string | undefined,

@@ -9,7 +9,7 @@ import { Leases } from './leases.ts'
 import type { Log } from './log.ts'
 import { createMetrics } from './metrics.ts'
 import type { Phase, RegistryParts } from './parts.ts'
-import { openStoreDirectory } from './store-directory.ts'
+import { openEmbeddedStore } from './embedded-store.ts'
 import type { Store } from './store.ts'
 import { WatchHub } from './watch-hub.ts'
 import { WatchStreams } from './watch-streams.ts'
@@ -53,7 +53,7 @@ export async function createRegistry(options: RegistryOptions): Promise<Registry
   const openStore =
     options.openStore ??
     (() =>
-      openStoreDirectory({
+      openEmbeddedStore({
         directory: config.dataDir,
         identifier,
         clock,

@@ -11,30 +11,35 @@ import { existsSync, mkdirSync, openSync, closeSync, fsyncSync, renameSync, rmSy
 import { join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { lockDirectory } from './directory-lock.ts'
-import { damaged, EmbeddedStore, type EmbeddedStoreOptions } from './embedded-store.ts'
 import { openLmdb, type Database } from './lmdb-database.ts'
-import { StoreRefused } from './store.ts'
+import { damaged, StoreRefused } from './store.ts'
 
 const CHECK = fileURLToPath(new URL('../bin/check-store.js', import.meta.url))
 
-export interface StoreDirectoryOptions extends Omit<
-  EmbeddedStoreOptions,
-  'open' | 'location' | 'newEpoch' | 'onClose'
-> {
+export interface DirectoryOptions {
   readonly directory: string
-  /** A new identity at each call, not guessable. */
+  /** A new name at each call, not guessable: for the store's epoch, and for this process's lock. */
   readonly identifier: () => string
+  /** Makes an empty database a store. */
+  readonly initialise: (database: Database, epoch: string) => Promise<void>
   /** Wraps the database; for tests that let the disk fail. */
   readonly wrap?: (database: Database) => Database
 }
 
+export interface OpenedDirectory {
+  /** Of the database. */
+  readonly location: string
+  readonly open: () => Database
+  /** Lets another process have the directory. */
+  readonly release: () => Promise<void>
+}
+
 /**
- * Opens the store of a data directory, creating it where none is.
+ * Takes a data directory, creating a store where none is, and checks that it can be read.
  * @throws StoreRefused when another process holds it, or when it is damaged
  */
-export async function openStoreDirectory(options: StoreDirectoryOptions): Promise<EmbeddedStore> {
+export async function openDirectory(options: DirectoryOptions): Promise<OpenedDirectory> {
   const directory = resolve(options.directory)
-  const wrap = options.wrap ?? ((database) => database)
   try {
     mkdirSync(directory, { recursive: true, mode: 0o700 })
   } catch (error) {
@@ -45,12 +50,8 @@ export async function openStoreDirectory(options: StoreDirectoryOptions): Promis
     const location = join(directory, 'store')
     if (existsSync(location)) await check(location)
     else await create(directory, location, options)
-    return await EmbeddedStore.open({
-      ...options,
-      location,
-      open: () => wrap(openLmdb(location)),
-      onClose: () => lock.release(),
-    })
+    const { wrap = (database) => database } = options
+    return { location, open: () => wrap(openLmdb(location)), release: () => lock.release() }
   } catch (error) {
     await lock.release()
     throw error
@@ -58,18 +59,18 @@ export async function openStoreDirectory(options: StoreDirectoryOptions): Promis
 }
 
 /** A crash at any instant leaves either no store or a whole one: a database file without content is damage, not youth. */
-async function create(directory: string, location: string, options: StoreDirectoryOptions): Promise<void> {
+async function create(directory: string, location: string, options: DirectoryOptions): Promise<void> {
   const draft = `${location}.new`
-  rmSync(draft, { recursive: true, force: true })
   try {
+    rmSync(draft, { recursive: true, force: true })
     mkdirSync(draft, { mode: 0o700 })
-    const open = () => openLmdb(draft)
-    const store = await EmbeddedStore.open({ ...options, location, open, newEpoch: options.identifier() })
-    await store.close()
+    const database = openLmdb(draft)
+    await options.initialise(database, options.identifier())
+    await database.close()
     renameSync(draft, location)
     syncDirectory(directory)
   } catch (error) {
-    throw error instanceof StoreRefused ? error : new StoreRefused(`cannot create ${location}: ${String(error)}`, error)
+    throw new StoreRefused(`cannot create ${location}: ${String(error)}`, error)
   }
 }
 

@@ -202,3 +202,15 @@ export class StoreRefused extends Error {
     this.name = 'StoreRefused'
   }
 }
+
+/** What to tell an operator whose store cannot be trusted. */
+export function damaged(location: string, error: unknown): StoreRefused {
+  const reason = error instanceof Error ? error.message : String(error)
+  return new StoreRefused(
+    `the store in ${location} is damaged and was not opened: ${reason}. Nothing was changed. To go on, move the ` +
+      'directory away and start again with an empty one: registrants register again by themselves, and clients keep ' +
+      'serving from their caches meanwhile; policies, overrides and static nodes have to be written again. Or put a ' +
+      'backup of the directory in its place.',
+    error,
+  )
+}
