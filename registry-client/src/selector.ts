@@ -47,7 +47,9 @@ class NodeState implements Pick {
   pending = 0
   failures = 0
   ejections = 0
-  ejectedUntilMs = 0
+  isEjected = false
+  /** When the present ejection ends, or the last one ended. */
+  ejectedUntilMs = -Infinity
   readonly #selector: Selector
 
   constructor(node: ServiceNode, selector: Selector) {
@@ -57,8 +59,10 @@ class NodeState implements Pick {
 
   done(outcome: Outcome): void {
     if (this.pending > 0) this.pending--
-    if (outcome === 'ok') this.failures = 0
-    else if (outcome === 'failed' && ++this.failures >= CONSECUTIVE_FAILURES) this.#selector.eject(this)
+    if (outcome === 'ok') {
+      this.failures = 0
+      if (this.isEjected) this.#selector.readmit(this)
+    } else if (outcome === 'failed' && ++this.failures >= CONSECUTIVE_FAILURES) this.#selector.eject(this)
   }
 }
 
@@ -142,12 +146,21 @@ export class Selector {
   /** Takes a failing node out for a time that grows with each ejection; never the last candidate. */
   eject(state: NodeState): void {
     const nowMs = this.#clock.now()
-    if (state.ejectedUntilMs > nowMs || this.#candidates <= 1 || this.#states.get(state.node.id) !== state) return
+    if (state.isEjected || this.#candidates <= 1 || this.#states.get(state.node.id) !== state) return
     state.failures = 0
     // A node that behaved for as long as the longest ejection starts from the shortest again.
     if (nowMs - state.ejectedUntilMs > MAX_EJECTION_MS) state.ejections = 0
     state.ejections++
+    state.isEjected = true
     state.ejectedUntilMs = nowMs + Math.min(BASE_EJECTION_MS * state.ejections, MAX_EJECTION_MS)
+    this.#build()
+  }
+
+  /** An ejected node has answered after all. */
+  readmit(state: NodeState): void {
+    if (this.#states.get(state.node.id) !== state) return
+    state.isEjected = false
+    state.ejectedUntilMs = this.#clock.now()
     this.#build()
   }
 
@@ -180,9 +193,13 @@ export class Selector {
     return states[group.turn]!
   }
 
-  /** Rare: turns alone did not lead past the nodes that were tried. */
+  /**
+   * Rare: turns alone did not lead past the nodes that were tried. When those were all candidates, an ejected node is
+   * the better bet: what failed a while ago may be back, what failed in this very call is not.
+   */
   #anyBut(not: ReadonlySet<string>): NodeState {
     for (const group of this.#groups) for (const state of group.states) if (!not.has(state.node.id)) return state
+    for (const state of this.#states.values()) if (takesTraffic(state.node) && !not.has(state.node.id)) return state
     throw new NoNodesError(this.#service, this.#states.size)
   }
 
@@ -193,8 +210,9 @@ export class Selector {
     this.#candidates = 0
     const ejected: NodeState[] = []
     for (const state of this.#states.values()) {
-      if (state.node.status !== 'up' || state.node.weight === 0) continue
-      if (state.ejectedUntilMs > nowMs) {
+      if (!takesTraffic(state.node)) continue
+      if (state.ejectedUntilMs <= nowMs) state.isEjected = false
+      if (state.isEjected) {
         ejected.push(state)
         returnMs = Math.min(returnMs, state.ejectedUntilMs)
       } else add(byWeight, state)
@@ -221,6 +239,10 @@ export class Selector {
     this.#cancelReturn()
     this.#cancelReturn = returnMs < Infinity ? this.#clock.after(returnMs - nowMs, () => this.#build()) : () => {}
   }
+}
+
+function takesTraffic(node: ServiceNode): boolean {
+  return node.status === 'up' && node.weight > 0
 }
 
 function add(byWeight: Map<number, NodeState[]>, state: NodeState): void {
