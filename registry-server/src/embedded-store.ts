@@ -8,7 +8,16 @@
 import type { Clock } from '@holdfast/registry-client/clock'
 import type { Log } from './log.ts'
 import type { Database } from './lmdb-database.ts'
-import { encodeHistory, encodeValue, FORMAT, historyKey, keyOf, META_KEY, type Meta } from './records.ts'
+import {
+  encodeHistory,
+  encodeValues,
+  FORMAT,
+  historyKey,
+  keyOf,
+  META_KEY,
+  type EncodedWrites,
+  type Meta,
+} from './records.ts'
 import { changesOf, type HistoryMark, type HistoryMarks, type HistoryPlan } from './history-marks.ts'
 import { openDirectory, type DirectoryOptions } from './store-directory.ts'
 import { initialise, load, readHistory, readMeta, type Loaded } from './store-loader.ts'
@@ -55,7 +64,7 @@ interface Pending {
 
 /** A batch as it goes to the disk, and what becomes of it there. */
 interface Encoded {
-  readonly writes: readonly (readonly [string, Buffer | undefined])[]
+  readonly writes: EncodedWrites
   readonly transactions: readonly Committed[]
   readonly history: HistoryPlan
 }
@@ -215,9 +224,7 @@ export class EmbeddedStore implements Store {
     for (const trimmed of history.trimmed) values.set(historyKey(trimmed.revision), undefined)
     const meta: Meta = { format: FORMAT, epoch: this.epoch, revision, counts }
     values.set(META_KEY, meta)
-    const writes: [string, Buffer | undefined][] = []
-    for (const [key, value] of values) writes.push([key, value === undefined ? undefined : encodeValue(key, value)])
-    return { writes, transactions, history }
+    return { writes: encodeValues(values), transactions, history }
   }
 
   #publish({ transactions, history }: Encoded): void {

@@ -64,12 +64,28 @@ export function historyKey(revision: number): string {
 
 const CHECKSUM_BYTES = 4
 
-export function encodeValue(key: string, value: unknown): Buffer {
-  const json = JSON.stringify(value)
-  const buffer = Buffer.allocUnsafeSlow(CHECKSUM_BYTES + Buffer.byteLength(json))
-  buffer.write(json, CHECKSUM_BYTES)
-  buffer.writeUInt32LE(crc32(buffer.subarray(CHECKSUM_BYTES), crc32(key)))
-  return buffer
+/** Writes of one commit; a value that is undefined is a removal. */
+export type EncodedWrites = readonly (readonly [key: string, value: Buffer | undefined])[]
+
+/** All values of a commit in one piece of memory: a buffer of its own costs more than what is in it. */
+export function encodeValues(values: Iterable<readonly [key: string, value: unknown]>): EncodedWrites {
+  const texts: (readonly [key: string, json: string | undefined, bytes: number])[] = []
+  let total = 0
+  for (const [key, value] of values) {
+    const json = value === undefined ? undefined : JSON.stringify(value)
+    const bytes = json === undefined ? 0 : CHECKSUM_BYTES + Buffer.byteLength(json)
+    total += bytes
+    texts.push([key, json, bytes])
+  }
+  const memory = Buffer.allocUnsafeSlow(total)
+  let at = 0
+  return texts.map(([key, json, bytes]) => {
+    if (json === undefined) return [key, undefined]
+    const value = memory.subarray(at, (at += bytes))
+    value.write(json, CHECKSUM_BYTES)
+    value.writeUInt32LE(crc32(value.subarray(CHECKSUM_BYTES), crc32(key)))
+    return [key, value]
+  })
 }
 
 /** @throws DamagedRecord */

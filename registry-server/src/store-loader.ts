@@ -6,7 +6,7 @@ import {
   decodeHistory,
   decodeRecord,
   decodeValue,
-  encodeValue,
+  encodeValues,
   FORMAT,
   HISTORY_PREFIX,
   historyKey,
@@ -70,7 +70,7 @@ export async function load(database: Database, bounds: HistoryBounds): Promise<L
 export async function initialise(database: Database, epoch: string): Promise<void> {
   const { counts } = new StoreMemory()
   const meta: Meta = { format: FORMAT, epoch, revision: 0, counts }
-  await database.commit([[META_KEY, encodeValue(META_KEY, meta)]])
+  await database.commit(encodeValues([[META_KEY, meta]]))
 }
 
 /** @throws Error when it is missing, damaged or of another version */

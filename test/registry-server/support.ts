@@ -1,0 +1,75 @@
+/** What the registry's tests share: registries on a directory of their own, and calls to them. */
+
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import type { TestContext } from 'node:test'
+import type { Clock } from '@holdfast/registry-client/clock'
+import { settings, type RegistryConfig } from '../../registry-server/src/config.ts'
+import { createRegistry, type Registry, type RegistryOptions } from '../../registry-server/src/server.ts'
+import type { Log } from '../../registry-server/src/log.ts'
+
+export const silent: Log = { debug() {}, info() {}, warn() {}, error() {} }
+
+export async function temporaryDirectory(context: TestContext): Promise<string> {
+  const directory = await mkdtemp(path.join(tmpdir(), 'holdfast-'))
+  context.after(() => rm(directory, { recursive: true, force: true }))
+  return directory
+}
+
+export function configOf(dataDir: string, fields: object = {}): RegistryConfig {
+  return settings.parse({ port: 0, dataDir, ...fields })
+}
+
+export interface Answer {
+  readonly status: number
+  readonly headers: Headers
+  readonly text: string
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- documents of every route, read by tests that know them
+  readonly body: any
+}
+
+export interface TestRegistry {
+  readonly registry: Registry
+  readonly url: string
+  call(method: string, path: string, body?: unknown, headers?: Record<string, string>): Promise<Answer>
+}
+
+export interface StartOptions extends Partial<Omit<RegistryOptions, 'config'>> {
+  readonly directory?: string
+  readonly config?: object
+  readonly clock?: Clock
+}
+
+/** A registry on loopback that ends with the test. */
+export async function startRegistry(context: TestContext, options: StartOptions = {}): Promise<TestRegistry> {
+  const { directory, config, ...rest } = options
+  const registry = await createRegistry({
+    log: silent,
+    ...rest,
+    config: configOf(directory ?? (await temporaryDirectory(context)), config),
+  })
+  context.after(() => registry.close())
+  return { registry, url: registry.url, call: caller(registry.url) }
+}
+
+export function caller(url: string): TestRegistry['call'] {
+  return async (method, target, body, headers = {}) => {
+    const isText = typeof body === 'string'
+    const response = await fetch(url + target, {
+      method,
+      headers: { ...(body !== undefined && { 'content-type': 'application/json' }), ...headers },
+      ...(body !== undefined && { body: isText ? body : JSON.stringify(body) }),
+    })
+    const text = await response.text()
+    const isJson = response.headers.get('content-type')?.includes('json') === true && text !== ''
+    return {
+      status: response.status,
+      headers: response.headers,
+      text,
+      body: isJson ? (JSON.parse(text) as unknown) : text,
+    }
+  }
+}
+
+export const someNode = { host: '10.0.0.1', port: 8080 }
