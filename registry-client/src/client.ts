@@ -5,7 +5,7 @@
  */
 
 import { hostname } from 'node:os'
-import { parseDuration, systemClock, systemRandom, type Clock, type Random } from './clock.ts'
+import { parseDuration, sleep, systemClock, systemRandom, type Clock, type Random } from './clock.ts'
 import { Connection, type ConnectionStatus, type Session } from './connection.ts'
 import { systemDisk, type Disk } from './disk.ts'
 import { FileCache, type FileCacheStatus } from './file-cache.ts'
@@ -17,6 +17,7 @@ import {
   fold,
   isNamespace,
   isServiceName,
+  LIMITS,
   type Cursor,
   type PolicyDocument,
   type ServiceNode,
@@ -115,6 +116,9 @@ const DEFAULT_LEASE_TTL_MS = 15_000
 const DEFAULT_MAX_NODES = 100_000
 /** How long a registration waits for a registry that cannot be reached before it returns as pending. */
 const PATIENCE_MS = 3_000
+/** How long the registry waits for a disk that does not answer: then the service is subscribed without a cursor. */
+const LOAD_PATIENCE_MS = 1_000
+
 /**
  * Starts a client. Never fails because the registry is down: what is in the cache directory answers meanwhile.
  * @throws TypeError for options that cannot be used
@@ -122,9 +126,13 @@ const PATIENCE_MS = 3_000
 export async function connect(options: ConnectOptions): Promise<RegistryClient> {
   if (options.endpoints.length === 0) throw new TypeError('endpoints: at least one is needed')
   for (const endpoint of options.endpoints)
-    if (!/^https?:\/\/[^/?#]+/.test(endpoint)) throw new TypeError(`endpoints: not an http URL: ${endpoint}`)
+    if (!/^https?:\/\/[^/?#]+/.test(endpoint) || !URL.canParse(endpoint))
+      throw new TypeError(`endpoints: not an http URL: ${endpoint}`)
   if (options.namespace !== undefined && !isNamespace(options.namespace))
     throw new TypeError(`namespace: not a namespace: ${options.namespace}`)
+  const { leaseTtlMs = DEFAULT_LEASE_TTL_MS } = options
+  if (!(leaseTtlMs >= LIMITS.leaseTtlMinMs && leaseTtlMs <= LIMITS.leaseTtlMaxMs))
+    throw new TypeError(`leaseTtlMs: must be ${LIMITS.leaseTtlMinMs}..${LIMITS.leaseTtlMaxMs}, got ${leaseTtlMs}`)
   const client = new RegistryClient(options)
   await client.open()
   return client
@@ -135,6 +143,8 @@ interface Served {
   readonly entry: Entry
   readonly selector: Selector
   readonly watchers: Set<() => void>
+  /** The life of the stream on which a fresh snapshot was asked for and has not come yet. */
+  restarted: Session | undefined
   /** The one read of the file; settled once its view was offered. */
   loading: Promise<void> | undefined
 }
@@ -153,6 +163,7 @@ export class RegistryClient {
   readonly #byName = new Map<string, Map<string, Served>>()
   /** The life of the stream whose first id has come. */
   #synced: Session | undefined
+  #closing = false
   #closed = false
   #snapshots = 0
   #changes = 0
@@ -221,15 +232,17 @@ export class RegistryClient {
       throw new ResolveError('unknown_service', service, ['the registry never heard of it'])
     }
     if (fresh()) return answer(false)
-    if (served.loading) {
-      await served.loading
-      if (fresh()) return answer(false)
+    // Whoever waits for a service watches it meanwhile: evicted, it would wait in vain.
+    this.#memory.pin(served.key, entry)
+    try {
+      if (!(await this.#until(served, fresh, deadlineMs, signal)))
+        throw this.#closed
+          ? new ResolveError('closed', service, ['the client is closed'])
+          : new ResolveError(entry.view ? 'stale' : 'unresolved', service, this.#tried(entry))
+      return answer(true)
+    } finally {
+      this.#memory.unpin(served.key, entry)
     }
-    if (!(await this.#until(served, fresh, deadlineMs, signal)))
-      throw this.#closed
-        ? new ResolveError('closed', service, ['the client is closed'])
-        : new ResolveError(entry.view ? 'stale' : 'unresolved', service, this.#tried(entry))
-    return answer(true)
   }
 
   /** What memory knows of a service, without I/O and without following it. */
@@ -321,7 +334,8 @@ export class RegistryClient {
 
   /** Deregisters what is registered, writes what is not yet on disk, and lets go of everything. */
   async close(): Promise<void> {
-    if (this.#closed) return
+    if (this.#closed || this.#closing) return
+    this.#closing = true
     await this.#registrar.close()
     this.#closed = true
     this.#connection.close()
@@ -341,33 +355,54 @@ export class RegistryClient {
     if (known) return this.#served.get(known)!
     const entry = new Entry(namespace, service)
     const selector = new Selector(service, this.#clock, this.#random)
-    const served: Served = { key, entry, selector, watchers: new Set(), loading: undefined }
+    const served: Served = {
+      key,
+      entry,
+      selector,
+      watchers: new Set(),
+      restarted: undefined,
+      loading: undefined,
+    }
     this.#served.set(entry, served)
     const services = this.#byName.get(namespace) ?? new Map<string, Served>()
     this.#byName.set(namespace, services.set(service, served))
     this.#memory.add(key, entry)
     // Loaded first and subscribed with its cursor then, so that only what changed is sent; but always subscribed.
-    served.loading = this.#load(namespace, service).finally(() => {
+    served.loading = this.#loadInTime(entry).then(() => {
       served.loading = undefined
-      if (!this.#closed && this.#memory.peek(key) === entry) this.#connection.subscribe(key, namespace, service)
+      if (this.#holds(entry)) this.#connection.subscribe(key, namespace, service)
     })
     return served
   }
 
-  async #load(namespace: string, service: string): Promise<void> {
-    const entry = this.#memory.peek(keyOf(namespace, service))
-    if (this.#files === undefined || entry === undefined) return
-    const loaded = await this.#files.load(namespace, service)
-    if (loaded) this.#offer(entry, loaded.view, 'file', { heardMs: this.#clock.now() - loaded.ageMs })
-    const override = await this.#files.override(namespace, service, entry.view, entry.override)
-    if (override === entry.override) return
+  async #loadInTime(entry: Entry): Promise<void> {
+    if (this.#files === undefined) return
+    const loaded = new AbortController()
+    void this.#load(this.#files, entry).then(() => loaded.abort())
+    await sleep(this.#clock, LOAD_PATIENCE_MS, loaded.signal)
+  }
+
+  /** Never rejects: what cannot be read is the file cache's business. */
+  async #load(files: FileCache, entry: Entry): Promise<void> {
+    const { namespace, service } = entry
+    const loaded = await files.load(namespace, service)
+    // Before the view is served, since an operator's word wins from the first answer on.
+    const override = await files.override(namespace, service, entry.view ?? loaded?.view, entry.override)
+    // Evicted, or everything closed, while the disk was read.
+    if (!this.#holds(entry)) return
+    const isNews = override !== entry.override
     entry.override = override
-    this.#publish(entry)
+    if (loaded) this.#offer(entry, loaded.view, 'file', { heardMs: this.#clock.now() - loaded.ageMs })
+    if (isNews) this.#publish(entry)
   }
 
   async #fileChanged(namespace: string, service: string): Promise<void> {
     const entry = this.#memory.peek(keyOf(namespace, service))
-    if (entry && !this.#served.get(entry)?.loading && !this.#closed) await this.#load(namespace, service)
+    if (this.#files && entry && !this.#served.get(entry)?.loading && !this.#closed) await this.#load(this.#files, entry)
+  }
+
+  #holds(entry: Entry): boolean {
+    return !this.#closed && this.#memory.peek(keyOf(entry.namespace, entry.service)) === entry
   }
 
   #event(event: StreamEvent, session: Session): void {
@@ -379,9 +414,14 @@ export class RegistryClient {
       if (entry) {
         if (frame.kind === 'snapshot') this.#snapshots++
         else this.#changes++
+        const served = this.#served.get(entry)!
         const next = fold(entry.heard ?? entry.view, frame)
-        if (next) this.#offer(entry, next, 'registry', session)
-        else {
+        if (next) {
+          if (frame.kind === 'snapshot') served.restarted = undefined
+          this.#offer(entry, next, 'registry', session)
+        } else if (served.restarted !== session) {
+          // Once: the changes that follow before the snapshot comes do not continue the view either.
+          served.restarted = session
           this.#restarts++
           this.#log.info({ namespace, service }, 'a change does not continue the view: asking for a snapshot')
           entry.heard = undefined
@@ -400,11 +440,15 @@ export class RegistryClient {
   #confirmAll(id: Cursor, session: Session): void {
     for (const [, entry] of this.#memory.entries()) {
       if (entry.view === undefined || entry.quarantined || entry.view.cursor.epoch !== id.epoch) continue
+      const served = this.#served.get(entry)
+      if (served?.restarted === session) continue
       if (entry.confirmed !== session) {
         entry.confirmed = session
         entry.origin = 'registry'
       }
-      if (!isUnknown(entry)) this.#files?.confirm(entry.view)
+      if (isKnown(entry.view)) this.#files?.confirm(entry.view)
+      // Whoever waits for a view that is fresh enough may have it now.
+      this.#notify(served)
     }
   }
 
@@ -414,7 +458,7 @@ export class RegistryClient {
     if (verdict === 'unproven')
       this.#log.warn({ namespace, service, kept: entry.view?.nodes.size }, 'empty without proof: the last view stays')
     if (verdict === 'accepted') {
-      if (origin === 'registry' && !isUnknown(entry)) this.#files?.save(next)
+      if (origin === 'registry' && isKnown(next)) this.#files?.save(next)
       this.#publish(entry)
     } else if (verdict === 'current') this.#notify(this.#served.get(entry))
   }
@@ -471,7 +515,7 @@ export class RegistryClient {
       nodes: nodesOf(view),
       policy: view.policy,
       cursor: view.cursor,
-      source: waited ? 'registry' : overridden || entry.origin === 'file' ? 'file' : 'memory',
+      source: overridden || entry.origin === 'file' ? 'file' : waited ? 'registry' : 'memory',
       ageMs: overridden ? 0 : entry.ageMs(this.#clock),
       reachable: this.#connection.reachable,
       overridden,
@@ -488,7 +532,11 @@ export class RegistryClient {
     const { reachable, endpoint, lastError } = this.#connection.status()
     return [
       entry.view ? `memory: ${Math.round(entry.ageMs(this.#clock))} ms old` : 'memory: nothing',
-      this.#files ? 'file: nothing readable' : 'file: no cache directory',
+      this.#files === undefined
+        ? 'file: no cache directory'
+        : entry.view && entry.origin === 'file'
+          ? 'file: nothing newer'
+          : 'file: nothing readable',
       reachable ? 'registry: no answer in time' : `registry ${endpoint}: ${lastError ?? 'not connected yet'}`,
     ]
   }
@@ -510,9 +558,14 @@ function millisecondsOf(input: string | number | undefined, name: string): numbe
   return ms
 }
 
-/** Whether the registry says that it never heard of the service: nothing to serve, and nothing to write to disk. */
+/** Whether the registry says that it never heard of the service: nothing to serve. */
 function isUnknown(entry: Entry): boolean {
-  return entry.override === undefined && entry.view?.cursor.revision === 0
+  return entry.override === undefined && entry.view !== undefined && !isKnown(entry.view)
+}
+
+/** Whether the registry ever heard of the service; what it did not is not written to disk. */
+function isKnown(view: View): boolean {
+  return view.cursor.revision > 0
 }
 
 function keyOf(namespace: string, service: string): string {

@@ -92,6 +92,8 @@ export class Connection {
   #stream: Stream | undefined
   #session: Session | undefined
   #cancelTimer: () => void = () => {}
+  readonly #requests = new Set<AbortController>()
+  #openedMs = 0
   #acked = ''
   #closed = false
   #reconnects = 0
@@ -152,9 +154,10 @@ export class Connection {
   async request(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<HttpAnswer> {
     const { endpoints, clock, network } = this.#options
     const tried: string[] = []
-    for (let attempt = 0; attempt < endpoints.length && !signal?.aborted; attempt++) {
+    for (let attempt = 0; attempt < endpoints.length && !signal?.aborted && !this.#closed; attempt++) {
       const endpoint = endpoints[(this.#endpoint + attempt) % endpoints.length]!
       const timeout = new AbortController()
+      this.#requests.add(timeout)
       const cancel = clock.after(REQUEST_TIMEOUT_MS, () =>
         timeout.abort(new Error(`no answer in ${REQUEST_TIMEOUT_MS} ms`)),
       )
@@ -177,14 +180,17 @@ export class Connection {
         tried.push(`${endpoint}: ${reasonOf(error)}`)
       } finally {
         cancel()
+        this.#requests.delete(timeout)
       }
     }
-    throw new UnreachableError(signal?.aborted ? [...tried, 'the deadline passed'] : tried)
+    const ended = this.#closed ? ['the client is closed'] : signal?.aborted ? ['the deadline passed'] : []
+    throw new UnreachableError([...tried, ...ended])
   }
 
   close(): void {
     this.#closed = true
     this.#cancelTimer()
+    for (const request of this.#requests) request.abort(new Error('the client is closed'))
     this.#stream?.close()
     this.#lost()
   }
@@ -200,7 +206,7 @@ export class Connection {
     const stream = this.#options.network.open(`${this.#current()}/v1/watch`, {
       open: () => {
         if (!isPresent()) return
-        session.heardMs = this.#options.clock.now()
+        session.heardMs = this.#openedMs = this.#options.clock.now()
         this.#session = session
         this.#lastError = undefined
         this.#acked = ''
@@ -231,8 +237,6 @@ export class Connection {
       this.#reopen(`a frame that cannot be read: ${reasonOf(error)}`)
       return
     }
-    // Anything readable proves that the endpoint serves us; only then may the next loss start from a short delay.
-    this.#backoff.reset()
     this.#events.event(event, session)
     if (event.id) this.#ack(formatCursor(event.id))
   }
@@ -252,6 +256,9 @@ export class Connection {
   #reopen(reason: string): void {
     this.#cancelTimer()
     const stream = this.#stream
+    // Only a stream that lasted proves that the endpoint serves us. One that is lost again and again, for the same
+    // frame that we cannot read or by a registry that starts over and over, must not be asked for without pause.
+    if (this.#session && this.#options.clock.now() - this.#openedMs >= RECONNECT.capMs) this.#backoff.reset()
     const delayMs = this.#backoff.next()
     this.#reconnects++
     if (this.#session || reason !== this.#lastError)

@@ -85,7 +85,10 @@ export const systemDisk: Disk = {
     for (const event of ['add', 'change', 'unlink'] as const) watcher.on(event, changed)
     // A watcher out of inotify handles must not take the process down: the stat poll still sees changes.
     watcher.on('error', () => {})
-    await new Promise<void>((resolve) => watcher.once('ready', resolve))
+    await new Promise<void>((resolve) => {
+      watcher.once('ready', resolve)
+      watcher.once('error', () => resolve())
+    })
     return () => watcher.close()
   },
 }

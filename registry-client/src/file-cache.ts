@@ -9,10 +9,11 @@
 
 import { createHash } from 'node:crypto'
 import path from 'node:path'
+import { isDeepStrictEqual } from 'node:util'
 import type { Clock } from './clock.ts'
 import { TEMPORARY, type Disk } from './disk.ts'
 import type { Log } from './log.ts'
-import { decodeNode, decodeView, encodeView, isAfter, type Cursor, type PolicyDocument, type View } from './protocol.ts'
+import { decodeView, encodeView, isAfter, type Cursor, type View } from './protocol.ts'
 
 const SCHEMA = 1
 /** A service that changes without pause is written at this interval; what is lost in a crash is asked for again. */
@@ -54,7 +55,10 @@ export interface FileCacheStatus {
 
 interface Slot {
   next: View | undefined
+  /** What the file is known to hold. */
+  saved: Cursor | undefined
   running: boolean
+  forgotten: boolean
   readyMs: number
   datedMs: number
 }
@@ -66,13 +70,15 @@ export class FileCache {
   readonly #idle: (() => void)[] = []
   readonly #timers = new Set<() => void>()
   readonly #overrides = new Map<string, string>()
+  /** What was reported of an override file that cannot be read, so that each fault is reported once. */
+  readonly #complaints = new Map<string, string>()
   #running = 0
   #closing = false
   #writable = true
   #written = 0
   #failed = 0
   #corrupt = 0
-  #stopWatching: () => Promise<void> = async () => {}
+  #watching: Promise<(() => Promise<void>) | undefined> = Promise.resolve(undefined)
   #cancelPoll: () => void = () => {}
 
   constructor(options: FileCacheOptions) {
@@ -94,9 +100,14 @@ export class FileCache {
     const { directory, disk } = this.#options
     try {
       await disk.makeDirectory(directory)
-      this.#stopWatching = await disk.watch(directory, (file) => {
+      // Not waited for: looking at ten thousand files takes long, and nothing depends on hints.
+      const watching = disk.watch(directory, (file) => {
         const target = this.#targetOf(file)
-        if (target) events.changed(target.namespace, target.service)
+        if (target && !this.#closing) events.changed(target.namespace, target.service)
+      })
+      this.#watching = watching.catch((error: unknown) => {
+        this.#options.log.warn({ directory, reason: (error as Error).message }, 'cache directory cannot be watched')
+        return undefined
       })
     } catch (error) {
       this.#unwritable(error)
@@ -110,6 +121,8 @@ export class FileCache {
    */
   async load(namespace: string, service: string): Promise<Loaded | undefined> {
     const file = this.#fileOf(namespace, service)
+    const slot = this.#slot(`${namespace}/${service}`)
+    slot.forgotten = false
     const current = await this.#read(file, namespace, service)
     const previous = await this.#read(previousOf(file), namespace, service)
     if (current && previous) return isAfter(previous.view.cursor, current.view.cursor) ? previous : current
@@ -129,16 +142,23 @@ export class FileCache {
     try {
       text = await disk.read(file)
       if (text === undefined) {
+        this.#complaints.delete(key)
         if (this.#overrides.delete(key)) log.warn({ file }, 'override file is gone: the registry has the word again')
         return undefined
       }
       const view = readOverride(text, namespace, service, base)
-      if (this.#overrides.get(key) !== text) log.warn({ file, nodes: view.nodes.size }, 'override file in force')
+      const isSame = this.#overrides.get(key) === text
+      if (!isSame) log.warn({ file, nodes: view.nodes.size }, 'override file in force')
       this.#overrides.set(key, text)
+      this.#complaints.delete(key)
+      // Looked at again and again: what has not changed must not look new to those who watch.
+      if (isSame && before && isDeepStrictEqual(before, view)) return before
       return view
     } catch (error) {
-      if (text !== undefined && this.#overrides.get(key) === text) return before
-      log.error({ file, reason: (error as Error).message }, 'override file cannot be read: ignored')
+      const reason = (error as Error).message
+      const complaint = text ?? reason
+      if (this.#complaints.get(key) !== complaint) log.error({ file, reason }, 'override file cannot be read: ignored')
+      this.#complaints.set(key, complaint)
       return before
     }
   }
@@ -149,6 +169,7 @@ export class FileCache {
     const key = `${view.namespace}/${view.service}`
     const slot = this.#slot(key)
     slot.next = view
+    slot.forgotten = false
     if (!slot.running) this.#schedule(slot)
   }
 
@@ -156,18 +177,24 @@ export class FileCache {
   confirm(view: View): void {
     const slot = this.#slot(`${view.namespace}/${view.service}`)
     const nowMs = this.#options.clock.now()
-    if (slot.next || slot.running || nowMs - slot.datedMs < CONFIRM_INTERVAL_MS) return
+    if (this.#closing || slot.next || slot.running || nowMs - slot.datedMs < CONFIRM_INTERVAL_MS) return
     slot.datedMs = nowMs
+    // Only a file that holds this very view may be dated anew: an old one after a failed write, or none, is written.
+    if (slot.saved === undefined || !sameCursor(slot.saved, view.cursor)) return this.save(view)
     const { disk, clock } = this.#options
     const file = this.#fileOf(view.namespace, view.service)
-    // The file may be gone or another's; then the next change writes it.
-    void disk.touch(file, clock.wall()).catch(() => {})
+    // Gone, or not to be written any more: find out by writing it.
+    void disk.touch(file, clock.wall()).catch(() => (slot.saved = undefined))
   }
 
   /** Forgets what it knows of a service that is no longer held in memory; its file stays. */
   forget(namespace: string, service: string): void {
-    const slot = this.#slots.get(`${namespace}/${service}`)
-    if (slot && !slot.next && !slot.running) this.#slots.delete(`${namespace}/${service}`)
+    const key = `${namespace}/${service}`
+    this.#overrides.delete(key)
+    this.#complaints.delete(key)
+    const slot = this.#slots.get(key)
+    if (slot?.next || slot?.running) slot.forgotten = true
+    else this.#slots.delete(key)
   }
 
   /** Writes what still waits, then stops. */
@@ -183,13 +210,24 @@ export class FileCache {
       }
     this.#pump()
     if (this.#running > 0) await new Promise<void>((resolve) => this.#idle.push(resolve))
-    await this.#stopWatching()
+    const stopWatching = await this.#watching
+    await stopWatching?.()
   }
 
   #slot(key: string): Slot {
     let slot = this.#slots.get(key)
     if (slot === undefined)
-      this.#slots.set(key, (slot = { next: undefined, running: false, readyMs: -Infinity, datedMs: -Infinity }))
+      this.#slots.set(
+        key,
+        (slot = {
+          next: undefined,
+          saved: undefined,
+          running: false,
+          forgotten: false,
+          readyMs: -Infinity,
+          datedMs: -Infinity,
+        }),
+      )
     return slot
   }
 
@@ -239,16 +277,22 @@ export class FileCache {
         await disk.replace(file, render(view))
         this.#written++
       } else if (isSame) await disk.touch(file, clock.wall())
+      slot.saved = isNewer ? undefined : view.cursor
       if (!this.#writable) log.info({ directory: this.#options.directory }, 'cache directory is writable again')
       this.#writable = true
     } catch (error) {
+      slot.saved = undefined
       this.#failed++
       this.#unwritable(error)
     }
     slot.datedMs = clock.now()
     slot.readyMs = clock.now() + WRITE_INTERVAL_MS
     slot.running = false
-    if (slot.next && !this.#closing) this.#schedule(slot)
+    if (slot.next && this.#closing) {
+      slot.running = true
+      this.#queue.push(() => this.#write(slot))
+    } else if (slot.next) this.#schedule(slot)
+    else if (slot.forgotten) this.#slots.delete(`${view.namespace}/${view.service}`)
   }
 
   async #read(file: string, namespace: string, service: string): Promise<Loaded | undefined> {
@@ -367,23 +411,20 @@ function checksumOf(document: unknown): string {
 }
 
 function readOverride(text: string, namespace: string, service: string, base: View | undefined): View {
-  const document = JSON.parse(text) as { nodes?: unknown; policy?: PolicyDocument | null }
+  const document = JSON.parse(text) as { nodes?: unknown; policy?: unknown } | null
   if (!Array.isArray(document?.nodes)) throw new Error('nodes: must be an array')
   const defaults = { protocol: 'http', weight: 100, status: 'up', incarnation: 0 }
-  const nodes = new Map(
-    (document.nodes as Record<string, unknown>[]).map((item, index) => {
-      const id = `${String(item?.host)}:${String(item?.port)}`.replaceAll(/[^A-Za-z0-9._:-]/g, '-')
-      const node = decodeNode({ id, ...defaults, ...item }, `nodes.${index}`)
-      return [node.id, node] as const
-    }),
-  )
-  const policy = document.policy === undefined ? base?.policy : (document.policy ?? undefined)
+  const nodes = (document.nodes as ({ host?: unknown; port?: unknown } | null)[]).map((item) => {
+    const id = `${String(item?.host)}:${String(item?.port)}`
+      .replaceAll(/[^A-Za-z0-9._:-]/g, '-')
+      .replace(/^[^A-Za-z0-9]+/, '')
+    return { id, ...defaults, ...item }
+  })
+  const view = decodeView({ namespace, service, cursor: 'override:0', nodes, policy: document.policy }, 'override')
   return Object.freeze({
-    namespace,
-    service,
-    cursor: base?.cursor ?? { epoch: 'override', revision: 0 },
-    nodes,
-    policy,
+    ...view,
+    cursor: base?.cursor ?? view.cursor,
+    policy: document.policy === undefined ? base?.policy : view.policy,
   })
 }
 

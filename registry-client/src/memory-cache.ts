@@ -108,8 +108,8 @@ export class MemoryCache {
 
   unpin(key: string, entry: Entry): void {
     if (entry.pins === 0 || --entry.pins > 0) return
-    this.#pinned.delete(key)
-    this.#asked.set(key, entry)
+    // Absent after `clear`.
+    if (this.#pinned.delete(key)) this.#asked.set(key, entry)
   }
 
   /**
@@ -141,8 +141,8 @@ export class MemoryCache {
     entry.view = next
     entry.origin = origin
     entry.confirmed = confirmed
-    // Its size has changed: lru-cache measures on set only.
-    if (entry.pins === 0) this.#asked.set(key, entry)
+    // Its size has changed: lru-cache measures on set only, and not when the value is the one it holds already.
+    if (entry.pins === 0 && this.#asked.delete(key)) this.#asked.set(key, entry)
     return 'accepted'
   }
 

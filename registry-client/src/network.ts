@@ -55,11 +55,18 @@ export const systemNetwork: Network = {
   },
 
   open(url, handlers) {
-    const socket = new WebSocket(url.replace(/^http/, 'ws'), {
-      handshakeTimeout: HANDSHAKE_TIMEOUT_MS,
-      maxPayload: MAX_MESSAGE_BYTES,
-      perMessageDeflate: false,
-    })
+    let socket: WebSocket
+    try {
+      socket = new WebSocket(url.replace(/^http/, 'ws'), {
+        handshakeTimeout: HANDSHAKE_TIMEOUT_MS,
+        maxPayload: MAX_MESSAGE_BYTES,
+        perMessageDeflate: false,
+      })
+    } catch (error) {
+      // A URL that cannot be one. Later, so that the caller has its stream before it hears of its end.
+      queueMicrotask(() => handlers.close(reasonOf(error)))
+      return { send() {}, close() {} }
+    }
     let reason: string | undefined
     socket.on('open', () => handlers.open())
     socket.on('message', (data) => handlers.message((data as Buffer).toString('utf8')))

@@ -185,15 +185,37 @@ export function fold(current: View | undefined, frame: Frame): View | undefined 
   const nodes = new Map(current.nodes)
   for (const removal of frame.remove) nodes.delete(removal.id)
   for (const node of frame.put) nodes.set(node.id, node)
-  const last = nodes.size === 0 ? (frame.remove.at(-1) ?? current.emptied) : undefined
+  const last = nodes.size === 0 ? (latest(frame.remove) ?? current.emptied) : undefined
   return Object.freeze({
     namespace: current.namespace,
     service: current.service,
     cursor: frame.cursor,
-    nodes,
+    nodes: sealed(nodes),
     policy: frame.policy === undefined ? current.policy : (frame.policy ?? undefined),
     ...(last && { emptied: last }),
   })
+}
+
+function latest(removals: readonly Removal[]): Removal | undefined {
+  let last: Removal | undefined
+  for (const removal of removals) if (last === undefined || removal.revision >= last.revision) last = removal
+  return last
+}
+
+const READ_ONLY = Object.fromEntries(
+  ['set', 'delete', 'clear'].map((method) => [
+    method,
+    {
+      value: () => {
+        throw new TypeError('a view is immutable')
+      },
+    },
+  ]),
+)
+
+/** Callers share a view with the cache: `Object.freeze` alone leaves a map's content open to them. */
+function sealed<K, V>(map: Map<K, V>): ReadonlyMap<K, V> {
+  return Object.freeze(Object.defineProperties(map, READ_ONLY))
 }
 
 /**
@@ -294,8 +316,8 @@ export function decodeView(input: unknown, path = 'view'): View {
   return Object.freeze({
     namespace: namespaceOf(doc.namespace, `${path}.namespace`),
     service: serviceOf(doc.service, `${path}.service`),
-    cursor: cursorOf(doc.cursor, `${path}.cursor`),
-    nodes,
+    cursor: Object.freeze(cursorOf(doc.cursor, `${path}.cursor`)),
+    nodes: sealed(nodes),
     policy: doc.policy == null ? undefined : policyOf(doc.policy, `${path}.policy`),
     ...(doc.emptied !== undefined && { emptied: decodeRemoval(doc.emptied, `${path}.emptied`) }),
   })
@@ -351,7 +373,7 @@ export function decodeEvent(event: unknown, id: unknown, data: unknown): StreamE
         namespace: namespaceOf(doc.namespace, 'data.namespace'),
         service: serviceOf(doc.service, 'data.service'),
         after: cursorOf(doc.after, 'data.after'),
-        cursor: cursorOf(doc.cursor, 'data.cursor'),
+        cursor: Object.freeze(cursorOf(doc.cursor, 'data.cursor')),
         put: list(doc.put, 'data.put').map((item, index) => decodeNode(item, `data.put.${index}`)),
         remove: list(doc.remove, 'data.remove').map((item, index) => decodeRemoval(item, `data.remove.${index}`)),
         ...(doc.policy !== undefined && { policy: doc.policy === null ? null : policyOf(doc.policy, 'data.policy') }),
@@ -421,11 +443,16 @@ function labelsOf(input: unknown, path: string): Readonly<Record<string, string>
 }
 
 function policyOf(input: unknown, path: string): PolicyDocument {
-  return deepFreeze(record(input, path))
+  return deepFreeze(record(input, path), path, MAX_DEPTH)
 }
 
-function deepFreeze<T extends object>(value: T): T {
-  for (const item of Object.values(value)) if (typeof item === 'object' && item !== null) deepFreeze(item as object)
+/** Far deeper than any policy; what a stranger nests deeper would exhaust the stack of whoever walks it. */
+const MAX_DEPTH = 64
+
+function deepFreeze<T extends object>(value: T, path: string, depth: number): T {
+  if (depth === 0) throw new ProtocolError(path, `nested deeper than ${MAX_DEPTH}`)
+  for (const item of Object.values(value))
+    if (typeof item === 'object' && item !== null) deepFreeze(item as object, path, depth - 1)
   return Object.freeze(value)
 }
 
@@ -481,9 +508,12 @@ function only(doc: Record<string, unknown>, allowed: readonly string[], path: st
     if (!allowed.includes(key)) throw new ProtocolError(path + key, `unknown field; known: ${allowed.join(', ')}`)
 }
 
-/** A value in an error's text: short, on one line, whatever was sent. */
+/** A value in an error's text: short, on one line, whatever was sent; what nests is named, not walked. */
 function show(input: unknown): string {
-  const text = input === undefined ? 'nothing' : (JSON.stringify(input) ?? typeof input)
+  if (Array.isArray(input)) return 'an array'
+  if (input === undefined) return 'nothing'
+  if (typeof input === 'object' && input !== null) return 'an object'
+  const text = typeof input === 'bigint' ? `${input}` : (JSON.stringify(input) ?? typeof input)
   return text.length > 80 ? `${text.slice(0, 77)}...` : text
 }
 

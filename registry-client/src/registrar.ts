@@ -36,7 +36,10 @@ export interface Registration {
   readonly namespace: string
   readonly id: string
   readonly state: RegistrationState
-  /** Changes what the node says of itself. Returns once the registry has acknowledged, or after a while without it. */
+  /**
+   * Changes what the node says of itself. Returns once the registry has acknowledged, or after a while without it.
+   * @throws RefusedError when the registry refuses the change; the node then stays what it was
+   */
   update(change: Partial<Pick<NodeRegistration, 'status' | 'weight' | 'labels'>>): Promise<void>
   /** Takes the node out. Returns once acknowledged, or after a while without the registry; it goes on trying then. */
   close(): Promise<void>
@@ -69,6 +72,8 @@ class Registered implements Registration {
   /** Grows with every change of what is wanted; what the registry has is `acknowledged`. */
   version = 1
   acknowledged = 0
+  /** What the registry took last: what a refused change falls back to. */
+  accepted: NodeRegistration | undefined
   leaving = false
   refused: RefusedError | undefined
   settled: (() => void)[] = []
@@ -78,7 +83,8 @@ class Registered implements Registration {
     this.wanted = wanted
     this.service = wanted.service
     this.namespace = namespace
-    this.id = wanted.id ?? `${wanted.host ?? '127.0.0.1'}:${wanted.port}`
+    // An id begins with a letter or digit, the host `::1` does not.
+    this.id = wanted.id ?? `${wanted.host ?? '127.0.0.1'}:${wanted.port}`.replace(/^:+/, '')
     this.incarnation = incarnation
     this.#registrar = registrar
   }
@@ -86,7 +92,10 @@ class Registered implements Registration {
   async update(change: Partial<NodeRegistration>): Promise<void> {
     this.wanted = { ...this.wanted, ...change }
     this.version++
+    if (this.state === 'registered') this.refused = undefined
     await this.#registrar.wake(this)
+    // One that was superseded says so by its state.
+    if (this.refused && this.state !== 'superseded') throw this.refused
   }
 
   async close(): Promise<void> {
@@ -100,7 +109,7 @@ class Registered implements Registration {
   }
 
   get isDue(): boolean {
-    return this.leaving || (this.acknowledged < this.version && this.state !== 'superseded')
+    return this.leaving || this.acknowledged < this.version
   }
 
   settle(): void {
@@ -113,6 +122,7 @@ export class Registrar {
   readonly #nodes = new Set<Registered>()
   #lease: string | undefined
   #renewMs = 0
+  #incarnation = 0
   #running = false
   #closed = false
   /** Cuts the present wait short. */
@@ -133,8 +143,11 @@ export class Registrar {
    */
   async register(wanted: NodeRegistration): Promise<Registration> {
     const { clock, namespace } = this.#options
+    if (this.#closed) throw new Error('the client is closed')
     // The date orders the lives of one node id over restarts; a clock that was turned back is mended by the answer.
-    const node = new Registered(wanted, wanted.namespace ?? namespace, Math.max(1, Math.floor(clock.wall())), this)
+    // Within this process it only grows, so that the removal of one life never hits the next.
+    this.#incarnation = Math.max(this.#incarnation + 1, Math.floor(clock.wall()))
+    const node = new Registered(wanted, wanted.namespace ?? namespace, this.#incarnation, this)
     for (const other of this.#nodes)
       if (
         other.service === node.service &&
@@ -152,15 +165,22 @@ export class Registrar {
   /** Works on what is due at once, and waits for one node of it as long as patience allows. */
   async wake(node: Registered): Promise<void> {
     const { clock, patienceMs } = this.#options
-    if (!node.isDue) return
+    if (!node.isDue || !this.#nodes.has(node)) return
     const patience = new AbortController()
-    node.settled.push(() => patience.abort())
-    this.nudge()
+    const settled = () => patience.abort()
+    node.settled.push(settled)
+    this.#wakeUp()
     await sleep(clock, patienceMs, patience.signal)
+    node.settled = node.settled.filter((other) => other !== settled)
   }
 
-  /** The registry may have come back: no reason to sit out the present wait. */
+  /** The registry may have come back, and forgotten our lease: find out now. */
   nudge(): void {
+    this.#renewMs = -Infinity
+    this.#wakeUp()
+  }
+
+  #wakeUp(): void {
     this.#nudge.abort()
     if (!this.#running && !this.#closed && this.#nodes.size > 0) void this.#run()
   }
@@ -196,13 +216,21 @@ export class Registrar {
     this.#running = true
     const { clock, random, log, ttlMs } = this.#options
     const backoff = new Backoff(random, RETRY)
+    let unfinished = 0
     while (!this.#closed && this.#nodes.size > 0) {
       this.#nudge = new AbortController()
       let waitMs: number
       try {
         await this.#step()
-        backoff.reset()
-        waitMs = this.#isDue() ? 0 : Math.max(0, this.#renewMs - clock.now())
+        if (this.#isDue()) {
+          // Something has changed on the way, such as a lease that was lost: at once, but not again and again. Replicas
+          // that disagree about a lease would be asked without pause.
+          waitMs = unfinished++ === 0 ? 0 : backoff.next()
+        } else {
+          backoff.reset()
+          unfinished = 0
+          waitMs = Math.max(0, this.#renewMs - clock.now())
+        }
       } catch (error) {
         waitMs = Math.min(backoff.next(), ttlMs / RENEWALS_PER_TTL)
         const reason = (error as Error).message
@@ -226,31 +254,55 @@ export class Registrar {
     return false
   }
 
-  /** One pass over what is due. Throws when the registry cannot be reached: the next pass continues. */
+  /**
+   * One pass over what is due. Throws when the registry cannot be reached: the next pass continues. The renewal comes
+   * first, and a node that the registry fails at does not hold up the others.
+   */
   async #step(): Promise<void> {
-    const { connection, clock, ttlMs, owner } = this.#options
-    for (const node of this.#nodes) if (node.leaving) await this.#leave(node)
-    if (this.#nodes.size === 0) return
-    if (this.#lease === undefined) {
-      const answer = await connection.request('POST', '/v1/leases', { ttl: `${ttlMs}ms`, owner })
-      this.#lease = (JSON.parse(answer.body) as { id: string }).id
-      this.#plan()
-      for (const node of this.#nodes) if (node.state !== 'superseded' && node.state !== 'refused') node.acknowledged = 0
-    } else if (clock.now() >= this.#renewMs) {
+    const { connection, ttlMs, owner } = this.#options
+    await this.#renew()
+    let failure: RefusedError | undefined
+    const attempt = async (work: () => Promise<void>) => {
       try {
-        await connection.request('POST', `/v1/leases/${this.#lease}/renew`)
-        this.#plan()
+        await work()
       } catch (error) {
-        if (!(error instanceof RefusedError) || error.code !== 'lease_not_found') throw error
-        this.#lease = undefined
-        return this.#step()
+        if (!(error instanceof RefusedError)) throw error
+        failure = error
       }
     }
-    for (const node of this.#nodes) {
-      // Lost on the way: without it a node would be registered for ever.
-      if (this.#lease === undefined) return
-      if (node.isDue && !node.leaving) await this.#put(node, this.#lease)
+    for (const node of this.#nodes) if (node.leaving) await attempt(() => this.#leave(node))
+    if (this.#lease === undefined && this.#hasStaying()) {
+      const answer = await connection.request('POST', '/v1/leases', { ttl: `${ttlMs}ms`, owner })
+      const { id } = JSON.parse(answer.body) as { id?: unknown }
+      if (typeof id !== 'string') throw new Error('the answer names no lease')
+      this.#lease = id
+      this.#plan()
+      for (const node of this.#nodes) node.acknowledged = 0
     }
+    for (const node of this.#nodes) {
+      const lease = this.#lease
+      // Lost on the way: without it a node would be registered for ever.
+      if (lease === undefined) break
+      if (node.isDue && !node.leaving) await attempt(() => this.#put(node, lease))
+    }
+    if (failure) throw failure
+  }
+
+  async #renew(): Promise<void> {
+    const { connection, clock } = this.#options
+    if (this.#lease === undefined || clock.now() < this.#renewMs) return
+    try {
+      await connection.request('POST', `/v1/leases/${this.#lease}/renew`)
+      this.#plan()
+    } catch (error) {
+      if (!(error instanceof RefusedError) || error.code !== 'lease_not_found') throw error
+      this.#lease = undefined
+    }
+  }
+
+  #hasStaying(): boolean {
+    for (const node of this.#nodes) if (!node.leaving) return true
+    return false
   }
 
   /** Spread by a tenth, so that registrants that started together do not renew together for ever. */
@@ -262,12 +314,12 @@ export class Registrar {
   async #put(node: Registered, lease: string): Promise<void> {
     const { connection, log, zone: ownZone } = this.#options
     const { host = '127.0.0.1', port, protocol, weight, zone = ownZone, labels, status } = node.wanted
-    const { version, incarnation } = node
+    const { version, incarnation, wanted } = node
     const body = { host, port, protocol, weight, zone, labels, status, lease, incarnation }
     try {
       await connection.request('PUT', node.path, body)
     } catch (error) {
-      if (!(error instanceof RefusedError) || error.status >= 500 || error.status === 429) throw error
+      if (!(error instanceof RefusedError) || isTransient(error)) throw error
       if (error.code === 'lease_not_found') {
         this.#lease = undefined
         return
@@ -283,14 +335,23 @@ export class Registrar {
         node.incarnation = held + 1
         return
       }
-      node.state = error.code === 'stale_incarnation' ? 'superseded' : 'refused'
       node.refused = error
+      if (error.code !== 'stale_incarnation' && node.accepted !== undefined && node.accepted !== wanted) {
+        log.error({ service: node.service, node: node.id, reason: error.message }, 'change of a registration refused')
+        if (node.wanted === wanted) node.wanted = node.accepted
+        // What the registry holds is what is wanted again, unless the lease was lost meanwhile.
+        if (node.acknowledged > 0) node.acknowledged = version
+        if (!node.isDue) node.settle()
+        return
+      }
+      node.state = error.code === 'stale_incarnation' ? 'superseded' : 'refused'
       log.error({ service: node.service, node: node.id, reason: error.message }, `registration ${node.state}`)
       this.#nodes.delete(node)
       node.settle()
       return
     }
     node.acknowledged = version
+    node.accepted = wanted
     node.state = 'registered'
     if (!node.isDue) node.settle()
   }
@@ -301,10 +362,15 @@ export class Registrar {
       await this.#options.connection.request('DELETE', `${node.path}&incarnation=${node.incarnation}${fence}`)
     } catch (error) {
       // Refused means that the id belongs to someone else by now, which is as good as gone.
-      if (!(error instanceof RefusedError)) throw error
+      if (!(error instanceof RefusedError) || isTransient(error)) throw error
     }
     node.state = 'closed'
     this.#nodes.delete(node)
     node.settle()
   }
+}
+
+/** The registry failed, or asks for patience: the same request may succeed later. */
+function isTransient(error: RefusedError): boolean {
+  return error.status >= 500 || error.status === 429
 }

@@ -164,7 +164,11 @@ export class Selector {
     this.#build()
   }
 
+  /** Calls that still run may end after this: they must not set a timer again. */
   close(): void {
+    this.#states.clear()
+    this.#groups = []
+    this.#candidates = 0
     this.#cancelReturn()
   }
 

@@ -383,9 +383,18 @@ function article(type: string): string {
 
 /** A value in an error's text: short, on one line. */
 export function show(input: unknown): string {
-  const text = typeof input === 'string' ? input : input === undefined ? 'nothing' : JSON.stringify(input)
+  const text = typeof input === 'string' ? input : input === undefined ? 'nothing' : json(input)
   const line = text.replaceAll(/[\p{Cc}]/gu, '?')
   return line.length > 60 ? `${line.slice(0, 57)}...` : line
+}
+
+/** What cannot be written as JSON (aliases of YAML make circles, strangers nest without end) is named by its type. */
+function json(input: unknown): string {
+  try {
+    return JSON.stringify(input) ?? typeof input
+  } catch {
+    return Array.isArray(input) ? 'an array' : `an ${typeof input}`
+  }
 }
 
 function deepFreeze(value: unknown): void {
