@@ -86,6 +86,7 @@ export async function start(name: string, script: string, options: StartOptions)
     })
     void program.exited.then((code) => {
       clearTimeout(timer)
+      if (program.ready) return
       // The log's last lines arrive after the exit.
       setImmediate(() => reject(new Error(`${name} ended with ${code} before it was ready:\n${program.tail()}`)))
     })
