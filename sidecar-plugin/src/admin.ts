@@ -1,3 +1,4 @@
+import type { Socket } from 'node:net'
 import Fastify, { type FastifyError, type FastifyInstance, type FastifyRequest } from 'fastify'
 import { problemsOf, type Problem } from '@holdfast/registry-client/settings'
 import { isNamespace, isServiceName } from '@holdfast/registry-client/protocol'
@@ -57,6 +58,7 @@ export function createAdmin(subject: AdminSubject, home: string): FastifyInstanc
     requestTimeout: 30_000,
     routerOptions: { maxParamLength: 512 },
     exposeHeadRoutes: false,
+    clientErrorHandler: refuseBytes,
   })
   app.removeAllContentTypeParsers()
   // Whatever it is called: curl calls a body a form unless told otherwise.
@@ -150,6 +152,25 @@ function addRoutes(app: FastifyInstance, subject: AdminSubject, home: string): v
   })
 }
 
+/** What is not HTTP has no route, and is answered in the same form. */
+function refuseBytes(error: NodeJS.ErrnoException, socket: Socket): void {
+  if (error.code === 'ECONNRESET' || !socket.writable) {
+    socket.destroy()
+    return
+  }
+  const [status, code, phrase] =
+    error.code === 'HPE_HEADER_OVERFLOW'
+      ? [431, 'header_too_large', 'Request Header Fields Too Large']
+      : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
+        ? [408, 'request_timeout', 'Request Timeout']
+        : [400, 'invalid_request', 'Bad Request']
+  const body = JSON.stringify({ type: `urn:holdfast:problem:${code}`, status, code, title: phrase })
+  socket.end(
+    `HTTP/1.1 ${status} ${phrase}\r\ncontent-type: application/problem+json\r\n` +
+      `content-length: ${body.length}\r\nconnection: close\r\n\r\n${body}`,
+  )
+}
+
 function found(shown: object | undefined, service: string): object {
   if (shown) return shown
   throw new Refusal({
@@ -167,7 +188,12 @@ function invalid(errors: readonly Problem[]): Refusal {
 function parse<T extends z.ZodType>(schema: T, input: unknown): z.output<T> {
   const result = schema.safeParse(input, { reportInput: true })
   if (result.success) return result.data
-  throw invalid(problemsOf(result.error, schema).map((item) => ({ ...item, path: item.path || '(body)' })))
+  throw invalid(
+    problemsOf(result.error, schema).map((item) => ({
+      ...item,
+      path: ['', '(document)'].includes(item.path) ? '(body)' : item.path,
+    })),
+  )
 }
 
 function queryOf<const K extends string>(request: FastifyRequest, known: readonly K[]): Partial<Record<K, string>> {

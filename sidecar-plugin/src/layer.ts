@@ -16,15 +16,15 @@ export type Direction = 'outbound' | 'inbound'
 export type ViewSource = 'memory' | 'file' | 'registry'
 
 /**
- * A request's body. Nothing is read from the caller before somebody reads from {@link RequestBody.stream}, so a request
- * whose connection failed can be sent again with its body whole.
+ * A request's body. Nothing is read from the caller before somebody reads from {@link RequestBody.stream}, and its
+ * beginning is kept, so a request that found no taker can be sent again with its body whole.
  */
 export interface RequestBody {
-  /** Whether a byte may have been taken. From then on the body cannot be sent again. */
-  readonly touched: boolean
+  /** Whether another {@link RequestBody.stream} would begin at the beginning. False for ever once too much was read. */
+  readonly repeatable: boolean
   /**
-   * A stream over the body. Destroying it leaves the body itself alone; while the body is untouched another stream may
-   * be opened. Fails when the caller breaks off.
+   * A stream over the whole body; one at a time. Destroying it leaves the body itself alone. Fails when the caller
+   * breaks off.
    */
   stream(): Readable
 }

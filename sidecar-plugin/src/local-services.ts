@@ -10,6 +10,7 @@ export interface Keeper {
   readonly refusal: string | undefined
   readonly inFlight: number
   start(): void
+  stop(): void
   begin(): () => void
   settled(limitMs: number): Promise<void>
   drain(): Promise<void>
@@ -120,6 +121,12 @@ export class LocalServices {
   async deregister(): Promise<void> {
     this.#closing = true
     await Promise.all([...this.#entries.values()].map(({ keeper }) => keeper.close()))
+  }
+
+  /** Ends all checks without telling the registry. */
+  stop(): void {
+    this.#closing = true
+    for (const { keeper } of this.#entries.values()) keeper.stop()
   }
 
   /** The target of a request, for the inbound stack. */

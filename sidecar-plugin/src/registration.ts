@@ -70,6 +70,11 @@ export class LocalRegistration {
     void this.#watch()
   }
 
+  /** Looks no more and tells the registry nothing more: for a sidecar that is cut. */
+  stop(): void {
+    this.#stop.abort()
+  }
+
   get id(): string {
     return this.#options.node.id
   }

@@ -1,8 +1,11 @@
 import { Readable } from 'node:stream'
 import type { RequestBody } from './layer.ts'
 
-/** How much of a body is held for a node that reads more slowly than its caller writes. */
-const BUFFER_BYTES = 65_536
+/**
+ * How much of a body is kept for another attempt, and held for a node that reads more slowly than its caller writes.
+ * Smaller fails uploads whose node refuses them; larger costs that much for every request under way.
+ */
+const KEPT_BYTES = 65_536
 
 /**
  * A {@link RequestBody} over a stream that waits paused. Each stream handed out detaches without destroying the source,
@@ -12,7 +15,9 @@ export class PulledBody implements RequestBody {
   readonly #source: Readable
   readonly #onStart: () => void
   readonly #onBytes: (bytes: number) => void
-  #touched = false
+  #kept: Buffer[] | undefined = []
+  #keptBytes = 0
+  #started = false
 
   /**
    * @param onStart when somebody wants the first byte: the moment to tell a caller that expects it to continue
@@ -24,14 +29,15 @@ export class PulledBody implements RequestBody {
     this.#onBytes = onBytes
   }
 
-  get touched(): boolean {
-    return this.#touched
+  get repeatable(): boolean {
+    return this.#kept !== undefined
   }
 
   stream(): Readable {
     const source = this.#source
     let attached = false
     const onData = (chunk: Buffer) => {
+      this.#keep(chunk)
       this.#onBytes(chunk.length)
       if (!out.push(chunk)) source.pause()
     }
@@ -46,19 +52,20 @@ export class PulledBody implements RequestBody {
     const detach = () => {
       source.off('data', onData).off('end', onEnd).off('error', onError).off('close', onClose)
     }
+    const attach = () => {
+      attached = true
+      if (!this.#started) this.#onStart()
+      this.#started = true
+      for (const chunk of this.#kept ?? []) out.push(chunk)
+      if (source.readableEnded) return void out.push(null)
+      if (source.destroyed) return onClose()
+      source.on('data', onData).on('end', onEnd).on('error', onError).on('close', onClose)
+    }
     const out = new Readable({
-      highWaterMark: BUFFER_BYTES,
+      highWaterMark: KEPT_BYTES,
       read: () => {
-        if (!attached) {
-          attached = true
-          if (!this.#touched) {
-            this.#touched = true
-            this.#onStart()
-          }
-          if (source.destroyed) return onClose()
-          source.on('data', onData).on('end', onEnd).on('error', onError).on('close', onClose)
-        }
-        source.resume()
+        if (!attached) attach()
+        if (!source.readableEnded) source.resume()
       },
       destroy: (error, done) => {
         if (attached) {
@@ -71,5 +78,11 @@ export class PulledBody implements RequestBody {
     // Whoever reads may have let go by the time the caller breaks off; that must end nothing but this stream.
     out.on('error', () => {})
     return out
+  }
+
+  #keep(chunk: Buffer): void {
+    this.#keptBytes += chunk.length
+    if (this.#keptBytes > KEPT_BYTES) this.#kept = undefined
+    else this.#kept?.push(chunk)
   }
 }

@@ -1,6 +1,13 @@
 import { join } from 'node:path'
 import { connect, type RegistryClient } from '@holdfast/registry-client'
-import { sleep, systemClock, systemRandom, type Clock, type Random } from '@holdfast/registry-client/clock'
+import {
+  formatDuration,
+  sleep,
+  systemClock,
+  systemRandom,
+  type Clock,
+  type Random,
+} from '@holdfast/registry-client/clock'
 import { parsePolicy, PolicyError, type Policy } from '@holdfast/registry-client/policy'
 import { encodeView, type PolicyDocument } from '@holdfast/registry-client/protocol'
 import { openAccessLog } from './access-log-file.ts'
@@ -102,7 +109,23 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     fields: serviceFields,
     limits: { ...options.limits?.forward, keepAliveMs: LOCAL_KEEP_ALIVE_MS },
   })
-  const stats: Stats = new Stats({
+  const { inbound: inboundAt, outbound: outboundAt, admin: adminAt } = config.listeners
+  const file =
+    config.cacheDir !== undefined && inboundAt.port !== 0
+      ? new RegistrationFile(join(config.cacheDir, `sidecar-${inboundAt.port}.json`), log)
+      : undefined
+  // The port is known once the inbound side listens, which is before the first service is added.
+  const advertised = { host: config.advertise, port: 0 }
+  const services = new LocalServices({
+    namespace,
+    advertised,
+    localHost: LOCAL_HOST,
+    patienceMs: PUT_PATIENCE_MS,
+    drainMs: config.drain.timeout,
+    save: (specs) => file?.save(specs) ?? Promise.resolve(),
+    keeper: (spec) => keeperOf(spec, { client, clock, random, log, config, advertised }),
+  })
+  const stats = new Stats({
     holdfast_sidecar_nodes_connected: { help: 'Nodes with connections.', read: () => outboundForward.load.nodes },
     holdfast_sidecar_local_services: { help: 'Services behind this sidecar.', read: () => services.size },
     holdfast_sidecar_access_log_dropped: { help: 'Lines lost.', read: () => accessLogFile?.dropped ?? 0 },
@@ -165,7 +188,6 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
   let isReady = false
   let askDrain!: () => void
   const drainAsked = new Promise<void>((resolve) => (askDrain = resolve))
-  let services!: LocalServices
 
   const admin = createAdmin(
     {
@@ -187,7 +209,12 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     namespace,
   )
 
-  const cut = async () => {
+  let closed: Promise<void> | undefined
+  const cut = () => (closed ??= closeAll())
+  const closing = new AbortController()
+  const closeAll = async () => {
+    closing.abort()
+    services.stop()
     outbound.close()
     inbound.close()
     await Promise.all([outboundForward.close(), inboundForward.close(), admin.close(), client.close()])
@@ -196,25 +223,11 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
   const addresses = { admin: '', outbound: '', inbound: '' }
   const ports = { admin: 0, outbound: 0, inbound: 0 }
   try {
-    const { inbound: inboundAt, outbound: outboundAt, admin: adminAt } = config.listeners
-    const file =
-      config.cacheDir !== undefined && inboundAt.port !== 0
-        ? new RegistrationFile(join(config.cacheDir, `sidecar-${inboundAt.port}.json`), log)
-        : undefined
     const saved = (await file?.load()) ?? []
     // The port is part of what is registered, so it has to be had first; what arrives is served once all are added,
     // which happens before this process reads from any connection.
     ports.inbound = await inbound.listen(inboundAt.host, inboundAt.port)
-    const advertised = { host: config.advertise, port: ports.inbound }
-    services = new LocalServices({
-      namespace,
-      advertised,
-      localHost: LOCAL_HOST,
-      patienceMs: PUT_PATIENCE_MS,
-      drainMs: config.drain.timeout,
-      save: (specs) => file?.save(specs) ?? Promise.resolve(),
-      keeper: (spec) => keeperOf(spec, { client, clock, random, log, config, advertised }),
-    })
+    advertised.port = ports.inbound
     for (const spec of config.services) services.add(spec, false)
     for (const spec of saved) services.add(spec, true)
     ports.outbound = await outbound.listen(outboundAt.host, outboundAt.port)
@@ -236,7 +249,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     outbound.retire()
     // Others hear of it first; meanwhile everything is served as before.
     await services.deregister()
-    await sleep(clock, settle)
+    await sleep(clock, settle, closing.signal)
     await inbound.finish({ idleMs: idle, timeoutMs: timeout })
     // Last, because a service that finishes a request may have to call others for it.
     await outbound.finish({ idleMs: 0, timeoutMs: timeout })
@@ -350,8 +363,15 @@ function explain(
   const policy = policyOf(known.policy)
   const reports = new Map(client.nodeReports(service, { namespace }).map((report) => [report.id, report]))
   const nodes = known.nodes.map((node) => {
+    const ejectedMs = reports.get(node.id)?.ejectedForMs ?? 0
     const why =
-      node.status !== 'up' ? `its status is ${node.status}` : node.weight === 0 ? 'its weight is 0' : undefined
+      node.status !== 'up'
+        ? `its status is ${node.status}`
+        : node.weight === 0
+          ? 'its weight is 0'
+          : ejectedMs > 0
+            ? `calls to it failed: left out for another ${formatDuration(Math.ceil(ejectedMs))} unless too few remain`
+            : undefined
     return {
       id: node.id,
       host: node.host,

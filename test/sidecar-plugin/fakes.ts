@@ -55,10 +55,10 @@ export function replyOf(over: Partial<Reply> = {}): Reply {
   return { status: 200, headers: [], body: undefined, ...over }
 }
 
-/** A body that says whether it was touched. */
-export function bodyOf(touched: boolean): RequestBody {
+/** A body that says whether it can be sent again. */
+export function bodyOf(repeatable: boolean): RequestBody {
   return {
-    touched,
+    repeatable,
     stream: () => {
       throw new Error('nobody reads in this test')
     },

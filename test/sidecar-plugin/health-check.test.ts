@@ -47,7 +47,7 @@ describe('an HTTP check', () => {
         asked.push(incoming.url!)
         outgoing.writeHead(status).end('x'.repeat(100_000))
       })
-      t.after(service.stop)
+      t.after(() => service.stop())
       const result = await probe(check('http', '/healthz'), service.port)
       assert.deepEqual(result, { verdict, detail: `GET /healthz answered ${status}` })
       assert.deepEqual(asked, ['/healthz'])

@@ -234,14 +234,15 @@ describe('who breaks off', () => {
     assert.match(problem.detail, new RegExp(`:${service.port}: `))
   })
 
-  test('a service that does not listen leaves the request’s body untouched, so that another may get it', async (t) => {
+  test('a service that does not listen leaves the request’s body whole, so that another may get it', async (t) => {
     const gone = await rawService(t, () => {})
     gone.stop()
     const { port, exchanges } = await wire(t, () => {}, { destinationPort: gone.port })
     const response = await call(port, { method: 'POST' }, 'a body')
     assert.equal(response.statusCode, 502)
     assert.equal(response.headers['x-holdfast-reason'], 'upstream_connect')
-    assert.equal(exchanges[0]!.body!.touched, false)
+    assert.equal(exchanges[0]!.body!.repeatable, true)
+    assert.equal(exchanges[0]!.bytesIn, 0)
   })
 
   for (const [what, answer] of Object.entries({

@@ -70,11 +70,12 @@ export interface RetryOptions {
 }
 
 /**
- * Sends a failed request again, to another node, when that cannot do a thing twice:
+ * Sends a failed request again, to another node, when its body can still be sent whole and that cannot do a thing
+ * twice:
  *
- * - its body is untouched and nothing of it was delivered: no connection, or a peer sidecar's word that the service
- *   never saw it ({@link REFUSALS}). Safe for every method;
- * - it has no body, its method is idempotent, and the connection broke before an answer.
+ * - nothing of it was delivered: no connection, or a peer sidecar's word that the service never saw it
+ *   ({@link REFUSALS}). Safe for every method;
+ * - its method is idempotent, and the connection broke before an answer.
  *
  * Once every node known has failed it, it waits and begins again with all of them. What fails in the end is answered
  * with the last failure of a node: `no_nodes` would hide why.
@@ -154,9 +155,9 @@ async function attempt(inner: (exchange: Exchange) => Promise<Reply>, exchange: 
 const IDEMPOTENT: ReadonlySet<string> = new Set(['GET', 'HEAD', 'OPTIONS', 'TRACE', 'PUT', 'DELETE'])
 
 function mayRepeat(exchange: Exchange, failure: Failure): boolean {
-  if (exchange.body?.touched) return false
+  if (exchange.body?.repeatable === false) return false
   if (!failure.delivered) return REFUSALS.has(failure.reason)
-  return failure.reason === 'upstream_reset' && exchange.body === undefined && IDEMPOTENT.has(exchange.method)
+  return failure.reason === 'upstream_reset' && IDEMPOTENT.has(exchange.method)
 }
 
 function conclude(exchange: Exchange, failure: Failure): Reply {

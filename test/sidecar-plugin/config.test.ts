@@ -1,0 +1,132 @@
+import assert from 'node:assert/strict'
+import { describe, test } from 'node:test'
+import { SettingsError } from '@holdfast/registry-client/settings'
+import { loadConfig, sidecarHelp } from '../../sidecar-plugin/src/config.ts'
+
+function load(argv: string[] = [], options: { env?: Record<string, string>; file?: string } = {}) {
+  const { file } = options
+  return loadConfig({
+    argv: file === undefined ? argv : [...argv, '--config', 'sidecar.yaml'],
+    env: { HOME: '/home/x', ...options.env },
+    ...(file !== undefined && { readFile: () => file }),
+  }).config
+}
+
+function problemsOf(run: () => unknown): Record<string, string> {
+  try {
+    run()
+  } catch (error) {
+    assert(error instanceof SettingsError)
+    return Object.fromEntries(error.problems.map(({ path, message }) => [path, message]))
+  }
+  throw new Error('nothing was refused')
+}
+
+test('without anything said it stands on loopback, with the documented ports', () => {
+  const config = load()
+  assert.deepEqual(config.listeners, {
+    admin: { host: '127.0.0.1', port: 7500 },
+    outbound: { host: '127.0.0.1', port: 7501 },
+    inbound: { host: '127.0.0.1', port: 7502 },
+  })
+  assert.deepEqual(config.registry, ['http://127.0.0.1:7400'])
+  assert.deepEqual(config.drain, { settle: 1_000, idle: 5_000, timeout: 30_000 })
+  assert.equal(config.accessLog, 'off')
+  assert.equal(config.namespace, 'default')
+})
+
+test('flags win over the environment, that over the file, that over the defaults', () => {
+  const file = 'listeners: { outbound: { port: 1 }, inbound: { port: 1 }, admin: { port: 1 } }'
+  const config = load(['--outbound-port', '3'], {
+    file,
+    env: { HOLDFAST_OUTBOUND_PORT: '2', HOLDFAST_INBOUND_PORT: '2' },
+  })
+  assert.deepEqual(
+    [config.listeners.outbound.port, config.listeners.inbound.port, config.listeners.admin.port],
+    [3, 2, 1],
+  )
+})
+
+test('what is cached stands in the user’s cache directory, elsewhere, or nowhere, as told', () => {
+  assert.equal(load([], { env: { XDG_CACHE_HOME: '/xdg' } }).cacheDir, '/xdg/holdfast')
+  assert.match(load().cacheDir!, /\/\.cache\/holdfast$/)
+  assert.equal(load(['--cache-dir', '/var/cache/h']).cacheDir, '/var/cache/h')
+  assert.equal(load(['--no-file-cache']).cacheDir, undefined)
+})
+
+test('others are told the inbound address unless another is to be advertised', () => {
+  assert.equal(load(['--host', '10.0.0.1']).advertise, '10.0.0.1')
+  assert.equal(load(['--host', '0.0.0.0', '--advertise', 'node-1.example']).advertise, 'node-1.example')
+  assert.match(problemsOf(() => load(['--host', '0.0.0.0'])).advertise!, /is required/)
+})
+
+test('services of the file have their health checks in milliseconds, with defaults', () => {
+  const file = `
+services:
+  - service: stock
+    port: 8080
+    labels: { version: v2 }
+    healthCheck: { type: http, path: /healthz, interval: 250ms }
+  - { service: prices, port: 8081 }
+`
+  const [stock, prices] = load([], { file }).services
+  assert.deepEqual(stock!.healthCheck, {
+    type: 'http',
+    path: '/healthz',
+    intervalMs: 250,
+    timeoutMs: 1_000,
+    unhealthyAfter: 3,
+    healthyAfter: 1,
+  })
+  assert.equal(prices!.healthCheck.type, 'tcp')
+})
+
+describe('what cannot be used is refused', () => {
+  test('all of it at once, each with its path', () => {
+    const file = `
+listeners: { outbound: { port: 0x10000 }, inbnd: {} }
+drain: { settle: 5 }
+services:
+  - { service: Stock, port: 0, healthCheck: { type: icmp, interval: 2 } }
+`
+    const problems = problemsOf(() => load(['--admin-port', '0x10', '--zone', 'Z', '--nonsense'], { file }))
+    assert.deepEqual(Object.keys(problems).sort(), [
+      '--nonsense',
+      'drain.settle',
+      'listeners.admin.port',
+      'listeners.inbnd',
+      'listeners.outbound.port',
+      'services.0.healthCheck.interval',
+      'services.0.healthCheck.type',
+      'services.0.port',
+      'services.0.service',
+      'zone',
+    ])
+    assert.equal(problems['listeners.admin.port'], 'must be 1..65535, got 0x10 (from --admin-port)')
+    assert.match(problems['listeners.inbnd']!, /did you mean inbound/)
+  })
+
+  test('an admin API that the network could reach', () => {
+    const problems = problemsOf(() => load([], { file: 'listeners: { admin: { host: 0.0.0.0 } }' }))
+    assert.match(problems['listeners.admin.host']!, /loopback/)
+  })
+
+  test('two services of one name', () => {
+    const file = 'services: [{ service: a, port: 1 }, { service: a, port: 2 }]'
+    assert.match(problemsOf(() => load([], { file }))['services.1.service']!, /second service a/)
+  })
+})
+
+test('the help names every flag that scripts rely on', () => {
+  for (const flag of [
+    '--registry',
+    '--cache-dir',
+    '--admin-port',
+    '--outbound-port',
+    '--inbound-port',
+    '--config',
+    '--log-level',
+    '--version',
+  ])
+    assert(sidecarHelp().includes(flag), flag)
+})

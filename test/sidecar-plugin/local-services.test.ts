@@ -1,0 +1,119 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { LocalServices, type Keeper } from '../../sidecar-plugin/src/local-services.ts'
+import { localSpecOf, localSpecSchema, type LocalSpec } from '../../sidecar-plugin/src/local-spec.ts'
+import { settle } from '../support/manual-clock.ts'
+
+function spec(service: string, port = 8080): LocalSpec {
+  return localSpecOf(localSpecSchema.parse({ service, port }))
+}
+
+function start() {
+  const events: string[] = []
+  const saved: string[][] = []
+  let release = () => {}
+  const held = new Promise<void>((resolve) => (release = resolve))
+  const hold = { drain: false }
+  const services = new LocalServices({
+    namespace: 'default',
+    advertised: { host: '10.0.0.1', port: 7502 },
+    localHost: '127.0.0.1',
+    patienceMs: 5_000,
+    drainMs: 30_000,
+    save: async (specs) => void saved.push(specs.map(({ service, port }) => `${service}:${port}`)),
+    keeper: ({ service, port }): Keeper => {
+      const name = `${service}:${port}`
+      return {
+        id: 'n',
+        state: 'up',
+        health: { status: 'passing', detail: '' },
+        refusal: undefined,
+        inFlight: 0,
+        stop: () => {},
+        start: () => void events.push(`start ${name}`),
+        begin: () => () => {},
+        settled: async () => {},
+        drain: async () => {
+          events.push(`drain ${name}`)
+          if (hold.drain) await held
+        },
+        idle: async () => void events.push(`idle ${name}`),
+        close: async () => void events.push(`close ${name}`),
+      }
+    },
+  })
+  return { services, events, saved, hold, release: () => release() }
+}
+
+test('a service is served from the moment it is added, whatever the registry says', () => {
+  const { services } = start()
+  services.add(spec('stock'), true)
+  assert.deepEqual(services.find('stock', 'default')?.destination, { id: 'n', host: '127.0.0.1', port: 8080 })
+  assert.equal(services.find('stock', 'shop'), undefined)
+  assert.equal(services.find('other', 'default'), undefined)
+})
+
+test('others see the inbound address, and the report says where the service really is', () => {
+  const { services } = start()
+  services.add(spec('stock'), true)
+  const [report] = services.reports()
+  assert.deepEqual([report!.host, report!.port, report!.localPort], ['10.0.0.1', 7502, 8080])
+})
+
+test('the same registration again changes nothing; another one replaces the first, which lets go before', async () => {
+  const { services, events, saved } = start()
+  assert.equal((await services.put(spec('stock'))).created, true)
+  assert.equal((await services.put(spec('stock'))).created, false)
+  assert.deepEqual(events, ['start stock:8080'])
+  assert.equal((await services.put(spec('stock', 9090))).report.localPort, 9090)
+  assert.deepEqual(events, ['start stock:8080', 'close stock:8080', 'start stock:9090'])
+  assert.deepEqual(saved, [['stock:8080'], ['stock:9090']])
+})
+
+test('what the configuration names is not saved, and is not replaced by what was saved before', async () => {
+  const { services, saved } = start()
+  services.add(spec('stock', 1), false)
+  services.add(spec('stock', 2), true)
+  await services.put(spec('prices'))
+  assert.equal(services.find('stock', 'default')!.destination.port, 1)
+  assert.deepEqual(saved, [['prices:8080']])
+})
+
+test('who is removed drains first, is served meanwhile, and is forgotten after', async () => {
+  const { services, events, saved, hold, release } = start()
+  await services.put(spec('stock'))
+  hold.drain = true
+  const removed = services.remove('stock')
+  await settle()
+  assert.notEqual(services.find('stock', 'default'), undefined)
+  release()
+  assert.equal(await removed, true)
+  assert.equal(services.find('stock', 'default'), undefined)
+  assert.deepEqual(events.slice(1), ['drain stock:8080', 'idle stock:8080', 'close stock:8080'])
+  assert.deepEqual(saved.at(-1), [])
+  assert.equal(await services.remove('stock'), false)
+})
+
+test('a registration during a removal waits for its end, and stands then', async () => {
+  const { services, hold, release } = start()
+  await services.put(spec('stock'))
+  hold.drain = true
+  const removed = services.remove('stock')
+  const put = services.put(spec('stock', 9090))
+  await settle()
+  release()
+  await removed
+  assert.equal((await put).created, true)
+  assert.equal(services.find('stock', 'default')!.destination.port, 9090)
+})
+
+test('a sidecar that leaves deregisters everything, still serves it, saves nothing, and takes nothing new', async () => {
+  const { services, events, saved } = start()
+  await services.put(spec('a'))
+  await services.put(spec('b'))
+  await services.deregister()
+  assert.deepEqual(events.slice(-2).sort(), ['close a:8080', 'close b:8080'])
+  assert.notEqual(services.find('a', 'default'), undefined)
+  assert.equal(saved.length, 2)
+  await assert.rejects(services.put(spec('c')), { reason: 'draining' })
+})

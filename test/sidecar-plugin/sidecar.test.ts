@@ -1,0 +1,358 @@
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { mkdtemp, readFile, rm } from 'node:fs/promises'
+import { request, type IncomingMessage, type RequestListener } from 'node:http'
+import { createServer, type AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { describe, test, type TestContext } from 'node:test'
+import { loadConfig } from '../../sidecar-plugin/src/config.ts'
+import { createSidecar, nodeIdOf, type Sidecar } from '../../sidecar-plugin/src/sidecar.ts'
+import { seededRandom } from '../support/seeded-random.ts'
+import { FakeClient, quietLog, RawCaller, startService } from './fakes.ts'
+import { eventually } from './wire.ts'
+
+const NO_DRAIN = ['--drain-settle', '0ms', '--drain-timeout', '5s']
+
+async function start(
+  t: TestContext,
+  options: { client?: FakeClient; argv?: string[]; cacheDir?: string; idle?: string } = {},
+) {
+  const client = options.client ?? new FakeClient()
+  const ports = ['--admin-port', '0', '--outbound-port', '0', '--inbound-port', '0']
+  const cache = options.cacheDir ? ['--cache-dir', options.cacheDir] : ['--no-file-cache']
+  const { config } = loadConfig({
+    argv: [...ports, ...cache, ...NO_DRAIN, ...(options.argv ?? []), '--config', 'sidecar.yaml'],
+    env: {},
+    readFile: () => `drain: { idle: ${options.idle ?? '0ms'} }`,
+  })
+  const sidecar = await createSidecar({
+    config,
+    log: quietLog,
+    random: seededRandom(1),
+    client,
+  })
+  t.after(() => sidecar.close())
+  return { sidecar, client }
+}
+
+async function service(t: TestContext, handler: RequestListener) {
+  const started = await startService(handler)
+  t.after(() => started.stop())
+  return started
+}
+
+interface Answer {
+  readonly status: number
+  readonly headers: IncomingMessage['headers']
+  readonly text: string
+}
+
+async function call(
+  port: number,
+  options: { host?: string; path?: string; method?: string; headers?: Record<string, string>; body?: string } = {},
+): Promise<Answer> {
+  const { host = '127.0.0.1', path = '/', method = 'GET', headers, body } = options
+  const outgoing = request({ port, host: '127.0.0.1', path, method, agent: false, headers: { host, ...headers } })
+  outgoing.end(body)
+  const [response] = (await once(outgoing, 'response')) as [IncomingMessage]
+  let text = ''
+  for await (const chunk of response) text += String(chunk)
+  return { status: response.statusCode!, headers: response.headers, text }
+}
+
+async function register(sidecar: Sidecar, name: string, port: number): Promise<Answer> {
+  return call(sidecar.ports.admin, {
+    method: 'PUT',
+    path: `/v1/registrations/${name}`,
+    body: JSON.stringify({ port }),
+  })
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer()
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  server.close()
+  await once(server, 'close')
+  return port
+}
+
+describe('a call through both sidecars', () => {
+  test('reaches the service that Host names, with what its caller said and nothing that sidecars say', async (t) => {
+    const stock = await service(t, (incoming, outgoing) => {
+      incoming.setEncoding('utf8')
+      let text = ''
+      incoming.on('data', (chunk) => (text += chunk))
+      incoming.on('end', () => {
+        outgoing.writeHead(201, { 'X-Holdfast-Reason': 'forged', 'X-App': 'yes' })
+        outgoing.end(JSON.stringify({ method: incoming.method, url: incoming.url, headers: incoming.headers, text }))
+      })
+    })
+    const theirs = await start(t)
+    assert.equal((await register(theirs.sidecar, 'stock', stock.port)).status, 201)
+    const ours = await start(t)
+    ours.client.set('stock', [{ id: 'n', port: theirs.sidecar.ports.inbound }])
+
+    const answer = await call(ours.sidecar.ports.outbound, {
+      host: 'stock',
+      path: '/items/1?x=2',
+      method: 'POST',
+      body: 'hello',
+      headers: { 'x-holdfast-timeout': '5s', 'x-request-id': 'mine' },
+    })
+    assert.equal(answer.status, 201)
+    assert.equal(answer.headers['x-app'], 'yes')
+    assert.equal(answer.headers['x-holdfast-reason'], undefined)
+    const seen = JSON.parse(answer.text) as {
+      method: string
+      url: string
+      headers: Record<string, string>
+      text: string
+    }
+    assert.deepEqual([seen.method, seen.url, seen.text], ['POST', '/items/1?x=2', 'hello'])
+    assert.equal(seen.headers.host, 'stock')
+    assert.equal(seen.headers['x-request-id'], 'mine')
+    assert.equal(seen.headers['x-forwarded-for'], '127.0.0.1')
+    assert.deepEqual(
+      Object.keys(seen.headers).filter((name) => name.startsWith('x-holdfast')),
+      [],
+    )
+  })
+
+  test('works from any program that knows a proxy', async (t) => {
+    const stock = await service(t, (incoming, outgoing) => void outgoing.end(incoming.url))
+    const { sidecar, client } = await start(t)
+    await register(sidecar, 'stock', stock.port)
+    client.set('stock', [{ id: 'n', port: sidecar.ports.inbound }])
+    const caller = new RawCaller(sidecar.ports.outbound)
+    caller.send('GET http://stock/items/1 HTTP/1.1\r\nHost: stock\r\nConnection: close\r\n\r\n')
+    await caller.closed
+    assert.match(caller.text, /^HTTP\/1\.1 200 [\s\S]*\/items\/1/)
+  })
+
+  test('goes on when a node has died and when an address belongs to another service by now, whatever the method', async (t) => {
+    const stock = await service(t, (incoming, outgoing) => void incoming.pipe(outgoing))
+    const alive = await start(t)
+    await register(alive.sidecar, 'stock', stock.port)
+    const stranger = await start(t)
+    await register(stranger.sidecar, 'other', stock.port)
+    const ours = await start(t)
+    ours.client.set('stock', [
+      { id: 'dead', port: await freePort() },
+      { id: 'stranger', port: stranger.sidecar.ports.inbound },
+      { id: 'alive', port: alive.sidecar.ports.inbound },
+    ])
+    for (let i = 0; i < 6; i++) {
+      const answer = await call(ours.sidecar.ports.outbound, { host: 'stock', method: 'POST', body: `body ${i}` })
+      assert.deepEqual([answer.status, answer.text], [200, `body ${i}`])
+    }
+    const stats = JSON.parse((await call(ours.sidecar.ports.admin, { path: '/v1/stats' })).text) as {
+      requests: object
+      failed: { outbound: object }
+      retries: number
+      servedFrom: object
+    }
+    assert.deepEqual(stats.requests, { outbound: 6, inbound: 0 })
+    assert.deepEqual(stats.failed.outbound, {})
+    assert.deepEqual(stats.servedFrom, { memory: 6, file: 0, registry: 0 })
+    assert(stats.retries > 0)
+  })
+
+  test('that states a timeout ends in time at both, and says so', async (t) => {
+    let closed = false
+    const slow = await service(t, (incoming) => void incoming.socket.on('close', () => (closed = true)))
+    const { sidecar, client } = await start(t)
+    await register(sidecar, 'slow', slow.port)
+    client.set('slow', [{ id: 'n', port: sidecar.ports.inbound }])
+    const answer = await call(sidecar.ports.outbound, { host: 'slow', headers: { 'x-holdfast-timeout': '50ms' } })
+    assert.deepEqual([answer.status, answer.headers['x-holdfast-reason']], [504, 'deadline'])
+    await eventually('the call to the service ends', () => closed)
+  })
+
+  test('is limited by the policy of its service', async (t) => {
+    const slow = await service(t, () => {})
+    const { sidecar, client } = await start(t)
+    await register(sidecar, 'slow', slow.port)
+    client.set('slow', [{ id: 'n', port: sidecar.ports.inbound }], { timeout: '60ms' })
+    const answer = await call(sidecar.ports.outbound, { host: 'slow' })
+    assert.equal(answer.headers['x-holdfast-reason'], 'deadline')
+    assert.match(answer.text, /within 60 ms/)
+  })
+
+  test('of a policy that cannot be read goes on by the defaults', async (t) => {
+    const stock = await service(t, (_incoming, outgoing) => void outgoing.end('ok'))
+    const { sidecar, client } = await start(t)
+    await register(sidecar, 'stock', stock.port)
+    client.set('stock', [{ id: 'n', port: sidecar.ports.inbound }], { timeuot: '60ms' })
+    assert.equal((await call(sidecar.ports.outbound, { host: 'stock' })).text, 'ok')
+  })
+})
+
+describe('what the sidecar answers by itself', () => {
+  test('says why', async (t) => {
+    const { sidecar, client } = await start(t)
+    client.set('empty', [])
+    const expected: [string, number, string][] = [
+      ['empty', 503, 'no_nodes'],
+      ['unheard-of', 503, 'unknown_service'],
+      ['not_a_name', 400, 'bad_request'],
+    ]
+    for (const [host, status, reason] of expected) {
+      const answer = await call(sidecar.ports.outbound, { host })
+      assert.deepEqual([answer.status, answer.headers['x-holdfast-reason']], [status, reason])
+      assert.equal((JSON.parse(answer.text) as { code: string }).code, reason)
+      assert.equal(answer.headers['content-type'], 'application/problem+json')
+    }
+    const inbound = await call(sidecar.ports.inbound, { host: 'stock' })
+    assert.deepEqual([inbound.status, inbound.headers['x-holdfast-reason']], [421, 'not_here'])
+  })
+
+  test('a request that would run in circles ends', async (t) => {
+    const { sidecar, client } = await start(t)
+    client.set('loop', [{ id: 'n', port: sidecar.ports.outbound }])
+    assert.equal((await call(sidecar.ports.outbound, { host: 'loop' })).headers['x-holdfast-reason'], 'loop_detected')
+  })
+})
+
+describe('a drain', () => {
+  test('deregisters, finishes what runs, lets it call others, and then refuses connections', async (t) => {
+    let finish = () => {}
+    const prices = await service(t, (_incoming, outgoing) => void outgoing.end('42'))
+    const theirs = await start(t)
+    await register(theirs.sidecar, 'prices', prices.port)
+    const client = new FakeClient()
+    client.set('prices', [{ id: 'p', port: theirs.sidecar.ports.inbound }])
+    const ours = await start(t, { client })
+    const { outbound, inbound } = ours.sidecar.ports
+    const stock = await service(t, (_incoming, outgoing) => {
+      finish = () => void call(outbound, { host: 'prices' }).then((answer) => outgoing.end(answer.text))
+    })
+    await register(ours.sidecar, 'stock', stock.port)
+    const before = finish
+    const running = call(inbound, { host: 'stock' })
+    await eventually('the request is under way', () => finish !== before)
+
+    const drained = ours.sidecar.drain()
+    await eventually('it deregisters', () => client.events.includes('close stock'))
+    assert.equal((await call(ours.sidecar.ports.admin, { path: '/readyz' })).status, 503)
+    await eventually('it accepts no more', () => {
+      probe(inbound)
+      return refused.has(inbound)
+    })
+    finish()
+    const answer = await running
+    assert.deepEqual([answer.status, answer.text], [200, '42'])
+    assert.equal(answer.headers.connection, 'close')
+    await drained
+    assert.equal(client.events.at(-1), 'close client')
+    await assert.rejects(call(outbound, { host: 'prices' }), { code: 'ECONNREFUSED' })
+  })
+
+  test('serves what arrives before others have heard of it', async (t) => {
+    const stock = await service(t, (_incoming, outgoing) => void outgoing.end('ok'))
+    const { sidecar, client } = await start(t, { argv: ['--drain-settle', '10m'] })
+    await register(sidecar, 'stock', stock.port)
+    void sidecar.drain()
+    await eventually('it deregisters', () => client.events.includes('close stock'))
+    const answer = await call(sidecar.ports.inbound, { host: 'stock' })
+    assert.deepEqual([answer.status, answer.headers.connection], [200, 'close'])
+  })
+
+  test('does not close a connection on which a request may be on its way', async (t) => {
+    const stock = await service(t, (_incoming, outgoing) => void outgoing.end('ok'))
+    const { sidecar } = await start(t, { idle: '10m' })
+    await register(sidecar, 'stock', stock.port)
+    const caller = new RawCaller(sidecar.ports.inbound)
+    caller.send('GET / HTTP/1.1\r\nHost: stock\r\n\r\n')
+    await caller.until(/ok/)
+    const drained = sidecar.drain()
+    await eventually('it accepts no more', () => {
+      probe(sidecar.ports.inbound)
+      return refused.has(sidecar.ports.inbound)
+    })
+    caller.text = ''
+    caller.send('POST / HTTP/1.1\r\nHost: stock\r\nContent-Length: 1\r\n\r\nx')
+    assert.match(await caller.until(/ok/), /^HTTP\/1\.1 200 [\s\S]*connection: close/i)
+    await drained
+  })
+})
+
+/** Ports that refuse connections, as {@link probe} found out. */
+const refused = new Set<number>()
+function probe(port: number): void {
+  const caller = new RawCaller(port)
+  caller.socket.once('connect', () => caller.socket.destroy())
+  caller.socket.once('error', (error: NodeJS.ErrnoException) => {
+    if (error.code === 'ECONNREFUSED') refused.add(port)
+  })
+}
+
+describe('what is kept', () => {
+  test('registrations made by a request survive the process, and are served before the registry knows them', async (t) => {
+    const cacheDir = await mkdtemp(join(tmpdir(), 'holdfast-'))
+    t.after(() => rm(cacheDir, { recursive: true, force: true }))
+    const stock = await service(t, (_incoming, outgoing) => void outgoing.end('ok'))
+    const port = await freePort()
+    const argv = ['--inbound-port', String(port)]
+    const first = await start(t, { cacheDir, argv })
+    await register(first.sidecar, 'stock', stock.port)
+    assert.match(await readFile(join(cacheDir, `sidecar-${port}.json`), 'utf8'), /"service": "stock"/)
+    await first.sidecar.close()
+
+    const client = new FakeClient()
+    client.register = () => new Promise(() => {})
+    const second = await start(t, { client, cacheDir, argv })
+    assert.equal((await call(second.sidecar.ports.inbound, { host: 'stock' })).text, 'ok')
+  })
+
+  test('a line for every request goes where it was asked for', async (t) => {
+    const directory = await mkdtemp(join(tmpdir(), 'holdfast-'))
+    t.after(() => rm(directory, { recursive: true, force: true }))
+    const file = join(directory, 'access.log')
+    const stock = await service(t, (incoming, outgoing) => void incoming.pipe(outgoing))
+    const { sidecar, client } = await start(t, { argv: ['--access-log', file] })
+    await register(sidecar, 'stock', stock.port)
+    client.set('stock', [{ id: 'n', port: sidecar.ports.inbound }])
+    await call(sidecar.ports.outbound, { host: 'stock', path: '/a?secret=1', method: 'POST', body: '12345' })
+    await call(sidecar.ports.outbound, { host: 'unheard-of' })
+    await sidecar.drain()
+    const lines = (await readFile(file, 'utf8'))
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line) as Record<string, unknown>)
+    assert.equal(lines.length, 3)
+    const outbound = lines.find((line) => line.direction === 'outbound' && line.service === 'stock')!
+    assert.equal(outbound.path, '/a')
+    assert.deepEqual(
+      [outbound.status, outbound.node, outbound.attempts, outbound.bytesIn, outbound.bytesOut, outbound.source],
+      [200, 'n', 1, 5, 5, 'memory'],
+    )
+    assert.equal(lines.find((line) => line.direction === 'inbound')!.requestId, outbound.requestId)
+    assert.equal(lines.find((line) => line.service === 'unheard-of')!.reason, 'unknown_service')
+    assert(!(await readFile(file, 'utf8')).includes('secret'))
+  })
+})
+
+test('metrics count requests by reason, and names that callers invent do not become labels', async (t) => {
+  const { sidecar } = await start(t)
+  for (let i = 0; i < 5; i++) await call(sidecar.ports.outbound, { host: `invented-${i}` })
+  const { text } = await call(sidecar.ports.admin, { path: '/metrics' })
+  assert.match(
+    text,
+    /holdfast_sidecar_requests_total\{direction="outbound",service="unknown",status="5xx",reason="unknown_service"\} 5/,
+  )
+  assert.doesNotMatch(text, /invented/)
+  assert.match(text, /process_resident_memory_bytes/)
+})
+
+test('an address that is taken is said, and nothing is left running', async (t) => {
+  const { sidecar } = await start(t)
+  await assert.rejects(start(t, { argv: ['--outbound-port', String(sidecar.ports.inbound)] }), { code: 'EADDRINUSE' })
+})
+
+test('a node id is made of the advertised address, and is valid for IPv6 too', () => {
+  assert.equal(nodeIdOf('10.0.0.1', 7502), '10.0.0.1:7502')
+  assert.equal(nodeIdOf('::1', 7502), 'ip6-::1:7502')
+})
