@@ -21,13 +21,16 @@ export async function main(): Promise<void> {
   }
   // Standard output is for the ready line, and for the access log of those who want it there.
   const log = pino({ name: 'holdfast-sidecar', level: config.logLevel }, pino.destination({ dest: 2, sync: true }))
-  // A peer's bytes never end the process; a bug in our own code is said, and a supervisor may start afresh.
+  // A promise that nobody waits for broke: a bug, but one whose request is over. The others go on.
   process.on('unhandledRejection', (error) => log.error({ err: error }, 'a promise was left alone'))
+  // Before anybody can know that it is ready: a signal that finds no handler kills.
+  const askedToStop = new Promise<void>(stopOnSignal)
   try {
     const sidecar = await createSidecar({ config, log })
+    process.on('SIGHUP', () => sidecar.reopenLogs())
     const { admin, outbound, inbound } = sidecar.addresses
     process.stdout.write(`holdfast-sidecar ready: admin ${admin}, outbound ${outbound}, inbound ${inbound}\n`)
-    await askedToStop(sidecar.drainAsked, () => sidecar.reopenLogs())
+    await Promise.race([askedToStop, sidecar.drainAsked])
     await sidecar.drain()
     process.exit(0)
   } catch (error) {
@@ -38,20 +41,16 @@ export async function main(): Promise<void> {
   }
 }
 
-/** Waits for a signal or the admin API. Of those who have no patience for a drain, a second signal ends it. */
-function askedToStop(drainAsked: Promise<void>, reopen: () => void): Promise<void> {
-  return new Promise((resolve) => {
-    let isAsked = false
-    const stop = () => {
-      if (isAsked) process.exit(1)
-      isAsked = true
-      resolve()
-    }
-    process.on('SIGTERM', stop)
-    process.on('SIGINT', stop)
-    process.on('SIGHUP', reopen)
-    void drainAsked.then(resolve)
-  })
+/** The first signal asks for a drain; of those who have no patience for one, a second ends it. */
+function stopOnSignal(stop: () => void): void {
+  let isAsked = false
+  const signalled = () => {
+    if (isAsked) process.exit(1)
+    isAsked = true
+    stop()
+  }
+  process.on('SIGTERM', signalled)
+  process.on('SIGINT', signalled)
 }
 
 function versionOf(): string {

@@ -1,20 +1,12 @@
 import { join } from 'node:path'
 import { connect, type RegistryClient } from '@holdfast/registry-client'
-import {
-  formatDuration,
-  sleep,
-  systemClock,
-  systemRandom,
-  type Clock,
-  type Random,
-} from '@holdfast/registry-client/clock'
-import { parsePolicy, PolicyError, type Policy } from '@holdfast/registry-client/policy'
-import { encodeView, type PolicyDocument } from '@holdfast/registry-client/protocol'
+import { sleep, systemClock, systemRandom, type Clock, type Random } from '@holdfast/registry-client/clock'
 import { openAccessLog } from './access-log-file.ts'
 import { createAdmin } from './admin.ts'
 import type { SidecarConfig } from './config.ts'
 import { Forward, type ForwardLimits } from './forward.ts'
 import { createProbe } from './health-check.ts'
+import { explain, shownConfig, shownView } from './inspection.ts'
 import { stack, type Exchange, type Layer } from './layer.ts'
 import { accessLog } from './layers/access-log.ts'
 import { address } from './layers/address.ts'
@@ -25,10 +17,11 @@ import { deadline, DEFAULT_TIMEOUT_MS } from './layers/deadline.ts'
 import { local } from './layers/local.ts'
 import { metrics } from './layers/metrics.ts'
 import { resolve } from './layers/resolve.ts'
-import { retry } from './layers/retry.ts'
+import { DEFAULT_ATTEMPTS, retry } from './layers/retry.ts'
 import { Listener, type ListenerLimits } from './listener.ts'
 import { LocalServices } from './local-services.ts'
 import type { LocalSpec } from './local-spec.ts'
+import { policyReader } from './policy-reader.ts'
 import { LocalRegistration } from './registration.ts'
 import { RegistrationFile } from './registration-file.ts'
 import type { Log } from './registry.ts'
@@ -200,8 +193,21 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
         const view = client.peek(service, { namespace: of })
         return view && shownView(view)
       },
-      explain: (service, of, path) => explain(client, policyOf, service, of, path),
-      config: () => config,
+      explain: (service, of, path) => {
+        const known = client.peek(service, { namespace: of })
+        if (known === undefined) return undefined
+        const policy = policyOf(known.policy)
+        return explain({
+          service,
+          namespace: of,
+          path,
+          known,
+          calls: client.nodeReports(service, { namespace: of }),
+          timeoutMs: policy?.timeoutMs ?? DEFAULT_TIMEOUT_MS,
+          retries: policy?.retryAttempts ?? DEFAULT_ATTEMPTS,
+        })
+      },
+      config: () => shownConfig(config),
       stats: () => ({ ...stats.snapshot(), registrations: countStates(services), client: client.status() }),
       metrics: () => stats.registry.metrics(),
       drain: askDrain,
@@ -318,82 +324,6 @@ function serviceFields(exchange: Exchange): string[] {
     if (exchange.headers[i]!.toLowerCase() === 'x-forwarded-for') forwarded.push(exchange.headers[i + 1]!)
   if (exchange.peer) forwarded.push(exchange.peer)
   return ['x-request-id', exchange.id, ...(forwarded.length > 0 ? ['x-forwarded-for', forwarded.join(', ')] : [])]
-}
-
-/** Reads each policy once. One that cannot be read is as good as none, and is said once. */
-function policyReader(log: Log): (document: PolicyDocument | undefined) => Policy | undefined {
-  const read = new WeakMap<PolicyDocument, Policy | 'unreadable'>()
-  return (document) => {
-    if (document === undefined) return undefined
-    let policy = read.get(document)
-    if (policy === undefined) {
-      try {
-        policy = parsePolicy(document)
-      } catch (error) {
-        if (!(error instanceof PolicyError)) throw error
-        log.error({ errors: error.errors }, 'a policy cannot be read and is not applied')
-        policy = 'unreadable'
-      }
-      read.set(document, policy)
-    }
-    return policy === 'unreadable' ? undefined : policy
-  }
-}
-
-type Shown = ReturnType<RegistryClient['views']>[number]
-
-function shownView(resolved: Shown): object {
-  const { source, ageMs, reachable } = resolved
-  return { ...encodeView(resolved.view), source, ageMs: Math.round(ageMs), reachable }
-}
-
-/**
- * Which nodes a request could go to, and why not to the others. Which one it would be is drawn anew for each request,
- * so it is not pretended to be known; nothing is changed by asking.
- */
-function explain(
-  client: SidecarClient,
-  policyOf: (document: PolicyDocument | undefined) => Policy | undefined,
-  service: string,
-  namespace: string,
-  path: string,
-): object | undefined {
-  const known = client.peek(service, { namespace })
-  if (known === undefined) return undefined
-  const policy = policyOf(known.policy)
-  const reports = new Map(client.nodeReports(service, { namespace }).map((report) => [report.id, report]))
-  const nodes = known.nodes.map((node) => {
-    const ejectedMs = reports.get(node.id)?.ejectedForMs ?? 0
-    const why =
-      node.status !== 'up'
-        ? `its status is ${node.status}`
-        : node.weight === 0
-          ? 'its weight is 0'
-          : ejectedMs > 0
-            ? `calls to it failed: left out for another ${formatDuration(Math.ceil(ejectedMs))} unless too few remain`
-            : undefined
-    return {
-      id: node.id,
-      host: node.host,
-      port: node.port,
-      status: node.status,
-      weight: node.weight,
-      candidate: why === undefined,
-      ...(why !== undefined && { why }),
-      calls: reports.get(node.id),
-    }
-  })
-  return {
-    service,
-    namespace,
-    path,
-    source: known.source,
-    ageMs: Math.round(known.ageMs),
-    timeoutMs: policy?.timeoutMs ?? DEFAULT_TIMEOUT_MS,
-    retries: policy?.retryAttempts ?? 2,
-    candidates: nodes.filter((node) => node.candidate).map((node) => node.id),
-    nodes,
-  }
 }
 
 function countStates(services: LocalServices): Record<string, number> {

@@ -4,7 +4,7 @@ import { asSidecarError, REFUSALS, type SidecarError } from '../errors.ts'
 import { discard, type Exchange, type Layer, type Reply } from '../layer.ts'
 
 /** Attempts beyond the first. More multiplies the load on a service that is failing already. */
-const DEFAULT_ATTEMPTS = 2
+export const DEFAULT_ATTEMPTS = 2
 
 export const DEFAULT_BUDGET = {
   /** Retries per request, at most. Without a limit the retries of all callers become the outage. */

@@ -1,0 +1,113 @@
+import assert from 'node:assert/strict'
+import { spawn, type ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtemp, readFile, rename, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { test, type TestContext } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import { RawCaller, startService } from './fakes.ts'
+import { eventually } from './wire.ts'
+
+const PROGRAM = fileURLToPath(new URL('../../sidecar-plugin/bin/holdfast-sidecar.js', import.meta.url))
+/** Nothing listens on the discard port: the registry is down. */
+const NO_REGISTRY = ['--registry', 'http://127.0.0.1:9']
+
+function run(t: TestContext, argv: string[]) {
+  const child: ChildProcess = spawn(process.execPath, [PROGRAM, ...argv], { stdio: ['ignore', 'pipe', 'pipe'] })
+  t.after(() => child.kill('SIGKILL'))
+  const heard = { out: '', error: '' }
+  child.stdout!.setEncoding('utf8').on('data', (text: string) => (heard.out += text))
+  child.stderr!.setEncoding('utf8').on('data', (text: string) => (heard.error += text))
+  const ended = once(child, 'close').then(([code]) => code as number | null)
+  return { child, heard, ended }
+}
+
+async function ready(t: TestContext, argv: string[] = []) {
+  const directory = await mkdtemp(join(tmpdir(), 'holdfast-'))
+  t.after(() => rm(directory, { recursive: true, force: true }))
+  const ports = ['--admin-port', '0', '--outbound-port', '0', '--inbound-port', '0']
+  const program = run(t, [...NO_REGISTRY, ...ports, '--cache-dir', directory, '--drain-settle', '0ms', ...argv])
+  const line =
+    /^holdfast-sidecar ready: admin http:\/\/127\.0\.0\.1:(\d+), outbound http:\/\/127\.0\.0\.1:(\d+), inbound http:\/\/127\.0\.0\.1:(\d+)$/m
+  while (!line.test(program.heard.out)) await Promise.race([once(program.child.stdout!, 'data'), program.ended])
+  const [admin, outbound, inbound] = line.exec(program.heard.out)!.slice(1).map(Number) as [number, number, number]
+  return { ...program, directory, admin, outbound, inbound }
+}
+
+async function ask(port: number, text: string): Promise<string> {
+  const caller = new RawCaller(port)
+  caller.send(text)
+  await caller.closed
+  return caller.text
+}
+
+test('a configuration that cannot be used ends it with 2, and every problem on a line of its own', async (t) => {
+  const { heard, ended } = run(t, ['--admin-port', '0x10', '--drain-settle', '5', '--registry', 'nowhere'])
+  assert.equal(await ended, 2)
+  assert.equal(heard.out, '')
+  const paths = heard.error
+    .trim()
+    .split('\n')
+    .map((line) => line.split(':')[0])
+  assert.deepEqual(paths.sort(), ['drain.settle', 'listeners.admin.port', 'registry.0'])
+})
+
+test('it starts without a registry, says so in one line, and ends with 0 when asked to', async (t) => {
+  const { child, heard, ended, admin } = await ready(t)
+  assert.match(
+    await ask(admin, 'GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n'),
+    /^HTTP\/1\.1 200 /,
+  )
+  child.kill('SIGTERM')
+  assert.equal(await ended, 0)
+  assert.equal(heard.out.trim().split('\n').length, 1)
+})
+
+test('a drain that somebody asks for by the admin API ends it with 0, too', async (t) => {
+  const { ended, admin } = await ready(t)
+  const answer = await ask(admin, 'POST /v1/drain HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n')
+  assert.match(answer, /^HTTP\/1\.1 202 /)
+  assert.equal(await ended, 0)
+})
+
+test('a second signal ends a drain that takes its time', async (t) => {
+  const { child, ended, heard } = await ready(t, ['--drain-settle', '10m'])
+  child.kill('SIGTERM')
+  await eventually('it drains', () => heard.error.includes('draining'))
+  child.kill('SIGTERM')
+  assert.equal(await ended, 1)
+})
+
+test('an address that is taken ends it with 1 and its name', async (t) => {
+  const other = await startService(() => {})
+  t.after(() => other.stop())
+  const { heard, ended } = run(t, [
+    ...NO_REGISTRY,
+    '--admin-port',
+    '0',
+    '--outbound-port',
+    '0',
+    '--inbound-port',
+    String(other.port),
+    '--no-file-cache',
+  ])
+  assert.equal(await ended, 1)
+  assert.match(heard.error, new RegExp(`EADDRINUSE.*:${other.port}`))
+})
+
+test('the access log that was moved away is opened again on SIGHUP', async (t) => {
+  const directory = await mkdtemp(join(tmpdir(), 'holdfast-'))
+  t.after(() => rm(directory, { recursive: true, force: true }))
+  const file = join(directory, 'access.log')
+  const { child, inbound } = await ready(t, ['--access-log', file])
+  const call = (path: string) => ask(inbound, `GET ${path} HTTP/1.1\r\nHost: stock\r\nConnection: close\r\n\r\n`)
+  const lines = async (name: string) => (await readFile(name, 'utf8').catch(() => '')).split('\n').filter(Boolean)
+  await call('/one')
+  while ((await lines(file)).length < 1);
+  await rename(file, `${file}.1`)
+  child.kill('SIGHUP')
+  for (let i = 0; (await lines(file)).length < 1; i++) await call('/two')
+  assert((await lines(file)).every((line) => line.includes('/two')))
+  assert((await lines(`${file}.1`))[0]!.includes('/one'))
+})
