@@ -96,6 +96,15 @@ test('an idempotent request is sent again when its connection broke', async () =
   }
 })
 
+test('a service that breaks off behind its sidecar counts like a connection that broke here', async () => {
+  const broken = answersWith({ status: 502, reason: 'upstream_reset' })
+  const get = mesh({ a: broken, b: answersWith() })
+  assert.equal((await get.serve(exchangeFor().exchange)).status, 200)
+  const post = mesh({ a: broken, b: answersWith() })
+  assert.equal((await post.serve(exchangeFor({ method: 'POST' }).exchange)).reason, 'upstream_reset')
+  assert.deepEqual(post.called, ['a'])
+})
+
 test('there are two further attempts, each on another node, and the last failure is answered', async () => {
   const { serve, called, retries } = mesh({
     a: fails('upstream_connect'),

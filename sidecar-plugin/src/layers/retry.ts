@@ -75,7 +75,7 @@ export interface RetryOptions {
  *
  * - nothing of it was delivered: no connection, or a peer sidecar's word that the service never saw it
  *   ({@link REFUSALS}). Safe for every method;
- * - its method is idempotent, and the connection broke before an answer.
+ * - its method is idempotent, and the connection broke before an answer, here or between the peer and its service.
  *
  * Once every node known has failed it, it waits and begins again with all of them. What fails in the end is answered
  * with the last failure of a node: `no_nodes` would hide why.
@@ -144,8 +144,10 @@ interface Failure {
 async function attempt(inner: (exchange: Exchange) => Promise<Reply>, exchange: Exchange): Promise<Result> {
   try {
     const reply = await inner(exchange)
-    if (reply.reason === undefined || !REFUSALS.has(reply.reason)) return { ok: true, reply }
-    return { ok: false, reason: reply.reason, delivered: false, reply }
+    const { reason } = reply
+    // A peer whose service broke off says the same as a connection that broke here.
+    if (reason === undefined || !(REFUSALS.has(reason) || reason === 'upstream_reset')) return { ok: true, reply }
+    return { ok: false, reason, delivered: !REFUSALS.has(reason), reply }
   } catch (thrown) {
     const error = asSidecarError(thrown)
     return { ok: false, reason: error.reason, delivered: error.delivered, error }
