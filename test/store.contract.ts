@@ -33,7 +33,7 @@ export function node(id: string, fields: Partial<ServiceNode> = {}): ServiceNode
     leased: false,
     registered: Object.freeze({ status: 'up', weight: 100 }),
     ...fields,
-  } as const)
+  })
 }
 
 const put = (id: string, service?: string, fields?: Partial<ServiceNode>) => (tx: Transaction) =>
@@ -233,7 +233,7 @@ export function storeContract(engine: string, open: () => Promise<StoreHarness>)
         namespace: 'default',
         service: 'stock',
         revision: 2,
-        time: removal!.time,
+        time: removal.time,
         after: 1,
         items: [{ kind: 'node', cause: 'lease_expired', by: 'owner of a', ids: ['a'] }],
       })

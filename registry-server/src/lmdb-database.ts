@@ -36,10 +36,11 @@ export function openLmdb(directory: string): Database {
           }
         })
       } catch (error) {
-        // lmdb hangs a second promise with the real reason on the error. Nobody else awaits it.
-        const reason = (error as { commitError?: Promise<never> }).commitError
-        reason?.catch(() => {})
-        throw error
+        // lmdb hangs the real reason on the error, as a promise that may also never settle.
+        const { commitError } = error as { commitError?: Promise<never> }
+        const reason = commitError?.catch((inner: unknown) => inner)
+        const later = new Promise((resolve) => setImmediate(resolve, error))
+        throw await Promise.race([reason ?? later, later])
       }
     },
     get(key) {

@@ -30,10 +30,6 @@ async function run(): Promise<void> {
     log,
     onListening: (url) => log.info({ url }, 'listening; loading the state'),
   })
-  const { store, hub } = registry.parts
-  const { kind, location } = store.status()
-  const { revision } = hub.cursor
-  process.stdout.write(`holdfast-registry ready: ${registry.url} (store ${kind}, ${location}, revision ${revision})\n`)
   let isStopping = false
   const stop = (signal: NodeJS.Signals) => {
     if (isStopping) process.exit(1)
@@ -49,6 +45,11 @@ async function run(): Promise<void> {
   }
   process.on('SIGTERM', stop)
   process.on('SIGINT', stop)
+  // Last: whoever waits for this line may stop us the moment it reads it.
+  const { store, hub } = registry.parts
+  const { kind, location } = store.status()
+  const { revision } = hub.cursor
+  process.stdout.write(`holdfast-registry ready: ${registry.url} (store ${kind}, ${location}, revision ${revision})\n`)
 }
 
 /** What an operator can act on; a stack only for what nobody foresaw. */

@@ -5,7 +5,7 @@ import path from 'node:path'
 import { test, type TestContext } from 'node:test'
 import { openEmbeddedStore } from '../../registry-server/src/embedded-store.ts'
 import type { Database } from '../../registry-server/src/lmdb-database.ts'
-import type { Committed, Store } from '../../registry-server/src/store.ts'
+import { StoreUnavailable, type Committed, type Store } from '../../registry-server/src/store.ts'
 import { node, pictureOf, storeContract } from '../store.contract.ts'
 import { ManualClock } from '../support/manual-clock.ts'
 import { silent, temporaryDirectory } from './support.ts'
@@ -85,7 +85,7 @@ test('writes that the disk refuses are refused, and the state is the durable one
   disk.fails = 'before'
   const outcomes = await Promise.allSettled([put('b'), put('c'), store.transact((tx) => tx.leaseCount())])
   for (const outcome of outcomes)
-    assert.equal((outcome as PromiseRejectedResult).reason.code, 'store_unavailable', JSON.stringify(outcome))
+    assert.ok(outcome.status === 'rejected' && outcome.reason instanceof StoreUnavailable, JSON.stringify(outcome))
   assert.deepEqual(await pictureOf(store), before)
 })
 

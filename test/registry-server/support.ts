@@ -5,8 +5,10 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import type { TestContext } from 'node:test'
 import type { Clock } from '@holdfast/registry-client/clock'
+import type { Removal, ServiceNode } from '@holdfast/registry-client/protocol'
 import { settings, type RegistryConfig } from '../../registry-server/src/config.ts'
 import { createRegistry, type Registry, type RegistryOptions } from '../../registry-server/src/server.ts'
+import type { HistoryLine } from '../../registry-server/src/service-view.ts'
 import type { Log } from '../../registry-server/src/log.ts'
 
 export const silent: Log = { debug() {}, info() {}, warn() {}, error() {} }
@@ -21,12 +23,55 @@ export function configOf(dataDir: string, fields: object = {}): RegistryConfig {
   return settings.parse({ port: 0, dataDir, ...fields })
 }
 
+/** The fields of all documents that the API answers with. Which are there is what the tests are about. */
+export interface AnyDocument {
+  readonly id: string
+  readonly ttl: string
+  readonly lease: string
+  readonly code: string
+  readonly detail: string
+  readonly errors: readonly { readonly path: string; readonly message: string }[]
+  readonly status: string | number
+  readonly weight: number
+  readonly incarnation: number
+  readonly leased: boolean
+  readonly registered: ServiceNode['registered']
+  readonly override: ServiceNode['override']
+  readonly labels: ServiceNode['labels']
+  readonly cursor: string
+  readonly created: number
+  readonly nodes: readonly ServiceNode[]
+  readonly policy: unknown
+  readonly emptied: Removal
+  readonly services: readonly {
+    readonly service: string
+    readonly namespace: string
+    readonly nodes: Readonly<Record<string, number>>
+    readonly policy: boolean
+  }[]
+  readonly entries: readonly HistoryLine[]
+  readonly subscribers: readonly {
+    readonly id: number
+    readonly transport: string
+    readonly services: readonly unknown[]
+    readonly serviceCount: number
+    readonly sent: number
+    readonly acked: number | null
+    readonly lag: number
+  }[]
+  readonly next: string | undefined
+  readonly epoch: string
+  readonly revision: number
+  readonly store: { readonly kind: string }
+  readonly timeout: string
+}
+
 export interface Answer {
   readonly status: number
   readonly headers: Headers
   readonly text: string
-  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- documents of every route, read by tests that know them
-  readonly body: any
+  /** Empty where the answer is no JSON. */
+  readonly body: AnyDocument
 }
 
 export interface TestRegistry {
@@ -67,7 +112,7 @@ export function caller(url: string): TestRegistry['call'] {
       status: response.status,
       headers: response.headers,
       text,
-      body: isJson ? (JSON.parse(text) as unknown) : text,
+      body: (isJson ? JSON.parse(text) : {}) as AnyDocument,
     }
   }
 }
