@@ -163,6 +163,8 @@ export class RegistryClient {
   readonly #byName = new Map<string, Map<string, Served>>()
   /** The life of the stream whose first id has come. */
   #synced: Session | undefined
+  /** Files that are waited for. */
+  readonly #loads = new Set<AbortController>()
   #closing = false
   #closed = false
   #snapshots = 0
@@ -339,6 +341,7 @@ export class RegistryClient {
     await this.#registrar.close()
     this.#closed = true
     this.#connection.close()
+    for (const load of this.#loads) load.abort()
     for (const [, entry] of this.#memory.entries()) this.#notify(this.#served.get(entry))
     await this.#files?.close()
     for (const services of this.#byName.values()) for (const { selector } of services.values()) selector.close()
@@ -378,8 +381,10 @@ export class RegistryClient {
   async #loadInTime(entry: Entry): Promise<void> {
     if (this.#files === undefined) return
     const loaded = new AbortController()
+    this.#loads.add(loaded)
     void this.#load(this.#files, entry).then(() => loaded.abort())
     await sleep(this.#clock, LOAD_PATIENCE_MS, loaded.signal)
+    this.#loads.delete(loaded)
   }
 
   /** Never rejects: what cannot be read is the file cache's business. */

@@ -237,7 +237,7 @@ export class Registrar {
         if (error instanceof UnreachableError) log.debug({ reason }, 'registration waits for the registry')
         else log.error({ reason }, 'registration failed; trying again')
       }
-      if (waitMs > 0 && !this.#closed) await sleep(clock, waitMs, this.#nudge.signal)
+      if (waitMs > 0 && !this.#closed && this.#nodes.size > 0) await sleep(clock, waitMs, this.#nudge.signal)
     }
     // The last node left: the lease has nothing to keep alive any more.
     const lease = this.#lease

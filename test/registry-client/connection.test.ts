@@ -1,0 +1,469 @@
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { createServer, type AddressInfo } from 'node:net'
+import { describe, test } from 'node:test'
+import { RefusedError, UnreachableError } from '@holdfast/registry-client'
+import type { Cursor, StreamEvent } from '@holdfast/registry-client/protocol'
+import { Connection, type Session } from '../../registry-client/src/connection.ts'
+import { systemNetwork } from '../../registry-client/src/network.ts'
+import { ManualClock, settle } from '../support/manual-clock.ts'
+import { MemoryLog } from '../support/memory-log.ts'
+import { changeOf, snapshotOf } from '../support/sample-views.ts'
+import { answer, problem, ScriptedNetwork, silence } from '../support/scripted-network.ts'
+import { seededRandom } from '../support/seeded-random.ts'
+
+/** A URL at which nobody listens any more. */
+async function nowhere(): Promise<string> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  server.close()
+  await once(server, 'close')
+  return `http://127.0.0.1:${port}/v1/watch`
+}
+
+function world(options: { endpoints?: string[]; random?: () => number } = {}) {
+  const clock = new ManualClock()
+  const network = new ScriptedNetwork()
+  const log = new MemoryLog()
+  const cursors = new Map<string, Cursor>()
+  const events: { event: StreamEvent; session: Session }[] = []
+  const reachable: boolean[] = []
+  const connection = new Connection(
+    { endpoints: options.endpoints ?? ['http://one:1'], network, clock, log, random: options.random ?? (() => 0) },
+    {
+      event: (event, session) => events.push({ event, session }),
+      reachable: (is) => reachable.push(is),
+      cursorOf: (key) => cursors.get(key),
+    },
+  )
+  return { clock, network, log, cursors, events, reachable, connection }
+}
+
+describe('the stream', () => {
+  test('is one for all services, and subscribes them on opening with the cursors that are held', async () => {
+    const { connection, network, cursors } = world()
+    cursors.set('default/stock', { epoch: 'e', revision: 7 })
+    connection.open()
+    connection.subscribe('default/stock', 'default', 'stock')
+    connection.subscribe('default/shop', 'default', 'shop')
+    assert.equal(network.stream.url, 'http://one:1/v1/watch')
+    assert.deepEqual(network.stream.sent, [])
+    await network.stream.accept()
+    assert.deepEqual(network.stream.sent, [
+      {
+        type: 'subscribe',
+        services: [
+          { namespace: 'default', service: 'stock', cursor: 'e:7' },
+          { namespace: 'default', service: 'shop' },
+        ],
+      },
+    ])
+    connection.subscribe('default/cart', 'default', 'cart')
+    connection.unsubscribe('default/shop')
+    connection.unsubscribe('default/never')
+    assert.deepEqual(network.stream.sent.slice(1), [
+      { type: 'subscribe', services: [{ namespace: 'default', service: 'cart' }] },
+      { type: 'unsubscribe', services: [{ namespace: 'default', service: 'shop' }] },
+    ])
+    assert.equal(network.streams.length, 1)
+    connection.close()
+  })
+
+  test('splits a thousand services over messages that a registry accepts', async () => {
+    const { connection, network } = world()
+    for (let i = 0; i < 1_200; i++) connection.subscribe(`default/s${i}`, 'default', `s${i}`)
+    connection.open()
+    await network.stream.accept()
+    assert.deepEqual(
+      network.stream.sent.map((message) => (message.services as unknown[]).length),
+      [500, 500, 200],
+    )
+    assert.equal(new Set(network.stream.subscribed.map(({ service }) => service)).size, 1_200)
+    connection.close()
+  })
+
+  test('resumes after a cut with the cursors held by then, without what was unsubscribed', async () => {
+    const { connection, network, cursors, clock, reachable } = world()
+    connection.open()
+    connection.subscribe('default/stock', 'default', 'stock')
+    connection.subscribe('default/shop', 'default', 'shop')
+    await network.stream.accept()
+    cursors.set('default/stock', { epoch: 'e', revision: 12 })
+    await network.stream.cut()
+    connection.unsubscribe('default/shop')
+    await clock.advance(0)
+    await network.stream.accept()
+    assert.equal(network.streams.length, 2)
+    assert.deepEqual(network.stream.subscribed, [{ namespace: 'default', service: 'stock', cursor: 'e:12' }])
+    assert.deepEqual(reachable, [true, false, true])
+    assert.equal(connection.status().reconnects, 1)
+    connection.close()
+  })
+
+  test('a restart asks for a service without a cursor', async () => {
+    const { connection, network, cursors } = world()
+    cursors.set('default/stock', { epoch: 'e', revision: 12 })
+    connection.open()
+    connection.subscribe('default/stock', 'default', 'stock')
+    await network.stream.accept()
+    connection.restart('default/stock')
+    connection.restart('default/never')
+    assert.deepEqual(network.stream.sent.slice(1), [
+      { type: 'subscribe', services: [{ namespace: 'default', service: 'stock' }] },
+    ])
+    connection.close()
+  })
+
+  test('takes the next endpoint after each failure', async () => {
+    const { connection, network, clock } = world({ endpoints: ['http://one:1', 'http://two:2', 'http://three:3'] })
+    connection.open()
+    for (let i = 0; i < 3; i++) {
+      await network.stream.cut('refused')
+      await clock.advance(0)
+    }
+    assert.deepEqual(
+      network.streams.map(({ url }) => new URL(url).hostname),
+      ['one', 'two', 'three', 'one'],
+    )
+    connection.close()
+  })
+
+  test('clients spread over the endpoints at the start', () => {
+    const first = new Map<string, number>()
+    const random = seededRandom(3)
+    for (let i = 0; i < 900; i++) {
+      const { connection, network } = world({ endpoints: ['http://one:1', 'http://two:2', 'http://three:3'], random })
+      connection.open()
+      const { hostname } = new URL(network.stream.url)
+      first.set(hostname, (first.get(hostname) ?? 0) + 1)
+      connection.close()
+    }
+    for (const host of ['one', 'two', 'three']) assert.ok(first.get(host)! > 240, `${host}: ${first.get(host)}`)
+  })
+
+  test('waits between tries for a delay with full jitter below a ceiling that doubles from 200 ms to 10 s', async () => {
+    const almost = 1 - Number.EPSILON
+    for (const [draw, ceilings] of [
+      [almost, [200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000]],
+      [0.5, [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000]],
+      [0, [0, 0, 0]],
+    ] as const) {
+      const { connection, network, clock } = world({ random: () => draw })
+      connection.open()
+      for (const ceiling of ceilings) {
+        await network.stream.cut('refused')
+        assert.ok(Math.abs(clock.nextInMs! - ceiling) < 1, `${clock.nextInMs} instead of ${ceiling}`)
+        await clock.advance(clock.nextInMs!)
+      }
+      connection.close()
+      assert.equal(clock.pending, 0)
+    }
+  })
+
+  test('only a stream that lasted makes the next wait short again', async () => {
+    const { connection, network, clock } = world({ random: () => 0.5 })
+    connection.open()
+    const delays: number[] = []
+    for (const livesMs of [0, 1_000, 1_000, 20_000]) {
+      await network.stream.accept()
+      await clock.advance(livesMs)
+      await network.stream.event('ping', {}, 'e:1')
+      await network.stream.cut()
+      delays.push(clock.nextInMs!)
+      await clock.advance(clock.nextInMs!)
+    }
+    assert.deepEqual(delays, [100, 200, 400, 100])
+    connection.close()
+  })
+
+  test('one that is silent for 25 s is taken for dead; a ping is enough to live', async () => {
+    const { connection, network, clock } = world()
+    connection.open()
+    const first = await network.stream.accept()
+    for (let i = 0; i < 10; i++) {
+      await clock.advance(24_999)
+      await first.event('ping')
+    }
+    assert.equal(first.closed, false)
+    await clock.advance(24_999)
+    assert.equal(connection.reachable, true)
+    await clock.advance(1)
+    assert.equal(first.closed, true)
+    assert.equal(connection.status().lastError, 'silent for 25000 ms')
+    await clock.advance(0)
+    assert.equal(network.streams.length, 2)
+    connection.close()
+  })
+
+  for (const [what, text] of [
+    ['no JSON', '{"event":'],
+    ['no object', 'null'],
+    ['an unknown event', '{"event":"gossip","data":{}}'],
+    ['a snapshot with a bad node', JSON.stringify({ event: 'snapshot', data: { ...snapshotOf('e:1'), nodes: [{}] } })],
+    [
+      'a change without its cursor',
+      JSON.stringify({ event: 'change', data: { ...changeOf('e:1', 'e:2'), cursor: 1 } }),
+    ],
+    ['a bad id', '{"event":"ping","id":"nonsense","data":{}}'],
+    ['JSON without end', `{"event":"snapshot","data":${'['.repeat(100_000)}${']'.repeat(100_000)}}`],
+  ] as const)
+    test(`a frame that is ${what} brings a new stream, and reaches nobody`, async () => {
+      const { connection, network, clock, events } = world()
+      connection.open()
+      const first = await network.stream.accept()
+      await first.raw(text)
+      assert.equal(first.closed, true)
+      assert.deepEqual(events, [])
+      assert.match(connection.status().lastError!, /^a frame that cannot be read: /)
+      await clock.advance(0)
+      assert.equal(network.streams.length, 2)
+      connection.close()
+    })
+
+  test('acknowledges each id once', async () => {
+    const { connection, network } = world()
+    connection.open()
+    const stream = await network.stream.accept()
+    await stream.event('snapshot', snapshotOf('e:1'))
+    await stream.event('snapshot', snapshotOf('e:2', [], { service: 'shop' }), 'e:2')
+    await stream.event('ping', {}, 'e:2')
+    await stream.event('change', changeOf('e:2', 'e:3', ['a']), 'e:3')
+    assert.deepEqual(
+      stream.sent.filter(({ type }) => type === 'ack'),
+      [
+        { type: 'ack', cursor: 'e:2' },
+        { type: 'ack', cursor: 'e:3' },
+      ],
+    )
+    connection.close()
+  })
+
+  test('an acknowledgement follows what it acknowledges', async () => {
+    const order: string[] = []
+    const clock = new ManualClock()
+    const network = new ScriptedNetwork()
+    const connection = new Connection(
+      { endpoints: ['http://one:1'], network, clock, random: () => 0, log: new MemoryLog() },
+      {
+        event: () =>
+          order.push(`applied after ${network.stream.sent.filter(({ type }) => type === 'ack').length} acks`),
+        reachable() {},
+        cursorOf: () => undefined,
+      },
+    )
+    connection.open()
+    await network.stream.accept()
+    await network.stream.event('change', changeOf('e:2', 'e:3'), 'e:3')
+    assert.deepEqual(order, ['applied after 0 acks'])
+    assert.equal(network.stream.sent.filter(({ type }) => type === 'ack').length, 1)
+    connection.close()
+  })
+
+  test('what an old stream still says is not heard', async () => {
+    const { connection, network, clock, events, reachable } = world()
+    connection.open()
+    const old = await network.stream.accept()
+    await clock.advance(25_000)
+    await clock.advance(0)
+    const present = await network.stream.accept()
+    await old.event('snapshot', snapshotOf('e:1'), 'e:1')
+    await old.raw('rubbish')
+    await old.cut()
+    old.handlers.open()
+    assert.deepEqual(events, [])
+    assert.deepEqual(reachable, [true, false, true])
+    assert.equal(present.closed, false)
+    assert.equal(network.streams.length, 2)
+    connection.close()
+  })
+
+  test('each life of the stream is a session of its own', async () => {
+    const { connection, network, clock, events } = world()
+    connection.open()
+    const first = await network.stream.accept()
+    await first.event('ping')
+    await first.event('ping')
+    await first.cut()
+    await clock.advance(0)
+    await (await network.stream.accept()).event('ping')
+    assert.equal(events[0]!.session, events[1]!.session)
+    assert.notEqual(events[1]!.session, events[2]!.session)
+    connection.close()
+  })
+
+  test('an outage is one warning, not one per try', async () => {
+    const { connection, network, clock, log } = world()
+    connection.open()
+    await network.stream.accept()
+    await network.stream.cut('reset')
+    for (let i = 0; i < 20; i++) {
+      await clock.advance(10_000)
+      await network.stream.cut('refused')
+    }
+    assert.equal(log.of('warn').length, 2)
+    connection.close()
+  })
+
+  for (const when of ['opening', 'open', 'waiting to reopen'] as const)
+    test(`closed while ${when} it leaves no timer, no stream and no further word`, async () => {
+      const { connection, network, clock, events, reachable } = world({ random: () => 0.5 })
+      connection.open()
+      if (when !== 'opening') await network.stream.accept()
+      if (when === 'waiting to reopen') await network.stream.cut()
+      connection.close()
+      assert.equal(clock.pending, 0)
+      await network.stream.accept()
+      await network.stream.event('ping', {}, 'e:1')
+      await network.stream.cut()
+      await clock.advance(60_000)
+      assert.equal(network.streams.length, 1)
+      assert.deepEqual(events, [])
+      assert.deepEqual(reachable, when === 'opening' ? [] : [true, false])
+      connection.subscribe('default/stock', 'default', 'stock')
+      assert.equal(connection.status().subscriptions, 0)
+    })
+})
+
+describe('a request', () => {
+  const endpoints = ['http://one:1', 'http://two:2', 'http://three:3']
+
+  test('carries its body as JSON, and returns the answer', async () => {
+    const { connection, network, clock } = world()
+    network.respond = () => answer(201, { id: 'L1' })
+    const { status, body } = await connection.request('POST', '/v1/leases', { ttl: '15s' })
+    assert.equal(status, 201)
+    assert.equal(body, '{"id":"L1"}')
+    const [call] = network.calls
+    assert.deepEqual([call!.method, call!.url, call!.json], ['POST', 'http://one:1/v1/leases', { ttl: '15s' }])
+    assert.deepEqual(call!.headers, { 'content-type': 'application/json' })
+    assert.equal(clock.pending, 0)
+  })
+
+  test('goes to the next endpoint when one cannot be reached or says 503', async () => {
+    const { connection, network, clock } = world({ endpoints })
+    network.respond = ({ url }) => {
+      if (url.startsWith('http://one')) throw new Error('connect ECONNREFUSED')
+      return url.startsWith('http://two') ? problem(503, 'not_ready') : answer(200, 'here')
+    }
+    assert.equal((await connection.request('GET', '/v1/status')).body, '"here"')
+    assert.equal(network.calls.length, 3)
+    assert.equal(clock.pending, 0)
+  })
+
+  test('names each endpoint with its reason when none answered', async () => {
+    const { connection, network } = world({ endpoints })
+    network.respond = ({ url }) => {
+      if (url.startsWith('http://one')) throw new Error('connect ECONNREFUSED')
+      return url.startsWith('http://two') ? problem(503, 'store_unavailable') : answer(503)
+    }
+    await assert.rejects(connection.request('GET', '/v1/status'), (error) => {
+      assert.ok(error instanceof UnreachableError)
+      assert.equal(error.code, 'registry_unreachable')
+      assert.deepEqual(error.tried, [
+        'http://one:1: connect ECONNREFUSED',
+        'http://two:2: store_unavailable',
+        'http://three:3: 503',
+      ])
+      return true
+    })
+  })
+
+  test('that is refused says why, and is not repeated elsewhere', async () => {
+    const { connection, network } = world({ endpoints })
+    network.respond = () =>
+      problem(400, 'invalid_request', { errors: [{ path: 'weight', message: 'must be 0..1000' }] })
+    await assert.rejects(connection.request('PUT', '/v1/x', {}), (error) => {
+      assert.ok(error instanceof RefusedError)
+      assert.equal(error.status, 400)
+      assert.equal(error.code, 'invalid_request')
+      assert.equal(error.problem?.errors?.[0]?.path, 'weight')
+      assert.equal(error.message, 'PUT /v1/x: 400 invalid_request weight: must be 0..1000')
+      return true
+    })
+    assert.equal(network.calls.length, 1)
+  })
+
+  test('that is refused without a problem document is refused all the same', async () => {
+    for (const body of ['<html>', 'null', '17', '"no"']) {
+      const { connection, network } = world()
+      network.respond = () => ({ status: 404, header: () => undefined, body })
+      await assert.rejects(connection.request('GET', '/v1/x'), (error) => {
+        assert.ok(error instanceof RefusedError, `${body}: ${String(error)}`)
+        assert.equal(error.status, 404)
+        assert.equal(error.code, 'refused')
+        return true
+      })
+    }
+  })
+
+  test('gives each endpoint 5 s', async () => {
+    const { connection, network, clock } = world({ endpoints: endpoints.slice(0, 2) })
+    network.respond = ({ url }) => (url.startsWith('http://one') ? silence() : answer(200))
+    const asking = connection.request('GET', '/v1/status')
+    await clock.advance(4_999)
+    assert.equal(network.calls.length, 1)
+    await clock.advance(1)
+    assert.equal((await asking).status, 200)
+  })
+
+  test('ends early with its signal', async () => {
+    const { connection, network, clock } = world({ endpoints })
+    network.respond = silence
+    const stop = new AbortController()
+    const asking = connection.request('GET', '/v1/status', undefined, stop.signal)
+    await settle()
+    stop.abort(new Error('enough'))
+    await assert.rejects(asking, (error) => {
+      assert.ok(error instanceof UnreachableError)
+      assert.deepEqual(error.tried, ['http://one:1: enough', 'the deadline passed'])
+      return true
+    })
+    assert.equal(network.calls.length, 1)
+    assert.equal(clock.pending, 0)
+  })
+
+  test('under way is ended by the close of the connection', async () => {
+    const { connection, network, clock } = world({ endpoints })
+    network.respond = silence
+    const asking = connection.request('GET', '/v1/status')
+    await settle()
+    connection.close()
+    await assert.rejects(asking, /the client is closed/)
+    await assert.rejects(connection.request('GET', '/v1/status'), /the client is closed/)
+    assert.equal(network.calls.length, 1)
+    assert.equal(clock.pending, 0)
+  })
+})
+
+describe('the system network', () => {
+  test('tells of a URL that cannot be one by the close of the stream', async () => {
+    const reason = await new Promise<string>((resolve) => {
+      const stream = systemNetwork.open('http://[nowhere/v1/watch', { open() {}, message() {}, close: resolve })
+      stream.send('nothing')
+      stream.close()
+    })
+    assert.match(reason, /Invalid URL/)
+  })
+
+  test('tells of a refused connection by the innermost reason', async () => {
+    const { signal } = new AbortController()
+    await assert.rejects(systemNetwork.request({ method: 'GET', url: await nowhere(), signal }), /ECONNREFUSED/)
+    const url = await nowhere()
+    const reason = await new Promise<string>((close) => {
+      systemNetwork.open(url, { open() {}, message() {}, close })
+    })
+    assert.match(reason, /ECONNREFUSED/)
+  })
+
+  test('closed while it connects it only says so', async () => {
+    const opened: string[] = []
+    const reason = await new Promise<string>((close) => {
+      systemNetwork
+        .open('http://127.0.0.1:7400/v1/watch', { open: () => opened.push('open'), message() {}, close })
+        .close()
+    })
+    assert.ok(reason.length > 0)
+    assert.deepEqual(opened, [])
+  })
+})

@@ -1,0 +1,548 @@
+import assert from 'node:assert/strict'
+import { mkdtemp, readdir, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { after, before, describe, test } from 'node:test'
+import { encodeView, type View } from '@holdfast/registry-client/protocol'
+import { systemClock } from '@holdfast/registry-client/clock'
+import { systemDisk } from '../../registry-client/src/disk.ts'
+import { FileCache } from '../../registry-client/src/file-cache.ts'
+import { FailingDisk } from '../support/failing-disk.ts'
+import { ManualClock, settle } from '../support/manual-clock.ts'
+import { MemoryLog } from '../support/memory-log.ts'
+import { idsOf, nodeOf, removalOf, viewOf } from '../support/sample-views.ts'
+
+const RICH = viewOf(
+  'epoch-1:42',
+  [
+    nodeOf('a', { zone: 'z1', labels: { version: 'v2', '1': 'ein Ümlaut ✓' } }),
+    nodeOf('b', { host: '::1', status: 'down', override: { status: 'down' }, registered: { status: 'up', weight: 7 } }),
+  ],
+  { policy: { timeout: '2s', routes: [{ to: [{ labels: { version: 'v2' } }] }] } },
+)
+
+function inMemory() {
+  const clock = new ManualClock()
+  const disk = new FailingDisk(clock)
+  const log = new MemoryLog()
+  const cache = (directory = '/cache') => new FileCache({ directory, disk, clock, log })
+  const load = async () => (await cache().load('default', 'stock'))?.view
+  return { clock, disk, log, cache, load, file: '/cache/default/stock.json' }
+}
+
+async function saved(view: View, cache: FileCache): Promise<void> {
+  cache.save(view)
+  await cache.close()
+}
+
+function assertSameView(actual: View | undefined, expected: View): void {
+  assert.ok(actual)
+  assert.deepEqual(encodeView(actual), encodeView(expected))
+}
+
+describe('on a real disk', () => {
+  let directory: string
+  const log = new MemoryLog()
+  const open = (at = directory) => new FileCache({ directory: at, disk: systemDisk, clock: systemClock, log })
+
+  before(async () => void (directory = await mkdtemp(path.join(tmpdir(), 'holdfast-files-'))))
+  after(() => rm(directory, { recursive: true }))
+
+  test('a view comes back as it was, from a file of this user alone that a person can read', async () => {
+    const at = path.join(directory, 'round-trip')
+    await saved(RICH, open(at))
+    const loaded = await open(at).load('default', 'stock')
+    assertSameView(loaded?.view, RICH)
+    assert.ok(loaded!.ageMs >= 0 && loaded!.ageMs < 60_000)
+    const file = path.join(at, 'default', 'stock.json')
+    assert.equal((await stat(file)).mode & 0o777, 0o600)
+    assert.equal((await stat(path.join(at, 'default'))).mode & 0o777, 0o700)
+    assert.equal((await stat(at)).mode & 0o777, 0o700)
+    assert.ok((await readFile(file, 'utf8')).split('\n').length > 20)
+    assert.deepEqual(await readdir(path.join(at, 'default')), ['stock.json'])
+  })
+
+  test('its age is that of the last confirmation', async () => {
+    const at = path.join(directory, 'age')
+    await saved(RICH, open(at))
+    const file = path.join(at, 'default', 'stock.json')
+    const seconds = systemClock.wall() / 1_000 - 3_600
+    await utimes(file, seconds, seconds)
+    const { ageMs } = (await open(at).load('default', 'stock'))!
+    assert.ok(Math.abs(ageMs - 3_600_000) < 60_000, `${ageMs}`)
+    const ahead = systemClock.wall() / 1_000 + 3_600
+    await utimes(file, ahead, ahead)
+    assert.equal((await open(at).load('default', 'stock'))!.ageMs, 0)
+  })
+
+  test('cut short at any byte it yields nothing, and never throws', async () => {
+    const at = path.join(directory, 'cut')
+    await saved(viewOf('e:5', ['a']), open(at))
+    const file = path.join(at, 'default', 'stock.json')
+    const whole = await readFile(file)
+    for (let bytes = 0; bytes < whole.length - 1; bytes++) {
+      await writeFile(file, whole.subarray(0, bytes))
+      assert.equal(await open(at).load('default', 'stock'), undefined, `cut to ${bytes} bytes`)
+    }
+    // The last byte is the newline.
+    await writeFile(file, whole.subarray(0, whole.length - 1))
+    assert.ok(await open(at).load('default', 'stock'))
+  })
+
+  test('with any bit of any byte turned it yields the same view, the previous one or nothing', async () => {
+    const at = path.join(directory, 'flip')
+    const older = viewOf('e:4', ['old'])
+    const newer = viewOf('e:5', ['a'])
+    const cache = open(at)
+    await saved(older, cache)
+    await saved(newer, open(at))
+    const file = path.join(at, 'default', 'stock.json')
+    const whole = await readFile(file)
+    let same = 0
+    for (let index = 0; index < whole.length; index++) {
+      const turned = Buffer.from(whole)
+      turned[index] = turned[index]! ^ (1 << (index % 8))
+      await writeFile(file, turned)
+      const view = (await open(at).load('default', 'stock'))?.view
+      if (view?.cursor.revision === 5) {
+        assertSameView(view, newer)
+        same++
+      } else assertSameView(view, older)
+    }
+    assert.ok(same < whole.length / 2, `${same} of ${whole.length} changes were not noticed`)
+  })
+
+  test('a broken file is set aside once, and the previous generation is used', async () => {
+    const at = path.join(directory, 'aside')
+    await saved(viewOf('e:4', ['old']), open(at))
+    await saved(viewOf('e:5', ['new']), open(at))
+    await writeFile(path.join(at, 'default', 'stock.json'), '{"schema":1,')
+    const cache = open(at)
+    assert.deepEqual(idsOf((await cache.load('default', 'stock'))?.view), ['old'])
+    assert.equal(cache.status().corrupt, 1)
+    assert.deepEqual((await readdir(path.join(at, 'default'))).sort(), ['stock.json.corrupt', 'stock.json.previous'])
+    assert.deepEqual(idsOf((await cache.load('default', 'stock'))?.view), ['old'])
+    assert.equal(cache.status().corrupt, 1)
+  })
+
+  test('a file that a person has reflowed is still whole', async () => {
+    const at = path.join(directory, 'reflowed')
+    await saved(RICH, open(at))
+    const file = path.join(at, 'default', 'stock.json')
+    await writeFile(file, JSON.stringify(JSON.parse(await readFile(file, 'utf8')), undefined, 8))
+    assertSameView((await open(at).load('default', 'stock'))?.view, RICH)
+  })
+
+  test('tells of what others write, once it is ready to', async () => {
+    const at = path.join(directory, 'watched')
+    await saved(viewOf('e:1', ['a']), open(at))
+    const heard = new Promise<string>((resolve, reject) => {
+      void systemDisk.watch(at, resolve).then(async (stop) => {
+        await saved(viewOf('e:2', ['b']), open(at)).catch(reject)
+        await heard
+        await stop()
+      }, reject)
+    })
+    assert.match(await heard, /stock\.json/)
+  })
+
+  test('a missing directory can be watched, and the watch closed', async () => {
+    const stop = await systemDisk.watch(path.join(directory, 'not', 'there'), () => {})
+    await stop()
+  })
+
+  test('a replacement that fails leaves nothing behind', async () => {
+    const at = path.join(directory, 'leaves')
+    // A directory cannot be replaced by a file.
+    await systemDisk.makeDirectory(path.join(at, 'default', 'stock.json', 'x'))
+    await assert.rejects(systemDisk.replace(path.join(at, 'default', 'stock.json'), 'content'))
+    assert.deepEqual(await readdir(path.join(at, 'default')), ['stock.json'])
+  })
+
+  test('ten instances that save at the same time leave a whole file, and the highest cursor wins', async () => {
+    const at = path.join(directory, 'crowd')
+    const caches = Array.from({ length: 10 }, () => open(at))
+    for (const [index, cache] of caches.entries()) cache.save(viewOf(`e:${index + 1}`, [`n${index + 1}`]))
+    await Promise.all(caches.map((cache) => cache.close()))
+    // The others may have been faster than they looked; whoever has the highest writes it again with the next change.
+    await saved(viewOf('e:10', ['n10']), open(at))
+    await saved(viewOf('e:3', ['n3']), open(at))
+    assert.deepEqual(idsOf((await open(at).load('default', 'stock'))?.view), ['n10'])
+    const names = await readdir(path.join(at, 'default'))
+    assert.deepEqual(
+      names.filter((name) => !/^stock\.json(\.previous)?$/.test(name)),
+      [],
+    )
+  })
+})
+
+describe('generations', () => {
+  test('the higher cursor wins between two processes, whoever writes last', async () => {
+    const { cache, load } = inMemory()
+    await saved(viewOf('e:9', ['new']), cache())
+    await saved(viewOf('e:7', ['late']), cache())
+    assert.deepEqual(idsOf(await load()), ['new'])
+  })
+
+  test('another epoch replaces what is there', async () => {
+    const { cache, load } = inMemory()
+    await saved(viewOf('e:9', ['old']), cache())
+    await saved(viewOf('f:1', ['new']), cache())
+    assert.deepEqual(idsOf(await load()), ['new'])
+  })
+
+  for (const operation of ['rename', 'replace'] as const)
+    test(`a crash at the ${operation} of the two still leaves a file that loads`, async () => {
+      const { cache, disk, load, file } = inMemory()
+      await saved(viewOf('e:4', ['old']), cache())
+      // The process is gone from here on: nothing that follows happens.
+      let crashed = false
+      disk.fail = (done) => ((crashed ||= done === operation) ? 'crash' : undefined)
+      await saved(viewOf('e:5', ['new']), cache())
+      assert.ok(crashed)
+      disk.fail = () => undefined
+      assert.equal(disk.files.has(file), operation === 'rename')
+      assert.deepEqual(idsOf(await load()), ['old'])
+      await saved(viewOf('e:6', ['next']), cache())
+      assert.deepEqual(idsOf(await load()), ['next'])
+    })
+
+  test("another version's file is neither read nor set aside", async () => {
+    const { cache, disk, load, file } = inMemory()
+    disk.write(file, JSON.stringify({ schema: 2, checksum: 'x', view: {} }))
+    assert.equal(await load(), undefined)
+    assert.ok(disk.files.has(file))
+    assert.equal(cache().status().corrupt, 0)
+  })
+
+  test('a file under the name of another service is not taken for its own', async () => {
+    const { cache, disk } = inMemory()
+    await saved(viewOf('e:5', ['a']), cache())
+    disk.files.set('/cache/default/shop.json', disk.files.get('/cache/default/stock.json')!)
+    assert.equal(await cache().load('default', 'shop'), undefined)
+    assert.ok(disk.files.has('/cache/default/shop.json.corrupt'))
+  })
+
+  test('a file that cannot be read now is left where it is', async () => {
+    const { cache, disk, load, file } = inMemory()
+    await saved(viewOf('e:5', ['a']), cache())
+    disk.fail = (operation) => (operation === 'read' ? 'EIO' : undefined)
+    assert.equal(await load(), undefined)
+    disk.fail = () => undefined
+    assert.ok(disk.files.has(file))
+    assert.deepEqual(idsOf(await load()), ['a'])
+  })
+
+  test('services whose names end like override files do not collide', async () => {
+    const { cache, disk } = inMemory()
+    const names = ['a', 'a.override', 'a.override.override', 'a.json', 'a.json.previous', 'override']
+    for (const service of names) await saved(viewOf('e:5', [service.replaceAll('.', '-')], { service }), cache())
+    for (const service of names) {
+      assert.deepEqual(idsOf((await cache().load('default', service))?.view), [service.replaceAll('.', '-')])
+      assert.equal(await cache().override('default', service, undefined, undefined), undefined)
+    }
+    assert.equal(new Set(disk.files.keys()).size, names.length)
+    const heard: string[] = []
+    const watching = cache()
+    await watching.open({ changed: (_namespace, service) => heard.push(service) })
+    await settle()
+    for (const file of [...disk.files.keys()]) disk.announce(file)
+    disk.announce('/cache/default/a.override.json')
+    disk.announce('/cache/default/a.override.override.json')
+    disk.announce('/cache/default/.a.json.1.abc.tmp')
+    disk.announce('/cache/elsewhere')
+    assert.deepEqual(heard, [...names, 'a', 'a.override'])
+    await watching.close()
+  })
+})
+
+describe('writing', () => {
+  test('of a thousand saves only a few are written, and the last of them', async () => {
+    const { cache, disk, clock, load } = inMemory()
+    const files = cache()
+    for (let revision = 1; revision <= 1_000; revision++) {
+      files.save(viewOf(`e:${revision}`, ['a']))
+      await clock.advance(2)
+    }
+    await clock.advance(1_000)
+    const written = disk.count('replace')
+    assert.ok(written >= 4 && written <= 6, `${written} writes in 2 s`)
+    assert.equal((await load())!.cursor.revision, 1_000)
+    await files.close()
+    assert.equal(clock.pending, 0)
+  })
+
+  test('at most two files are written at the same time', async () => {
+    const { cache, disk } = inMemory()
+    let atOnce = 0
+    let most = 0
+    disk.hold = async (operation) => {
+      if (operation !== 'replace') return
+      most = Math.max(most, ++atOnce)
+      await settle()
+      atOnce--
+    }
+    const files = cache()
+    for (let i = 0; i < 20; i++) files.save(viewOf('e:1', ['a'], { service: `s${i}` }))
+    await files.close()
+    assert.equal(disk.count('replace'), 20)
+    assert.equal(most, 2)
+  })
+
+  test('the same cursor is not written again, only dated', async () => {
+    const { cache, disk, clock } = inMemory()
+    await saved(RICH, cache())
+    await clock.advance(60_000)
+    await saved(RICH, cache())
+    assert.equal(disk.count('replace'), 1)
+    assert.equal((await cache().load('default', 'stock'))!.ageMs, 0)
+  })
+
+  test('closing writes at once what waits for its turn', async () => {
+    const { cache, clock, load } = inMemory()
+    const files = cache()
+    await files.open({ changed() {} })
+    files.save(viewOf('e:1', ['a']))
+    await settle()
+    files.save(viewOf('e:2', ['b']))
+    assert.ok(clock.nextInMs! > 0)
+    await files.close()
+    assert.deepEqual(idsOf(await load()), ['b'])
+    assert.equal(clock.pending, 0)
+  })
+
+  test('closing writes what was saved while a write was under way', async () => {
+    const { cache, disk, clock, load } = inMemory()
+    let letGo: () => void = () => {}
+    const held = new Promise<void>((resolve) => (letGo = resolve))
+    disk.hold = (operation) => (operation === 'replace' ? held : undefined)
+    const files = cache()
+    files.save(viewOf('e:1', ['a']))
+    await settle()
+    files.save(viewOf('e:2', ['b']))
+    const closing = files.close()
+    letGo()
+    await closing
+    assert.deepEqual(idsOf(await load()), ['b'])
+    assert.equal(clock.pending, 0)
+  })
+
+  test('what is saved after closing is left alone', async () => {
+    const { cache, disk, clock } = inMemory()
+    const files = cache()
+    await files.close()
+    files.save(RICH)
+    files.confirm(RICH)
+    await clock.advance(60_000)
+    assert.equal(disk.files.size, 0)
+  })
+
+  for (const code of ['ENOSPC', 'EROFS', 'EACCES'])
+    test(`${code} is one warning, counted, and over when the disk is well again`, async () => {
+      const { cache, disk, clock, log, load } = inMemory()
+      disk.fail = (operation) => (operation === 'replace' || operation === 'makeDirectory' ? code : undefined)
+      const files = cache()
+      await files.open({ changed() {} })
+      for (let revision = 1; revision <= 5; revision++) {
+        files.save(viewOf(`e:${revision}`, ['a']))
+        await clock.advance(1_000)
+      }
+      assert.deepEqual([files.status().writable, files.status().written, files.status().failed], [false, 0, 5])
+      assert.equal(log.of('warn', 'cannot be written').length, 1)
+      disk.fail = () => undefined
+      files.save(viewOf('e:6', ['b']))
+      await clock.advance(1_000)
+      assert.equal(files.status().writable, true)
+      assert.equal(log.of('info', 'writable again').length, 1)
+      assert.deepEqual(idsOf(await load()), ['b'])
+      await files.close()
+    })
+
+  test('a failed write loses nothing that was there', async () => {
+    const { cache, disk, load } = inMemory()
+    await saved(viewOf('e:4', ['old']), cache())
+    disk.fail = (operation) => (operation === 'replace' ? 'ENOSPC' : undefined)
+    for (let revision = 5; revision < 9; revision++) await saved(viewOf(`e:${revision}`, ['new']), cache())
+    assert.deepEqual(idsOf(await load()), ['old'])
+  })
+
+  test('what crashed writers left is removed, what is being written is not', async () => {
+    const { cache, disk, clock } = inMemory()
+    disk.write('/cache/default/.stock.json.1.abc.tmp', 'old')
+    disk.write('/cache/default/notes.txt', 'mine')
+    await clock.advance(61_000)
+    disk.write('/cache/default/.stock.json.2.def.tmp', 'young')
+    await saved(RICH, cache())
+    assert.deepEqual([...disk.files.keys()].sort(), [
+      '/cache/default/.stock.json.2.def.tmp',
+      '/cache/default/notes.txt',
+      '/cache/default/stock.json',
+    ])
+  })
+})
+
+describe('confirming', () => {
+  test('dates the file of an unchanged view every 30 s, without writing it', async () => {
+    const { cache, disk, clock } = inMemory()
+    const files = cache()
+    files.save(RICH)
+    await clock.advance(1_000)
+    for (let i = 0; i < 30; i++) {
+      await clock.advance(10_000)
+      files.confirm(RICH)
+      await settle()
+    }
+    assert.equal(disk.count('replace'), 1)
+    assert.equal(disk.count('touch'), 10)
+    assert.ok((await cache().load('default', 'stock'))!.ageMs <= 30_000)
+    await files.close()
+  })
+
+  test('does not make a file young that holds another view', async () => {
+    const { cache, disk, clock } = inMemory()
+    await saved(viewOf('e:4', ['old']), cache())
+    await clock.advance(100_000)
+    disk.fail = (operation) => (operation === 'replace' ? 'ENOSPC' : undefined)
+    const files = cache()
+    files.save(viewOf('e:5', ['new']))
+    await clock.advance(40_000)
+    files.confirm(viewOf('e:5', ['new']))
+    await clock.advance(1_000)
+    const loaded = (await cache().load('default', 'stock'))!
+    assert.deepEqual(idsOf(loaded.view), ['old'])
+    assert.ok(loaded.ageMs > 140_000, `${loaded.ageMs}`)
+    await files.close()
+  })
+
+  test('writes again what somebody has deleted', async () => {
+    const { cache, disk, clock, load, file } = inMemory()
+    const files = cache()
+    files.save(RICH)
+    await clock.advance(1_000)
+    disk.files.delete(file)
+    for (let i = 0; i < 8; i++) {
+      await clock.advance(10_000)
+      files.confirm(RICH)
+      await settle()
+    }
+    assertSameView(await load(), RICH)
+    await files.close()
+  })
+})
+
+describe('an override file', () => {
+  const file = '/cache/default/stock.override.json'
+  const text = (document: unknown) => JSON.stringify(document)
+
+  test('needs no more than the addresses', async () => {
+    const { cache, disk } = inMemory()
+    disk.write(
+      file,
+      text({
+        nodes: [
+          { host: '10.0.0.1', port: 80 },
+          { host: '::1', port: 81, id: 'x', weight: 5 },
+        ],
+      }),
+    )
+    const view = (await cache().override('default', 'stock', undefined, undefined))!
+    const [first, second] = [...view.nodes.values()]
+    assert.deepEqual(
+      [first!.id, first!.protocol, first!.weight, first!.status, first!.leased],
+      ['10.0.0.1:80', 'http', 100, 'up', false],
+    )
+    assert.deepEqual([second!.id, second!.host, second!.weight], ['x', '::1', 5])
+    assert.ok(Object.isFrozen(first))
+  })
+
+  test('an IPv6 address gets an id too', async () => {
+    const { cache, disk } = inMemory()
+    disk.write(file, text({ nodes: [{ host: '::1', port: 80 }] }))
+    const view = await cache().override('default', 'stock', undefined, undefined)
+    assert.equal(view?.nodes.size, 1)
+  })
+
+  test('takes the policy from the registry unless it has one or says that there is none', async () => {
+    const { cache, disk } = inMemory()
+    const base = viewOf('e:5', ['a'], { policy: { timeout: '1s' } })
+    const nodes = [{ host: '10.0.0.1', port: 80 }]
+    for (const [document, expected] of [
+      [{ nodes }, { timeout: '1s' }],
+      [{ nodes, policy: { timeout: '9s' } }, { timeout: '9s' }],
+      [{ nodes, policy: null }, undefined],
+    ] as const) {
+      disk.write(file, text(document))
+      const view = (await cache().override('default', 'stock', base, undefined))!
+      assert.deepEqual(view.policy, expected)
+      assert.deepEqual(view.cursor, base.cursor)
+      if (view.policy) assert.ok(Object.isFrozen(view.policy))
+    }
+  })
+
+  test('may take every node out', async () => {
+    const { cache, disk } = inMemory()
+    disk.write(file, text({ nodes: [] }))
+    assert.equal((await cache().override('default', 'stock', RICH, undefined))?.nodes.size, 0)
+  })
+
+  test('is announced once when it comes into force, and once when it is gone', async () => {
+    const { cache, disk, log } = inMemory()
+    const files = cache()
+    disk.write(file, text({ nodes: [{ host: '10.0.0.1', port: 80 }] }))
+    const first = await files.override('default', 'stock', RICH, undefined)
+    const second = await files.override('default', 'stock', RICH, first)
+    assert.equal(second, first)
+    assert.equal(log.of('warn', 'in force').length, 1)
+    disk.files.delete(file)
+    assert.equal(await files.override('default', 'stock', RICH, first), undefined)
+    assert.equal(await files.override('default', 'stock', RICH, undefined), undefined)
+    assert.equal(log.of('warn', 'gone').length, 1)
+  })
+
+  for (const [what, content] of [
+    ['no JSON', '{"nodes": ['],
+    ['null', 'null'],
+    ['without nodes', '{}'],
+    ['with a node that is null', '{"nodes":[null]}'],
+    ['with a bad port', '{"nodes":[{"host":"a","port":0}]}'],
+    ['with the same node twice', '{"nodes":[{"host":"a","port":1},{"host":"a","port":1}]}'],
+    ['with a policy that is no object', '{"nodes":[],"policy":"fast"}'],
+  ] as const)
+    test(`that is ${what} is reported once and ignored: what was in force stays`, async () => {
+      const { cache, disk, log } = inMemory()
+      const files = cache()
+      disk.write(file, text({ nodes: [{ host: '10.0.0.1', port: 80 }] }))
+      const good = await files.override('default', 'stock', undefined, undefined)
+      disk.write(file, content)
+      for (let i = 0; i < 3; i++) assert.equal(await files.override('default', 'stock', undefined, good), good)
+      assert.equal(log.of('error', 'override file cannot be read').length, 1)
+      assert.equal(await files.override('default', 'stock', undefined, undefined), undefined)
+    })
+
+  test('is looked for every 5 s, in case no event came', async () => {
+    const { cache, disk, clock } = inMemory()
+    const files = cache()
+    const heard: string[] = []
+    await files.open({ changed: (namespace, service) => heard.push(`${namespace}/${service}`) })
+    await files.load('default', 'stock')
+    disk.files.set(file, { content: '{}', modifiedMs: 0 })
+    await clock.advance(4_999)
+    assert.deepEqual(heard, [])
+    await clock.advance(1)
+    assert.deepEqual(heard, ['default/stock'])
+    await files.close()
+    assert.equal(clock.pending, 0)
+  })
+})
+
+test('a service that is forgotten keeps its file, and what was still to be written is written', async () => {
+  const { cache, clock, load } = inMemory()
+  const files = cache()
+  files.save(viewOf('e:1', ['a']))
+  await settle()
+  files.save(viewOf('e:2', [], { emptied: removalOf('a', 2) }))
+  files.forget('default', 'stock')
+  await clock.advance(1_000)
+  assert.equal((await load())!.cursor.revision, 2)
+  await files.close()
+})
