@@ -368,7 +368,7 @@ export function suggest(word: string, known: Iterable<string>, prefix = ''): str
   const words = [...known]
   if (words.length === 0) return ''
   const near = closest(word, words)
-  if (distance(word, near) <= Math.max(1, Math.floor(near.length / 3))) return `; did you mean ${prefix}${near}?`
+  if (distance(word, near) <= Math.ceil(near.length / 3)) return `; did you mean ${prefix}${near}?`
   return words.length <= 16 ? `; known: ${words.map((item) => prefix + item).join(', ')}` : ''
 }
 
