@@ -103,7 +103,11 @@ function contextOf(settings: CliSettings, streams: Streams, signal: AbortSignal)
     const answer = await connection
       .request(method, path, body, AbortSignal.any([signal, timeout.signal]))
       .finally(cancel)
-    return answer.body === '' ? undefined : JSON.parse(answer.body)
+    try {
+      return answer.body === '' ? undefined : JSON.parse(answer.body)
+    } catch {
+      throw new Error(`${method} ${path}: the answer is not JSON; is this a registry?`)
+    }
   }
   return { settings, streams, signal, call }
 }

@@ -105,9 +105,7 @@ const schema = z.strictObject({
   retry: z
     .strictObject({
       attempts: z.int().min(0).max(10).optional(),
-      on: z
-        .array(z.union([z.enum(['connect_failure', 'reset_before_request', '5xx']), z.literal([502, 503, 504, 429])]))
-        .optional(),
+      on: z.array(z.literal(['connect_failure', 'reset_before_request', '5xx', 502, 503, 504, 429])).optional(),
       perTryTimeout: duration.optional(),
       budget: z.strictObject({ ratio: percentage.optional(), minPerSecond: z.int().min(0).optional() }).optional(),
       backoff: z.strictObject({ base: duration.optional(), max: duration.optional() }).optional(),
