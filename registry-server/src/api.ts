@@ -11,18 +11,21 @@ import type { Log } from './log.ts'
 import type { Metrics } from './metrics.ts'
 import { operatorRoutes } from './operator-routes.ts'
 import type { Lifecycle, RegistryParts } from './parts.ts'
-import { problemAnswer, rawAnswer, Refusal, refusalOf } from './problems.ts'
+import { invalid, problemAnswer, rawAnswer, Refusal, refusalOf } from './problems.ts'
 import { leaseRoutes, nodeRoutes } from './registration-routes.ts'
 import { problems, queries } from './schemas.ts'
 import { policyRoutes, serviceRoutes } from './service-routes.ts'
 import { version } from './version.ts'
 import type { WatchStreams } from './watch-streams.ts'
 
-/** Slow senders may not hold connections: a head must be there within this, a body within the other. */
-const HEAD_TIMEOUT_MS = 10_000
-const REQUEST_TIMEOUT_MS = 30_000
-/** How often Node looks for those that are late. */
-const TIMEOUT_CHECK_MS = 1_000
+/** Slow senders may not hold connections: a head must be there within `headMs`, a body within `requestMs`. */
+export interface Timeouts {
+  readonly headMs: number
+  readonly requestMs: number
+  /** How often Node looks for those that are late. */
+  readonly checkMs: number
+}
+export const TIMEOUTS: Timeouts = { headMs: 10_000, requestMs: 30_000, checkMs: 1_000 }
 /** Room for the names of some hundred services in the URL of an event stream. */
 const MAX_HEAD_BYTES = 65_536
 /** Longer than any name that a route takes, percent-encoded; what is longer finds no route. */
@@ -37,19 +40,22 @@ export interface ApiOptions {
   readonly metrics: Metrics
   readonly clock: Clock
   readonly log: Log
+  readonly timeouts: Timeouts
 }
 
 export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
-  const { lifecycle, streams, metrics, clock, log } = options
+  const { lifecycle, streams, metrics, clock, log, timeouts } = options
   const app = fastify({
     bodyLimit: LIMITS.bodyBytes,
-    requestTimeout: REQUEST_TIMEOUT_MS,
+    requestTimeout: timeouts.requestMs,
     return503OnClosing: false,
     forceCloseConnections: 'idle',
     exposeHeadRoutes: true,
     http: {
-      headersTimeout: HEAD_TIMEOUT_MS,
-      connectionsCheckingInterval: TIMEOUT_CHECK_MS,
+      headersTimeout: timeouts.headMs,
+      connectionsCheckingInterval: timeouts.checkMs,
+      // Node's own answer has no body; ours is below.
+      requireHostHeader: false,
       maxHeaderSize: MAX_HEAD_BYTES,
     },
     routerOptions: { maxParamLength: MAX_PARAM_CHARS, caseSensitive: true },
@@ -72,6 +78,10 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
 
   app.addHook('onRequest', (request, reply, done) => {
     started.set(request, clock.now())
+    if (request.headers.host === undefined && request.raw.httpVersion === '1.1') {
+      void reply.header('connection', 'close')
+      return done(invalid('host', 'is required'))
+    }
     const path = request.routeOptions.url ?? ''
     if (lifecycle.phase === 'ready' || ALWAYS.has(path) || path.startsWith('/docs')) return done()
     if (lifecycle.phase === 'stopping') void reply.header('connection', 'close')
@@ -179,9 +189,19 @@ function parseBodies(app: FastifyInstance): void {
   })
 }
 
-/** What Node would answer or accept by itself. */
+/** What Node would answer, accept or leave open by itself. */
 function bound(app: FastifyInstance): void {
   const { server } = app
+  const sockets = new Set<Socket>()
+  server.on('connection', (socket: Socket) => {
+    sockets.add(socket)
+    socket.once('close', () => sockets.delete(socket))
+  })
+  app.addHook('preClose', (done) => {
+    // Node does not count a connection as idle before its first request.
+    for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy()
+    done()
+  })
   server.on('checkContinue', (request: IncomingMessage, response: ServerResponse) => {
     // A body that will be refused need not be sent.
     if (Number(request.headers['content-length'] ?? 0) <= LIMITS.bodyBytes) response.writeContinue()

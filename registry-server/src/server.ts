@@ -3,7 +3,7 @@
 import { randomBytes } from 'node:crypto'
 import type { AddressInfo } from 'node:net'
 import { systemClock, systemRandom, type Clock, type Random } from '@holdfast/registry-client/clock'
-import { createApi } from './api.ts'
+import { createApi, TIMEOUTS, type Timeouts } from './api.ts'
 import type { RegistryConfig } from './config.ts'
 import { Leases } from './leases.ts'
 import type { Log } from './log.ts'
@@ -26,6 +26,8 @@ export interface RegistryOptions {
   readonly identifier?: () => string
   /** Another engine than the configured one. */
   readonly openStore?: () => Promise<Store>
+  /** How long a client may take to send a request: 10 s for the head, 30 s for all. */
+  readonly timeouts?: Timeouts
   /** Called once the port is bound, before the state is loaded: from then on `/healthz` answers, and `/readyz` says no. */
   readonly onListening?: (url: string) => void
 }
@@ -49,7 +51,7 @@ export async function createRegistry(options: RegistryOptions): Promise<Registry
   const metrics = createMetrics(lifecycle)
   const { maxSubscribers } = config.watch
   const streams = new WatchStreams({ lifecycle, clock, random, pingMs: PING_MS, maxSubscribers })
-  const api = await createApi({ lifecycle, streams, metrics, clock, log })
+  const api = await createApi({ lifecycle, streams, metrics, clock, log, timeouts: options.timeouts ?? TIMEOUTS })
   const openStore =
     options.openStore ??
     (() =>

@@ -77,7 +77,7 @@ export interface Answer {
 export interface TestRegistry {
   readonly registry: Registry
   readonly url: string
-  call(method: string, path: string, body?: unknown, headers?: Record<string, string>): Promise<Answer>
+  readonly call: (method: string, path: string, body?: unknown, headers?: Record<string, string>) => Promise<Answer>
 }
 
 export interface StartOptions extends Partial<Omit<RegistryOptions, 'config'>> {
@@ -118,3 +118,10 @@ export function caller(url: string): TestRegistry['call'] {
 }
 
 export const someNode = { host: '10.0.0.1', port: 8080 }
+
+/** A promise and its settling. */
+export function deferred<T>(): { promise: Promise<T>; resolve: (value: T) => void } {
+  let resolve: (value: T) => void = () => {}
+  const promise = new Promise<T>((settle) => (resolve = settle))
+  return { promise, resolve }
+}

@@ -1,0 +1,238 @@
+/** What happens below and around the routes: on raw sockets, while loading, and while stopping. */
+
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { connect, type Socket } from 'node:net'
+import { test, type TestContext } from 'node:test'
+import { TIMEOUTS } from '../../registry-server/src/api.ts'
+import { openEmbeddedStore } from '../../registry-server/src/embedded-store.ts'
+import { createRegistry } from '../../registry-server/src/server.ts'
+import type { Store } from '../../registry-server/src/store.ts'
+import { ManualClock } from '../support/manual-clock.ts'
+import { caller, configOf, deferred, silent, someNode, startRegistry, temporaryDirectory } from './support.ts'
+
+function open(context: TestContext, url: string): Socket {
+  const { hostname, port } = new URL(url)
+  const socket = connect(Number(port), hostname)
+  socket.on('error', () => {})
+  context.after(() => socket.destroy())
+  return socket
+}
+
+/** Sends bytes, and reads until the other side ends. */
+async function exchange(context: TestContext, url: string, ...parts: string[]): Promise<string> {
+  const socket = open(context, url)
+  let text = ''
+  socket.on('data', (chunk: Buffer) => (text += chunk.toString('latin1')))
+  for (const part of parts) socket.write(part, 'latin1')
+  await once(socket, 'close')
+  return text
+}
+
+function problemIn(answer: string): { status: number; code: string; head: string } {
+  const [head = '', ...rest] = answer.split('\r\n\r\n')
+  const body = rest.join('\r\n\r\n')
+  assert.match(head, /content-type: application\/problem\+json/i, answer)
+  assert.doesNotMatch(body, /\bat \S+:\d+/)
+  const problem = JSON.parse(body.slice(body.indexOf('{'), body.lastIndexOf('}') + 1)) as {
+    status: number
+    code: string
+  }
+  assert.equal(Number(head.split(' ')[1]), problem.status)
+  return { status: problem.status, code: problem.code, head }
+}
+
+for (const [what, bytes, status, code] of [
+  ['that is no HTTP', 'hello there\r\n\r\n', 400, 'invalid_request'],
+  ['with a space before a colon', 'GET /healthz HTTP/1.1\r\nhost : x\r\n\r\n', 400, 'invalid_request'],
+  ['without a host', 'GET /healthz HTTP/1.1\r\n\r\n', 400, 'invalid_request'],
+  [
+    'with two lengths',
+    'PUT /v1/nodes HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n',
+    400,
+    'invalid_request',
+  ],
+  [
+    'with a head too large',
+    `GET /healthz HTTP/1.1\r\nhost: x\r\na: ${'x'.repeat(70_000)}\r\n\r\n`,
+    431,
+    'header_too_large',
+  ],
+  [
+    'that expects what nobody knows',
+    'GET /healthz HTTP/1.1\r\nhost: x\r\nexpect: the-unexpected\r\nconnection: close\r\n\r\n',
+    417,
+    'expectation_failed',
+  ],
+] as const)
+  test(`a request ${what} gets a problem document`, async (context) => {
+    const { url } = await startRegistry(context)
+    const answer = problemIn(await exchange(context, url, bytes))
+    assert.deepEqual([answer.status, answer.code], [status, code])
+  })
+
+test('a client that asks first is told to go on, or at once that its body is too large', async (context) => {
+  const { url } = await startRegistry(context)
+  const head = (length: number) =>
+    'PUT /v1/services/stock/nodes/a HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n' +
+    `expect: 100-continue\r\ncontent-length: ${length}\r\nconnection: close\r\n\r\n`
+  const body = JSON.stringify(someNode)
+  const socket = open(context, url)
+  let text = ''
+  socket.on('data', (chunk: Buffer) => {
+    text += chunk.toString()
+    if (text === 'HTTP/1.1 100 Continue\r\n\r\n') socket.write(body)
+  })
+  socket.write(head(body.length))
+  await once(socket, 'close')
+  assert.match(text, /HTTP\/1\.1 201 Created/)
+  const refused = await exchange(context, url, head(2_000_000))
+  assert.doesNotMatch(refused, /100 Continue/)
+  assert.equal(problemIn(refused).code, 'body_too_large')
+})
+
+test('a client that sends a body too large reads the refusal although it is still sending', async (context) => {
+  const { url } = await startRegistry(context)
+  const socket = open(context, url)
+  let text = ''
+  socket.on('data', (chunk: Buffer) => (text += chunk.toString()))
+  socket.write(
+    'PUT /v1/nodes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n',
+  )
+  const chunk = `10000\r\n${' '.repeat(65_536)}\r\n`
+  for (let index = 0; index < 24 && socket.writable; index++) socket.write(chunk)
+  while (!text.includes('}')) await once(socket, 'data')
+  assert.equal(problemIn(text).code, 'body_too_large')
+})
+
+test('a head that does not arrive in time, or a body, gets a problem document', async (context) => {
+  assert.deepEqual([TIMEOUTS.headMs, TIMEOUTS.requestMs], [10_000, 30_000])
+  const { url } = await startRegistry(context, { timeouts: { headMs: 300, requestMs: 600, checkMs: 50 } })
+  const [head, body] = await Promise.all([
+    exchange(context, url, 'GET /healthz HTTP/1.1\r\nhost: x\r\n'),
+    exchange(
+      context,
+      url,
+      'PUT /v1/nodes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n[',
+    ),
+  ])
+  assert.equal(problemIn(head).code, 'request_timeout')
+  assert.equal(problemIn(body).code, 'request_timeout')
+})
+
+test('a request that asks for an upgrade to anything else is answered as it stands', async (context) => {
+  const { url, call } = await startRegistry(context)
+  const body = JSON.stringify(someNode)
+  // As Java's HTTP client begins every connection.
+  const answer = await exchange(
+    context,
+    url,
+    'PUT /v1/services/stock/nodes/a HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n' +
+      `content-length: ${body.length}\r\nconnection: Upgrade, HTTP2-Settings, close\r\nupgrade: h2c\r\n` +
+      `http2-settings: AAEAAEAA\r\n\r\n${body}`,
+  )
+  assert.match(answer, /^HTTP\/1\.1 201 Created/)
+  assert.equal((await call('GET', '/v1/services/stock')).body.nodes.length, 1)
+})
+
+test('while it loads, it is alive and not ready, and answers nothing that may not be true', async (context) => {
+  const directory = await temporaryDirectory(context)
+  const listening = deferred<string>()
+  const loaded = deferred<Store>()
+  const start = createRegistry({
+    config: configOf(directory),
+    log: silent,
+    openStore: () => loaded.promise,
+    onListening: listening.resolve,
+  })
+  const url = await listening.promise
+  const call = caller(url)
+  assert.equal((await call('GET', '/healthz')).status, 200)
+  for (const [method, path, body] of [
+    ['GET', '/readyz'],
+    ['GET', '/v1/services'],
+    ['GET', '/v1/services/stock'],
+    ['GET', '/v1/watch?service=stock'],
+    ['PUT', '/v1/services/stock/nodes/a', someNode],
+  ] as const) {
+    const refused = await call(method, path, body)
+    assert.deepEqual([refused.status, refused.body.code], [503, 'not_ready'], path)
+    assert.equal(refused.headers.get('retry-after'), '1')
+  }
+  const upgrade = await exchange(context, url, upgradeTo('/v1/watch'))
+  assert.equal(problemIn(upgrade).code, 'not_ready')
+  loaded.resolve(
+    await openEmbeddedStore({
+      directory,
+      clock: new ManualClock(),
+      log: silent,
+      identifier: () => 'epoch',
+      historyRevisions: 10,
+      historyChanges: 10,
+    }),
+  )
+  const registry = await start
+  assert.equal((await call('GET', '/readyz')).status, 200)
+  await registry.close()
+})
+
+function upgradeTo(
+  path: string,
+  fields = 'sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n',
+): string {
+  return `GET ${path} HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n${fields}\r\n`
+}
+
+for (const [what, request, status, code] of [
+  ['at another path', upgradeTo('/v1/services'), 404, 'not_found'],
+  [
+    'of another version',
+    upgradeTo('/v1/watch', 'sec-websocket-version: 7\r\nsec-websocket-key: x\r\n'),
+    400,
+    'invalid_request',
+  ],
+  ['without a key', upgradeTo('/v1/watch', 'sec-websocket-version: 13\r\n'), 400, 'invalid_request'],
+  ['with a bad query', upgradeTo('/v1/watch?service=A'), 400, 'invalid_request'],
+  ['with an unknown parameter', upgradeTo('/v1/watch?wat=1'), 400, 'invalid_request'],
+  ['with a cursor that cannot be read', upgradeTo('/v1/watch?service=a&cursor=x'), 400, 'bad_cursor'],
+] as const)
+  test(`a WebSocket handshake ${what} gets a problem document`, async (context) => {
+    const { url } = await startRegistry(context)
+    const answer = problemIn(await exchange(context, url, request))
+    assert.deepEqual([answer.status, answer.code], [status, code])
+  })
+
+test('a stop ends waits and idle connections, and finishes what was begun', async (context) => {
+  const { url, call, registry } = await startRegistry(context)
+  await call('PUT', '/v1/services/stock/nodes/a', someNode)
+  const poll = call('GET', '/v1/services/stock?after=1&wait=5m')
+  const idle = open(context, url)
+  await once(idle, 'connect')
+  const write = call('PUT', '/v1/services/cart/nodes/b', someNode)
+  const change = registry.parts.hub.changed('default', 'cart', 0, 60_000, new AbortController().signal)
+  // Durable, but perhaps not answered yet.
+  await change
+  await registry.close()
+  assert.equal((await write).status, 201)
+  assert.equal((await poll).status, 200)
+})
+
+test('a stop is forced after its time when a client does not end', async (context) => {
+  const clock = new ManualClock()
+  const { url, registry } = await startRegistry(context, { clock })
+  const socket = open(context, url)
+  socket.write('PUT /v1/nodes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n[')
+  await caller(url)('GET', '/healthz')
+  const closed = registry.close()
+  const gone = once(socket, 'close')
+  await clock.advance(10_000)
+  await Promise.all([closed, gone])
+})
+
+test('a port that is taken is an error that names it', async (context) => {
+  const { registry } = await startRegistry(context)
+  await assert.rejects(
+    createRegistry({ log: silent, config: configOf(await temporaryDirectory(context), { port: registry.port }) }),
+    { code: 'EADDRINUSE' },
+  )
+})

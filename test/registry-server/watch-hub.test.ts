@@ -1,0 +1,504 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import fc from 'fast-check'
+import {
+  decodeEvent,
+  fold,
+  isProven,
+  type Removal,
+  type ServiceNode,
+  type View,
+} from '@holdfast/registry-client/protocol'
+import { StoreMemory, type Draft } from '../../registry-server/src/store-state.ts'
+import type { Transaction } from '../../registry-server/src/store.ts'
+import type { StreamEvent } from '../../registry-server/src/stream-event.ts'
+import type { EndReason, Sink } from '../../registry-server/src/subscriber.ts'
+import { WatchHub } from '../../registry-server/src/watch-hub.ts'
+import { node } from '../store.contract.ts'
+import { ManualClock } from '../support/manual-clock.ts'
+
+const PING_MS = 10_000
+
+interface Seen {
+  readonly event: string
+  readonly id: string | undefined
+  readonly data: Record<string, unknown>
+}
+
+/** A connection that takes what it is sent, unless it is told to stall. */
+class FakeSink implements Sink {
+  readonly remote = 'test'
+  readonly transport: Sink['transport']
+  readonly seen: Seen[] = []
+  unsentBytes = 0
+  sentBytes = 0
+  ended: EndReason | undefined
+  isStalled = false
+  #buffered = ''
+
+  constructor(transport: Sink['transport'] = 'sse') {
+    this.transport = transport
+  }
+
+  write(events: readonly StreamEvent[], id: string | undefined): void {
+    assert.equal(this.ended, undefined, 'nothing is written after the end')
+    for (const [index, event] of events.entries()) {
+      const bytes = Buffer.concat([...event.encode('sse', index === events.length - 1 ? id : undefined)])
+      if (this.isStalled) this.unsentBytes += bytes.length
+      else this.sentBytes += bytes.length
+      this.#buffered += bytes.toString()
+    }
+    for (;;) {
+      const end = this.#buffered.indexOf('\n\n')
+      if (end < 0) break
+      const fields = Object.fromEntries(
+        this.#buffered
+          .slice(0, end)
+          .split('\n')
+          .map((line) => [line.slice(0, line.indexOf(':')), line.slice(line.indexOf(':') + 2)] as const),
+      )
+      this.#buffered = this.#buffered.slice(end + 2)
+      this.seen.push({ event: fields.event!, id: fields.id, data: JSON.parse(fields.data!) as Seen['data'] })
+    }
+  }
+
+  end(reason: EndReason): void {
+    this.ended = reason
+  }
+
+  drain(): void {
+    this.isStalled = false
+    this.sentBytes += this.unsentBytes
+    this.unsentBytes = 0
+  }
+
+  take(): string[] {
+    return this.seen
+      .splice(0)
+      .map(({ event, id, data }) =>
+        [event, data.service as string | undefined, id && `id ${id.split(':')[1]}`]
+          .filter((part) => part !== undefined)
+          .join(' '),
+      )
+  }
+}
+
+/** A client's side of a stream: folds what comes, and asks for a snapshot when a frame does not fit. */
+function foldAll(views: Map<string, View>, seen: readonly Seen[]): void {
+  for (const { event, id, data } of seen) {
+    const decoded = decodeEvent(event, id, data)
+    if (decoded.event === 'ping') continue
+    const { namespace, service } = decoded.frame.kind === 'snapshot' ? decoded.frame.view : decoded.frame
+    const key = `${namespace}/${service}`
+    const before = views.get(key)
+    const after = fold(before, decoded.frame)
+    assert.ok(after, `${key}: ${JSON.stringify(data)} does not continue ${before?.cursor.revision}`)
+    assert.ok(!before || after.cursor.revision >= before.cursor.revision, `${key} goes back`)
+    assert.ok(isProven(before, after), `${key} is emptied without proof`)
+    views.set(key, after)
+  }
+}
+
+function setUp(options: { floor?: (revision: number) => number } = {}) {
+  const clock = new ManualClock()
+  const hub = new WatchHub({ epoch: 'e', clock, maxBufferBytes: 65_536, pingMs: PING_MS, stallMs: 60_000 })
+  const memory = new StoreMemory()
+  const transact = (body: (tx: Transaction) => void): Draft =>
+    memory.run(body, new Date(clock.wall()).toISOString()).draft
+  const commit = (...bodies: ((tx: Transaction) => void)[]) => {
+    const drafts = bodies.map(transact)
+    const committed = drafts.flatMap((draft) => draft.committed ?? [])
+    if (committed.length > 0) hub.apply(committed, options.floor?.(memory.revision) ?? 0)
+  }
+  const connect = (transport?: Sink['transport']) => {
+    const sink = new FakeSink(transport)
+    return { sink, subscriber: hub.connect(sink) }
+  }
+  return { clock, hub, memory, commit, connect }
+}
+
+const registered = { cause: 'registered', by: 'x' } as const
+const put =
+  (id: string, service = 'stock', fields: Partial<ServiceNode> = {}, namespace = 'default') =>
+  (tx: Transaction) =>
+    tx.putNode({ namespace, service, id }, { node: node(id, fields) }, registered)
+const remove =
+  (id: string, service = 'stock', cause: Removal['cause'] = 'deregistered') =>
+  (tx: Transaction) =>
+    tx.removeNode({ namespace: 'default', service, id }, { cause, by: 'x' })
+const want = (service: string, revision?: number, namespace = 'default', epoch = 'e') => ({
+  namespace,
+  service,
+  cursor: revision === undefined ? undefined : { epoch, revision },
+})
+
+test('a first subscription gets a snapshot of each service, and only the last carries the id', () => {
+  const { commit, connect } = setUp()
+  commit(put('a'))
+  commit(put('b', 'cart'))
+  const { sink, subscriber } = connect()
+  subscriber.subscribe([want('stock'), want('cart'), want('unknown')])
+  assert.deepEqual(sink.take(), ['snapshot stock', 'snapshot cart', 'snapshot unknown id 2'])
+})
+
+test('a service never heard of is a snapshot at revision 0 without nodes', () => {
+  const { connect } = setUp()
+  const { sink, subscriber } = connect()
+  subscriber.subscribe([want('nobody')])
+  assert.deepEqual(sink.seen[0]?.data, {
+    namespace: 'default',
+    service: 'nobody',
+    cursor: 'e:0',
+    nodes: [],
+    policy: null,
+  })
+})
+
+test('each change reaches those who watch the service, in order, and nobody else', () => {
+  const { commit, connect } = setUp()
+  commit(put('a'))
+  const stock = connect()
+  const cart = connect()
+  stock.subscriber.subscribe([want('stock')])
+  cart.subscriber.subscribe([want('cart')])
+  stock.sink.take()
+  cart.sink.take()
+  commit(put('b'))
+  commit(remove('a'))
+  assert.deepEqual(stock.sink.take(), ['change stock id 2', 'change stock id 3'])
+  assert.deepEqual(cart.sink.take(), [])
+})
+
+test('of the frames of one transaction only the last to a subscriber carries the id', () => {
+  const { commit, connect } = setUp()
+  const { sink, subscriber } = connect()
+  subscriber.subscribe([want('stock'), want('cart')])
+  sink.take()
+  commit((tx) => {
+    put('a')(tx)
+    put('b', 'cart')(tx)
+    put('c', 'other')(tx)
+  })
+  assert.deepEqual(sink.take(), ['change stock', 'change cart id 1'])
+})
+
+test('transactions of one commit reach a subscriber each as a frame of its own', () => {
+  const { commit, connect } = setUp()
+  const { sink, subscriber } = connect()
+  subscriber.subscribe([want('stock')])
+  sink.take()
+  commit(put('a'), put('b'), remove('a'))
+  assert.deepEqual(sink.take(), ['change stock', 'change stock', 'change stock id 3'])
+})
+
+test('a subscription that is current gets nothing but a ping that says so', () => {
+  const { commit, connect } = setUp()
+  commit(put('a'))
+  commit(put('b', 'cart'))
+  for (const revision of [1, 2]) {
+    const { sink, subscriber } = connect()
+    subscriber.subscribe([want('stock', revision)])
+    assert.deepEqual(sink.take(), ['ping id 2'])
+  }
+})
+
+test('a subscription that resumes gets what it missed as one change, each removal with its cause', () => {
+  const { commit, connect } = setUp()
+  commit(put('a'), put('b'), put('c'))
+  commit(put('x', 'other'))
+  commit(put('a', 'stock', { port: 1 }))
+  commit(remove('b', 'stock', 'lease_expired'))
+  commit(put('a', 'stock', { port: 2 }))
+  commit(remove('c', 'stock', 'operator'))
+  commit(put('c'))
+  const { sink, subscriber } = connect()
+  subscriber.subscribe([want('stock', 4)])
+  const [change] = sink.seen
+  assert.equal(change?.event, 'change')
+  assert.equal(change.data.after, 'e:3')
+  assert.equal(change.data.cursor, 'e:9')
+  assert.deepEqual(
+    (change.data.put as ServiceNode[]).map(({ id, port }) => [id, port]),
+    [
+      ['a', 2],
+      ['c', 8080],
+    ],
+  )
+  assert.deepEqual(
+    (change.data.remove as Removal[]).map(({ id, cause, revision }) => [id, cause, revision]),
+    [['b', 'lease_expired', 6]],
+  )
+})
+
+test('a resumed policy change is there, null when the policy went', () => {
+  const { commit, connect } = setUp()
+  const policy = (value: object | undefined) => (tx: Transaction) =>
+    tx.putPolicy('default', 'stock', value as never, { cause: 'operator', by: 'x' })
+  commit(put('a'))
+  commit(policy({ timeout: '1s' }))
+  commit(policy(undefined))
+  const resumed = connect()
+  resumed.subscriber.subscribe([want('stock', 1)])
+  assert.equal(resumed.sink.seen[0]?.data.policy, null)
+  commit(put('b'))
+  const later = connect()
+  later.subscriber.subscribe([want('stock', 3)])
+  assert.ok(!('policy' in later.sink.seen[0]!.data))
+})
+
+for (const [what, cursor] of [
+  ['of another epoch', want('stock', 3, 'default', 'other')],
+  ['from the future', want('stock', 99)],
+  ['older than history', want('stock', 1)],
+] as const)
+  test(`a cursor ${what} gets a snapshot`, () => {
+    const { commit, connect } = setUp({ floor: (revision) => revision - 2 })
+    for (const id of ['a', 'b', 'c', 'd', 'e']) commit(put(id))
+    const { sink, subscriber } = connect()
+    subscriber.subscribe([cursor])
+    assert.deepEqual(sink.take(), ['snapshot stock id 5'])
+  })
+
+test('a current view gets nothing even where no history is left', () => {
+  const { commit, connect } = setUp({ floor: (revision) => revision })
+  commit(put('a'))
+  for (let index = 0; index < 5; index++) commit(put('x', 'other', { port: index + 1 }))
+  const { sink, subscriber } = connect()
+  subscriber.subscribe([want('stock', 1)])
+  assert.deepEqual(sink.take(), ['ping id 6'])
+})
+
+test('after a restart views, their cursors and their history are as before', () => {
+  const { commit, memory, clock } = setUp()
+  commit(put('a'))
+  commit(put('b'))
+  commit(remove('a'))
+  const again = new WatchHub({ epoch: 'e', clock, maxBufferBytes: 65_536, pingMs: PING_MS, stallMs: 60_000 })
+  const entry = (revision: number, id: string, cause: 'registered' | 'deregistered') => ({
+    namespace: 'default',
+    service: 'stock',
+    revision,
+    after: revision - 1,
+    time: '2026-01-01T00:00:00.000Z',
+    items: [{ kind: 'node' as const, cause, by: 'x', ids: [id] }],
+  })
+  again.load({
+    revision: 3,
+    floor: 1,
+    services: memory.services(),
+    leases: [],
+    history: [entry(2, 'b', 'registered'), entry(3, 'a', 'deregistered')],
+  })
+  const sinks = [0, 1, 2, 3].map((revision) => {
+    const sink = new FakeSink()
+    again.connect(sink).subscribe([want('stock', revision)])
+    return sink.take()[0]
+  })
+  assert.deepEqual(sinks, ['snapshot stock id 3', 'change stock id 3', 'change stock id 3', 'ping id 3'])
+})
+
+test('a star watches all services of its namespace, a namespace star those of all, and nobody gets a frame twice', () => {
+  const { commit, connect } = setUp()
+  commit(put('a'))
+  const own = connect()
+  const all = connect()
+  own.subscriber.subscribe([want('*'), want('stock')])
+  all.subscriber.subscribe([want('*', undefined, '*')])
+  assert.deepEqual(own.sink.take(), ['snapshot stock id 1'])
+  assert.deepEqual(all.sink.take(), ['snapshot stock id 1'])
+  commit(put('b', 'brand-new'))
+  commit(put('c', 'stock', {}, 'blue'))
+  commit(put('d'))
+  assert.deepEqual(own.sink.take(), ['change brand-new id 2', 'change stock id 4'])
+  assert.deepEqual(all.sink.take(), ['change brand-new id 2', 'change stock id 3', 'change stock id 4'])
+})
+
+test('after unsubscribing nothing of the service comes any more', () => {
+  const { commit, connect } = setUp()
+  const { sink, subscriber } = connect()
+  subscriber.subscribe([want('stock'), want('cart')])
+  subscriber.unsubscribe([want('stock')])
+  sink.take()
+  commit(put('a'))
+  commit(put('b', 'cart'))
+  assert.deepEqual(sink.take(), ['change cart id 2'])
+})
+
+test('subscribing again without a cursor brings a fresh snapshot', () => {
+  const { commit, connect } = setUp()
+  commit(put('a'))
+  const { sink, subscriber } = connect()
+  subscriber.subscribe([want('stock')])
+  sink.take()
+  subscriber.subscribe([want('stock')])
+  assert.deepEqual(sink.take(), ['snapshot stock id 1'])
+})
+
+test('pings come every ten seconds, and tell of revisions outside the subscription', async () => {
+  const { clock, commit, connect } = setUp()
+  const { sink, subscriber } = connect()
+  subscriber.subscribe([want('stock')])
+  sink.take()
+  commit(put('x', 'other'))
+  await clock.advance(PING_MS)
+  assert.deepEqual(sink.take(), ['ping id 1'])
+  await clock.advance(3 * PING_MS)
+  assert.equal(sink.take().length, 3)
+})
+
+test('a slow reader is not buffered for: it gets the present state of what it missed once it has drained', () => {
+  const { hub, commit, connect } = setUp()
+  const { sink, subscriber } = connect()
+  subscriber.subscribe([want('stock'), want('cart'), want('idle')])
+  sink.take()
+  sink.isStalled = true
+  for (let index = 0; index < 2_000; index++) commit(put('a', 'stock', { port: index + 1 }), put('b', 'cart'))
+  const waiting = sink.unsentBytes
+  assert.ok(waiting < 2 * 65_536, `${waiting} bytes wait`)
+  assert.equal(hub.status().restarts, 1)
+  sink.take()
+  sink.drain()
+  subscriber.drained()
+  assert.deepEqual(sink.take(), ['change stock', 'change cart id 4000'])
+  commit(put('c'))
+  assert.deepEqual(sink.take(), ['change stock id 4001'])
+})
+
+test('first snapshots larger than the buffer come in pieces, with what changed meanwhile', () => {
+  const { commit, connect } = setUp()
+  const services = Array.from({ length: 50 }, (_, index) => `s${index}`)
+  const labels = Object.fromEntries(Array.from({ length: 40 }, (_, index) => [`label-${index}`, 'x'.repeat(200)]))
+  for (const service of services) commit(put('a', service, { labels }))
+  const views = new Map<string, View>()
+  const { sink, subscriber } = connect()
+  sink.isStalled = true
+  subscriber.subscribe(services.map((service) => want(service)))
+  let rounds = 0
+  while (subscriber.isBehind) {
+    assert.ok(sink.unsentBytes < 3 * 65_536)
+    commit(put('b', `s${rounds % 50}`, { port: rounds + 1 }))
+    foldAll(views, sink.seen.splice(0))
+    sink.drain()
+    sink.isStalled = rounds < 200
+    subscriber.drained()
+    assert.ok(++rounds < 500, 'it comes to an end')
+  }
+  assert.ok(rounds > 3)
+  foldAll(views, sink.seen.splice(0))
+  assert.equal(views.size, 50)
+  for (let index = 0; index < Math.min(rounds, 50); index++) assert.ok(views.get(`default/s${index}`)?.nodes.has('b'))
+})
+
+test('a reader that takes nothing for a minute is disconnected', async () => {
+  const { clock, hub, commit, connect } = setUp()
+  const { sink, subscriber } = connect()
+  subscriber.subscribe([want('stock')])
+  sink.isStalled = true
+  commit(put('a'))
+  await clock.advance(50_000)
+  assert.equal(sink.ended, undefined)
+  await clock.advance(30_000)
+  assert.equal(sink.ended, 'stalled')
+  assert.equal(hub.status().dropped, 1)
+  assert.equal(hub.subscriberCount, 0)
+})
+
+test('a WebSocket has arrived where its client says, an event stream where the network took it', () => {
+  const { commit, connect } = setUp()
+  const socket = connect('websocket')
+  const events = connect('sse')
+  for (const { subscriber } of [socket, events]) subscriber.subscribe([want('stock')])
+  commit(put('a'))
+  assert.deepEqual([socket.subscriber.ackedRevision, socket.subscriber.lag], [undefined, 1])
+  assert.deepEqual([events.subscriber.ackedRevision, events.subscriber.lag], [1, 0])
+  socket.subscriber.ack({ epoch: 'e', revision: 99 })
+  assert.deepEqual([socket.subscriber.ackedRevision, socket.subscriber.lag], [1, 0])
+  commit(put('x', 'other'))
+  assert.equal(socket.subscriber.lag, 0, 'what it does not watch is no lag')
+})
+
+test('closing ends every stream and every wait, and forgets them', async () => {
+  const { hub, clock, connect } = setUp()
+  const { sink, subscriber } = connect()
+  subscriber.subscribe([want('stock')])
+  const waiting = hub.changed('default', 'stock', 0, 60_000, new AbortController().signal)
+  hub.close()
+  await waiting
+  assert.equal(sink.ended, 'stopping')
+  assert.equal(hub.subscriberCount, 0)
+  assert.equal(clock.pending, 0)
+})
+
+test('a wait ends with a change, with its time, or with its client, and leaves nothing behind', async () => {
+  const { hub, clock, commit } = setUp()
+  const gone = new AbortController()
+  const changed = hub.changed('default', 'stock', 0, 60_000, new AbortController().signal)
+  const timed = hub.changed('default', 'other', 0, 1_000, new AbortController().signal)
+  const aborted = hub.changed('default', 'third', 0, 60_000, gone.signal)
+  const before = clock.pending
+  commit(put('a'))
+  await changed
+  await clock.advance(1_000)
+  await timed
+  gone.abort()
+  await aborted
+  assert.equal(clock.pending, before - 3)
+})
+
+test('whatever happens, a client that folds its frames has what the registry has', () => {
+  const service = fc.constantFrom('s1', 's2', 's3')
+  const id = fc.constantFrom('a', 'b', 'c')
+  const step = fc.oneof(
+    {
+      weight: 6,
+      arbitrary: fc.record({ kind: fc.constant('put' as const), service, id, port: fc.integer({ min: 1, max: 9 }) }),
+    },
+    { weight: 4, arbitrary: fc.record({ kind: fc.constant('remove' as const), service, id }) },
+    {
+      weight: 1,
+      arbitrary: fc.record({ kind: fc.constant('policy' as const), service, value: fc.constantFrom('1s', '2s') }),
+    },
+    { weight: 1, arbitrary: fc.record({ kind: fc.constant('reconnect' as const) }) },
+    { weight: 1, arbitrary: fc.record({ kind: fc.constant('stall' as const) }) },
+    { weight: 2, arbitrary: fc.record({ kind: fc.constant('drain' as const) }) },
+  )
+  fc.assert(
+    fc.property(fc.array(step, { maxLength: 80 }), fc.integer({ min: 1, max: 30 }), (steps, kept) => {
+      const { hub, commit, connect } = setUp({ floor: (revision) => Math.max(0, revision - kept) })
+      const views = new Map<string, View>()
+      const names = ['s1', 's2', 's3']
+      let client = connect()
+      client.subscriber.subscribe(names.map((name) => want(name)))
+      for (const item of steps) {
+        if (item.kind === 'put') commit(put(item.id, item.service, { port: item.port }))
+        else if (item.kind === 'remove') commit(remove(item.id, item.service))
+        else if (item.kind === 'policy')
+          commit((tx) => tx.putPolicy('default', item.service, { timeout: item.value }, { cause: 'operator', by: 'x' }))
+        else if (item.kind === 'stall') {
+          client.sink.isStalled = true
+          client.sink.unsentBytes = 100_000
+        } else if (item.kind === 'drain') {
+          client.sink.drain()
+          client.subscriber.drained()
+        } else {
+          foldAll(views, client.sink.seen.splice(0))
+          client.subscriber.close()
+          client = connect()
+          client.subscriber.subscribe(names.map((name) => want(name, views.get(`default/${name}`)?.cursor.revision)))
+        }
+      }
+      client.sink.drain()
+      client.subscriber.drained()
+      foldAll(views, client.sink.seen.splice(0))
+      for (const name of names) {
+        const ours = hub.view('default', name)
+        const theirs = views.get(`default/${name}`)
+        assert.deepEqual([...(theirs?.nodes ?? [])].sort(), [...(ours?.nodes ?? [])].sort(), name)
+        assert.deepEqual(theirs?.policy, ours?.policy)
+        assert.equal(theirs?.cursor.revision, ours?.revision ?? 0)
+      }
+      hub.close()
+    }),
+    { numRuns: 300 },
+  )
+})
