@@ -23,7 +23,7 @@ interface World {
   readonly network: ScriptedNetwork
   readonly disk: FailingDisk
   readonly log: MemoryLog
-  start(options?: Partial<ConnectOptions>): Promise<RegistryClient>
+  readonly start: (options?: Partial<ConnectOptions>) => Promise<RegistryClient>
 }
 
 function world(): World {

@@ -105,7 +105,7 @@ describe('a mistake is told with its path', () => {
 })
 
 test('all mistakes are told at once', () => {
-  const document = parse('timeout: 2\nretry: { attempts: many, colour: blue }\nconcurrency: { max: 0 }')
+  const document: unknown = parse('timeout: 2\nretry: { attempts: many, colour: blue }\nconcurrency: { max: 0 }')
   assert.deepEqual(
     errorsOf(document).map((error) => error.split(': ')[0]),
     ['timeout', 'retry.attempts', 'retry.colour', 'concurrency.max'],

@@ -202,7 +202,7 @@ describe('decoding', () => {
       const part = seen.pop()
       if (typeof part !== 'object' || part === null || part instanceof Map) continue
       assert.ok(Object.isFrozen(part), JSON.stringify(part))
-      seen.push(...Object.values(part))
+      seen.push(...(Object.values(part) as unknown[]))
     }
     for (const change of [
       () => (again.nodes as Map<string, unknown>).clear(),
