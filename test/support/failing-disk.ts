@@ -7,7 +7,8 @@ interface StoredFile {
   modifiedMs: number
 }
 
-export type DiskOperation = 'read' | 'stat' | 'list' | 'makeDirectory' | 'replace' | 'rename' | 'remove' | 'touch' | 'watch'
+export type DiskOperation =
+  'read' | 'stat' | 'list' | 'makeDirectory' | 'replace' | 'rename' | 'remove' | 'touch' | 'watch'
 
 /** A disk in memory that fails, hangs and crashes where a test says so. Several caches may share one. */
 export class FailingDisk implements Disk {

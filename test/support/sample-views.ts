@@ -1,10 +1,4 @@
-import {
-  decodeView,
-  encodeView,
-  type Removal,
-  type ServiceNode,
-  type View,
-} from '@holdfast/registry-client/protocol'
+import { decodeView, encodeView, type Removal, type ServiceNode, type View } from '@holdfast/registry-client/protocol'
 
 /** A node as the registry would send it. */
 export function nodeOf(id: string, more: Partial<ServiceNode> = {}): ServiceNode {
