@@ -3,8 +3,8 @@ import Fastify, { type FastifyError, type FastifyInstance, type FastifyRequest }
 import { problemsOf, type Problem } from '@holdfast/registry-client/settings'
 import { isNamespace, isServiceName } from '@holdfast/registry-client/protocol'
 import type { z } from 'zod'
-import { localBodySchema, localSpecOf, type LocalSpec } from './local-spec.ts'
-import type { LocalReport } from './local-services.ts'
+import { localBodySchema, localSpecOf, type LocalSpec } from './local/local-spec.ts'
+import type { LocalReport } from './local/local-services.ts'
 
 /** What the admin API commands and shows; the composer hands it over. */
 export interface AdminSubject {

@@ -17,7 +17,7 @@ import {
   type Sources,
 } from '@holdfast/registry-client/settings'
 import { z } from 'zod'
-import { localSpecOf, localSpecSchema, type LocalSpec } from './local-spec.ts'
+import { localSpecOf, localSpecSchema, type LocalSpec } from './local/local-spec.ts'
 
 const LOOPBACK: ReadonlySet<string> = new Set(['127.0.0.1', '::1', 'localhost'])
 const EVERYWHERE: ReadonlySet<string> = new Set(['0.0.0.0', '::'])

@@ -15,6 +15,6 @@ export type {
   Service,
   ViewSource,
 } from './layer.ts'
-export type { LocalSpec } from './local-spec.ts'
+export type { LocalSpec } from './local/local-spec.ts'
 export { createSidecar } from './sidecar.ts'
 export type { Sidecar, SidecarClient, SidecarOptions } from './sidecar.ts'

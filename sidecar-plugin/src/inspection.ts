@@ -4,7 +4,7 @@ import type { NodeReport, Resolved } from '@holdfast/registry-client'
 import { formatDuration } from '@holdfast/registry-client/clock'
 import { encodeView } from '@holdfast/registry-client/protocol'
 import type { SidecarConfig } from './config.ts'
-import { localSpecDocument } from './local-spec.ts'
+import { localSpecDocument } from './local/local-spec.ts'
 
 /** The effective configuration as its file would say it. */
 export function shownConfig(config: SidecarConfig): object {

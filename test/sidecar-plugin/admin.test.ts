@@ -3,8 +3,8 @@ import { describe, test } from 'node:test'
 import fc from 'fast-check'
 import { createAdmin, type AdminSubject } from '../../sidecar-plugin/src/admin.ts'
 import { SidecarError } from '../../sidecar-plugin/src/errors.ts'
-import type { LocalReport } from '../../sidecar-plugin/src/local-services.ts'
-import type { LocalSpec } from '../../sidecar-plugin/src/local-spec.ts'
+import type { LocalReport } from '../../sidecar-plugin/src/local/local-services.ts'
+import type { LocalSpec } from '../../sidecar-plugin/src/local/local-spec.ts'
 
 function reportOf(spec: LocalSpec): LocalReport {
   return {

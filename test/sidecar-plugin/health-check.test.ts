@@ -3,7 +3,7 @@ import { once } from 'node:events'
 import { createServer, type AddressInfo } from 'node:net'
 import { describe, test, type TestContext } from 'node:test'
 import { systemClock } from '@holdfast/registry-client/clock'
-import { createProbe, type HealthCheck } from '../../sidecar-plugin/src/health-check.ts'
+import { createProbe, type HealthCheck } from '../../sidecar-plugin/src/local/health-check.ts'
 import { ManualClock } from '../support/manual-clock.ts'
 import { startService } from './fakes.ts'
 

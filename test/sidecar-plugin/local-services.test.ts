@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { LocalServices, type Keeper } from '../../sidecar-plugin/src/local-services.ts'
-import { localSpecOf, localSpecSchema, type LocalSpec } from '../../sidecar-plugin/src/local-spec.ts'
+import { LocalServices, type Keeper } from '../../sidecar-plugin/src/local/local-services.ts'
+import { localSpecOf, localSpecSchema, type LocalSpec } from '../../sidecar-plugin/src/local/local-spec.ts'
 import { settle } from '../support/manual-clock.ts'
 
 function spec(service: string, port = 8080): LocalSpec {

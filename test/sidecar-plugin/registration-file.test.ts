@@ -3,8 +3,8 @@ import { mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promise
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
-import { localSpecOf, localSpecSchema, type LocalSpec } from '../../sidecar-plugin/src/local-spec.ts'
-import { RegistrationFile } from '../../sidecar-plugin/src/registration-file.ts'
+import { localSpecOf, localSpecSchema, type LocalSpec } from '../../sidecar-plugin/src/local/local-spec.ts'
+import { RegistrationFile } from '../../sidecar-plugin/src/local/registration-file.ts'
 import { quietLog } from './fakes.ts'
 
 async function directory(t: TestContext): Promise<string> {

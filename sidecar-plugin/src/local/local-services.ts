@@ -1,6 +1,6 @@
-import { SidecarError } from './errors.ts'
+import { SidecarError } from '../errors.ts'
 import type { LocalSpec } from './local-spec.ts'
-import type { Health, LocalState } from './registration.ts'
+import type { Health, LocalState } from './local-registration.ts'
 
 /** Keeps one service registered: a `LocalRegistration`, or what plays one. */
 export interface Keeper {
