@@ -186,6 +186,9 @@ async function watch(words: readonly string[], { settings, streams, signal }: Co
     log,
   })
   try {
+    await client.resolve(service, { deadline: settings.timeout, signal }).catch((error: Error) => {
+      if (!signal.aborted) streams.error(`waiting for ${error.message}`)
+    })
     let before: ReadonlyMap<string, ServiceNode> | undefined
     for await (const { view } of client.watch(service, { signal })) {
       if (settings.json)

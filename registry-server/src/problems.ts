@@ -1,6 +1,6 @@
 /** Every error as a problem document (RFC 9457): the one place where an error becomes a status. */
 
-import type { Problem, ProblemCode } from '@holdfast/registry-client/protocol'
+import { inWords, type Problem, type ProblemCode } from '@holdfast/registry-client/protocol'
 import { PolicyError } from '@holdfast/registry-client/policy'
 import { LeaseNotFound, TooManyLeases } from './lease-rules.ts'
 import { StaleIncarnation } from './registration.ts'
@@ -139,6 +139,7 @@ function fieldErrors(issues: readonly ValidationIssue[], context = 'body'): Fiel
       parts.push(missingProperty)
       message = 'is required'
     } else if (typeof propertyName === 'string') parts.push(propertyName)
+    else if (typeof issue.params.pattern === 'string') message = `must be ${inWords(issue.params.pattern)}`
     else if (Array.isArray(issue.params.allowedValues))
       message = `must be one of ${issue.params.allowedValues.join(', ')}`
     const path = parts.map((part) => part.slice(0, 128)).join('.')

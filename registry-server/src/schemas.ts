@@ -25,7 +25,7 @@ const text = (pattern: string, maxLength: number, extra: Schema = {}): Schema =>
 
 const duration: Schema = {
   type: 'string',
-  pattern: '^\\d{1,9}(\\.\\d{1,6})?(ms|s|m|h|d)$',
+  pattern: PATTERNS.duration,
   description: 'A number with its unit: 250ms, 15s, 10m.',
   examples: ['15s'],
 }
