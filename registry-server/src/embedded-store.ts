@@ -169,12 +169,15 @@ export class EmbeddedStore implements Store {
       const batch = this.#queue
       this.#queue = []
       const drafts = batch.flatMap((pending) => (pending.draft ? [pending.draft] : []))
+      let durable: Encoded | undefined
       try {
-        if (drafts.length > 0) this.#publish(await this.#commit(drafts))
+        if (drafts.length > 0) durable = await this.#commit(drafts)
       } catch (error) {
         this.#fail([...batch, ...this.#queue.splice(0)], error)
         continue
       }
+      // Outside: what is durable cannot be taken back, so a listener that throws must end the process.
+      if (durable) this.#publish(durable)
       for (const pending of batch) pending.settle()
     }
     this.#draining = undefined

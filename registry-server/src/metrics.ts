@@ -48,17 +48,31 @@ export function createMetrics(lifecycle: Lifecycle): Metrics {
         if (lifecycle.parts) this.set(read(lifecycle.parts))
       },
     })
+  const counter = (name: string, help: string, read: (parts: RegistryParts) => number) =>
+    new Counter({
+      name,
+      help,
+      registers: [register],
+      collect() {
+        this.reset()
+        if (lifecycle.parts) this.inc(read(lifecycle.parts))
+      },
+    })
   gauge('holdfast_revision', 'The newest durable revision', ({ hub }) => hub.cursor.revision)
   gauge('holdfast_services', 'Services known', ({ hub }) => hub.status().services)
   gauge('holdfast_nodes', 'Nodes registered', ({ hub }) => hub.status().nodes)
   gauge('holdfast_leases', 'Leases held', ({ leases }) => leases.status().active)
-  gauge('holdfast_leases_expired', 'Leases that ran out since the start', ({ leases }) => leases.status().expired)
-  gauge('holdfast_lease_pauses', 'Times all leases got their full ttl again', ({ leases }) => leases.status().pauses)
-  gauge('holdfast_subscribers_restarted', 'Slow readers sent the present state', ({ hub }) => hub.status().restarts)
-  gauge('holdfast_subscribers_dropped', 'Readers disconnected for taking nothing', ({ hub }) => hub.status().dropped)
-  gauge('holdfast_frames_sent', 'Frames sent to subscribers', ({ hub }) => hub.status().framesSent)
-  gauge('holdfast_store_commits', 'Durable commits', ({ store }) => store.status().commits)
-  gauge('holdfast_store_failures', 'Commits that failed', ({ store }) => store.status().failures)
+  counter('holdfast_leases_expired_total', 'Leases that ran out', ({ leases }) => leases.status().expired)
+  counter('holdfast_pauses_total', 'Times all leases got their full ttl again', ({ leases }) => leases.status().pauses)
+  counter('holdfast_slow_readers_total', 'Readers that fell behind', ({ hub }) => hub.status().restarts)
+  counter(
+    'holdfast_dropped_readers_total',
+    'Readers disconnected for taking nothing',
+    ({ hub }) => hub.status().dropped,
+  )
+  counter('holdfast_frames_sent_total', 'Frames sent to subscribers', ({ hub }) => hub.status().framesSent)
+  counter('holdfast_store_commits_total', 'Durable commits', ({ store }) => store.status().commits)
+  counter('holdfast_store_failures_total', 'Commits that failed', ({ store }) => store.status().failures)
   gauge('holdfast_store_pending', 'Transactions that wait for the disk', ({ store }) => store.status().pending)
   new Gauge({
     name: 'holdfast_subscribers',

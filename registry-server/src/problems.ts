@@ -113,7 +113,11 @@ export function refusalOf(error: unknown): Refusal {
     return new Refusal('stale_incarnation', { detail: error.message, incarnation: error.incarnation })
   if (error instanceof LeaseNotFound || error instanceof TooManyLeases || error instanceof StoreUnavailable)
     return new Refusal(error.code, { detail: error.message })
-  if (error instanceof PolicyError) return new Refusal('invalid_request', { errors: error.errors.slice(0, MAX_ERRORS) })
+  if (error instanceof PolicyError) {
+    // The empty key is a key too, but no path that anyone could read.
+    const errors = error.errors.slice(0, MAX_ERRORS).map(({ path, message }) => ({ path: path || 'body', message }))
+    return new Refusal('invalid_request', { errors })
+  }
   const { code, statusCode, validation, validationContext, message } = error as FastifyLikeError
   if (validation) return new Refusal('invalid_request', { errors: fieldErrors(validation, validationContext) })
   if (code === 'FST_ERR_CTP_EMPTY_JSON_BODY') return invalid('body', 'is required')

@@ -97,6 +97,8 @@ export function nodeRoutes(app: FastifyInstance, parts: () => RegistryParts): vo
       const ref = refOf(request)
       const spec = specOf(request.body, '')
       const by = anonymous(request.ip)
+      // Before as well: it must not run out while the disk is busy with its renewal.
+      if (spec.lease !== undefined) leases.touch(spec.lease)
       const { result } = await store.transact((tx) => registerNode(tx, leases, ref, spec, by))
       if (result.lease !== undefined) leases.touch(result.lease)
       return reply
@@ -126,6 +128,7 @@ export function nodeRoutes(app: FastifyInstance, parts: () => RegistryParts): vo
         return { ref: { namespace, service, id }, spec: specOf(body, `${index}.`) }
       })
       const by = anonymous(request.ip)
+      for (const { spec } of items) if (spec.lease !== undefined) leases.touch(spec.lease)
       const { revision, result } = await store.transact((tx) =>
         items.map(({ ref, spec }) => ({ ref, ...registerNode(tx, leases, ref, spec, by) })),
       )

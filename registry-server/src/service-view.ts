@@ -43,6 +43,8 @@ export class ServiceView {
   #emptied: Removal | undefined
   /** Oldest first. Holds who changed what, not the states: those are in the nodes, or nobody needs them any more. */
   #history: Entry[] = []
+  /** Entries before it are forgotten; the array is cut now and then, since a busy service forgets one with every change. */
+  #head = 0
   /** Changes of this service up to here have left its history. */
   #floor = 0
 
@@ -88,11 +90,12 @@ export class ServiceView {
 
   /** Forgets history up to and with a revision. */
   trim(floor: number): void {
-    let gone = 0
-    while (gone < this.#history.length && this.#history[gone]!.revision <= floor) gone++
-    if (gone === 0) return
-    this.#floor = this.#history[gone - 1]!.revision
-    this.#history = this.#history.slice(gone)
+    while (this.#head < this.#history.length && this.#history[this.#head]!.revision <= floor)
+      this.#floor = this.#history[this.#head++]!.revision
+    if (this.#head > 16 && this.#head > this.#history.length / 2) {
+      this.#history = this.#history.slice(this.#head)
+      this.#head = 0
+    }
   }
 
   /** An immutable picture of this moment. */
@@ -115,7 +118,7 @@ export class ServiceView {
     let after = this.#floor
     let policy = false
     // From the newest back: of each node only the last word counts.
-    for (let index = this.#history.length - 1; index >= 0; index--) {
+    for (let index = this.#history.length - 1; index >= this.#head; index--) {
       const entry = this.#history[index]!
       if (entry.revision <= revision) {
         after = entry.revision
@@ -151,7 +154,7 @@ export class ServiceView {
    * @param from the newest revision to tell of
    */
   *history(from = Infinity, skip = 0): Iterable<HistoryPlace> {
-    for (let at = this.#history.length - 1; at >= 0; at--) {
+    for (let at = this.#history.length - 1; at >= this.#head; at--) {
       const { revision, time, items } = this.#history[at]!
       if (revision > from) continue
       let index = 0

@@ -8,7 +8,7 @@
 
 import { spawn } from 'node:child_process'
 import { existsSync, mkdirSync, openSync, closeSync, fsyncSync, renameSync, rmSync } from 'node:fs'
-import { join, resolve } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { lockDirectory } from './directory-lock.ts'
 import { openLmdb, type Database } from './lmdb-database.ts'
@@ -41,7 +41,9 @@ export interface OpenedDirectory {
 export async function openDirectory(options: DirectoryOptions): Promise<OpenedDirectory> {
   const directory = resolve(options.directory)
   try {
-    mkdirSync(directory, { recursive: true, mode: 0o700 })
+    const made = mkdirSync(directory, { recursive: true, mode: 0o700 })
+    // A directory is there after a power cut only when its parent is synced.
+    for (let at = directory; made !== undefined && at.startsWith(made); at = dirname(at)) syncDirectory(dirname(at))
   } catch (error) {
     throw new StoreRefused(`cannot create the data directory ${directory}: ${String(error)}`, error)
   }
@@ -67,6 +69,7 @@ async function create(directory: string, location: string, options: DirectoryOpt
     const database = openLmdb(draft)
     await options.initialise(database, options.identifier())
     await database.close()
+    syncDirectory(draft)
     renameSync(draft, location)
     syncDirectory(directory)
   } catch (error) {

@@ -66,6 +66,7 @@ export class WatchHub implements StoreListener {
   #ping: StreamEvent | undefined
   #pingSlot = 0
   #lastId = 0
+  #services = 0
   #nodes = 0
   #restarts = 0
   #dropped = 0
@@ -223,10 +224,8 @@ export class WatchHub implements StoreListener {
   status(): WatchHubStatus {
     const subscribers = { sse: 0, websocket: 0 }
     for (const { sink } of this.#subscribers.values()) subscribers[sink.transport]++
-    let services = 0
-    for (const topic of this.#topics.values()) if (topic.view) services++
     return {
-      services,
+      services: this.#services,
       nodes: this.#nodes,
       subscribers,
       restarts: this.#restarts,
@@ -262,6 +261,7 @@ export class WatchHub implements StoreListener {
   #viewOf(topic: WatchedTopic): ServiceView {
     if (topic.view === undefined) {
       topic.view = new ServiceView(topic.namespace, topic.service)
+      this.#services++
       this.#sortedKeys = undefined
     }
     return topic.view

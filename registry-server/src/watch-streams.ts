@@ -143,10 +143,12 @@ export class WatchStreams {
     const subscriber = hub.connect(sink)
     this.#streaming.add(socket)
     socket.on('drain', () => subscriber.drained())
-    socket.once('close', () => {
+    const forget = () => {
       this.#streaming.delete(socket)
       subscriber.close()
-    })
+    }
+    if (socket.destroyed) forget()
+    else socket.once('close', forget)
     return subscriber
   }
 
