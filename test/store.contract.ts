@@ -6,7 +6,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
 import type { ServiceNode } from '@holdfast/registry-client/protocol'
-import type { Committed, HistoryEntry, NodeRef, Store, Transaction } from '../registry-server/src/store.ts'
+import type { Committed, HistoryEntry, NodeRef, Store, Transaction } from '../registry-server/src/store/store.ts'
 
 /** A store on a place of its own. */
 export interface StoreHarness {

@@ -1,6 +1,6 @@
 export { createRegistry, type Registry, type RegistryOptions } from './server.ts'
 export { settings, type RegistryConfig } from './config.ts'
-export { openEmbeddedStore, type EmbeddedDirectoryOptions } from './embedded-store.ts'
+export { openEmbeddedStore, type EmbeddedDirectoryOptions } from './store/embedded-store.ts'
 export {
   StoreRefused,
   StoreUnavailable,
@@ -12,4 +12,4 @@ export {
   type StoreListener,
   type StoreState,
   type Transaction,
-} from './store.ts'
+} from './store/store.ts'

@@ -1,6 +1,6 @@
 /** What leases do to a store's transaction, and how they refuse. */
 
-import type { Lease, Transaction } from './store.ts'
+import type { Lease, Transaction } from './store/store.ts'
 
 /** The lease has ended, or never was: register again. */
 export class LeaseNotFound extends Error {

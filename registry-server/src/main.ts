@@ -4,7 +4,7 @@ import { pino } from 'pino'
 import { helpText, loadSettings, SettingsError } from '@holdfast/registry-client/settings'
 import { settings } from './config.ts'
 import { createRegistry } from './server.ts'
-import { StoreRefused } from './store.ts'
+import { StoreRefused } from './store/store.ts'
 import { version } from './version.ts'
 
 const USAGE = 'holdfast-registry: keeps which nodes a service has, and tells everyone who watches.'

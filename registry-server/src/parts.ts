@@ -1,8 +1,8 @@
 /** What a running registry is made of, as the HTTP edge sees it. */
 
 import type { Leases } from './leases.ts'
-import type { Store } from './store.ts'
-import type { WatchHub } from './watch-hub.ts'
+import type { Store } from './store/store.ts'
+import type { WatchHub } from './watch/watch-hub.ts'
 
 export interface RegistryParts {
   readonly store: Store

@@ -2,7 +2,7 @@
 
 import { PROTOCOLS, type NodeStatus, type Override, type ServiceNode } from '@holdfast/registry-client/protocol'
 import { dropOwnLease, LeaseNotFound, type LeaseGranter } from './lease-rules.ts'
-import type { Lease, NodeRef, Transaction } from './store.ts'
+import type { Lease, NodeRef, Transaction } from './store/store.ts'
 
 /** The node is held by a newer instance than the one that speaks. */
 export class StaleIncarnation extends Error {

@@ -3,16 +3,16 @@
 import { randomBytes } from 'node:crypto'
 import type { AddressInfo } from 'node:net'
 import { systemClock, systemRandom, type Clock, type Random } from '@holdfast/registry-client/clock'
-import { createApi, TIMEOUTS, type Timeouts } from './api.ts'
+import { createApi, TIMEOUTS, type Timeouts } from './api/api.ts'
 import type { RegistryConfig } from './config.ts'
 import { Leases } from './leases.ts'
 import type { Log } from './log.ts'
 import { createMetrics } from './metrics.ts'
 import type { Phase, RegistryParts } from './parts.ts'
-import { openEmbeddedStore } from './embedded-store.ts'
-import type { Store } from './store.ts'
-import { WatchHub } from './watch-hub.ts'
-import { WatchStreams } from './watch-streams.ts'
+import { openEmbeddedStore } from './store/embedded-store.ts'
+import type { Store } from './store/store.ts'
+import { WatchHub } from './watch/watch-hub.ts'
+import { WatchStreams } from './watch/watch-streams.ts'
 
 /** Clients take two and a half of these in silence for a dead path. */
 const PING_MS = 10_000

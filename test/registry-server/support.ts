@@ -8,7 +8,7 @@ import type { Clock } from '@holdfast/registry-client/clock'
 import type { Removal, ServiceNode } from '@holdfast/registry-client/protocol'
 import { settings, type RegistryConfig } from '../../registry-server/src/config.ts'
 import { createRegistry, type Registry, type RegistryOptions } from '../../registry-server/src/server.ts'
-import type { HistoryLine } from '../../registry-server/src/service-view.ts'
+import type { HistoryLine } from '../../registry-server/src/watch/service-view.ts'
 import type { Log } from '../../registry-server/src/log.ts'
 
 export const silent: Log = { debug() {}, info() {}, warn() {}, error() {} }

@@ -9,11 +9,11 @@ import {
   type ServiceNode,
   type View,
 } from '@holdfast/registry-client/protocol'
-import { StoreMemory, type Draft } from '../../registry-server/src/store-state.ts'
-import type { Transaction } from '../../registry-server/src/store.ts'
-import type { StreamEvent } from '../../registry-server/src/stream-event.ts'
-import type { EndReason, Sink } from '../../registry-server/src/subscriber.ts'
-import { WatchHub } from '../../registry-server/src/watch-hub.ts'
+import { StoreMemory, type Draft } from '../../registry-server/src/store/store-state.ts'
+import type { Transaction } from '../../registry-server/src/store/store.ts'
+import type { StreamEvent } from '../../registry-server/src/watch/stream-event.ts'
+import type { EndReason, Sink } from '../../registry-server/src/watch/subscriber.ts'
+import { WatchHub } from '../../registry-server/src/watch/watch-hub.ts'
 import { node } from '../store.contract.ts'
 import { ManualClock } from '../support/manual-clock.ts'
 

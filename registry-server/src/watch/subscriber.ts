@@ -1,7 +1,7 @@
 /** One watch stream: what it wants, what it has been sent, and what it still has to be sent. */
 
 import type { Cursor } from '@holdfast/registry-client/protocol'
-import { serviceKey } from './store-state.ts'
+import { serviceKey } from '../store/store-state.ts'
 import type { StreamEvent, Transport } from './stream-event.ts'
 
 /** A stream's connection, as the hub sees it. */

@@ -12,14 +12,14 @@ import {
   type ServiceNode,
 } from '@holdfast/registry-client/protocol'
 import { pageOf, type PageQuery } from './paging.ts'
-import type { RegistryParts } from './parts.ts'
+import type { RegistryParts } from '../parts.ts'
 import { checkDocument, parseYamlBody } from './policy-document.ts'
 import { invalid, Refusal } from './problems.ts'
-import { deepFreeze } from './records.ts'
-import { operator } from './registration.ts'
+import { deepFreeze } from '../store/records.ts'
+import { operator } from '../registration.ts'
 import { namespaceOf, tagged, viewOf, type Namespaced, type ServiceParams } from './routing.ts'
 import { answers, bodies, empty, json, params, problems, queries } from './schemas.ts'
-import type { HistoryPlace, ServiceView } from './service-view.ts'
+import type { HistoryPlace, ServiceView } from '../watch/service-view.ts'
 
 /** A longer wait outlives what proxies in between allow a silent connection. */
 const MAX_WAIT_MS = 300_000

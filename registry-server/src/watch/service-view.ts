@@ -9,7 +9,7 @@ import type {
   ServiceNode,
   View,
 } from '@holdfast/registry-client/protocol'
-import type { ChangeItem, ChangeKind, HistoryEntry, ServiceChange, ServiceState } from './store.ts'
+import type { ChangeItem, ChangeKind, HistoryEntry, ServiceChange, ServiceState } from '../store/store.ts'
 
 interface Entry {
   readonly revision: number

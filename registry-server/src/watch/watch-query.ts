@@ -8,7 +8,7 @@ import {
   parseCursor,
   type Cursor,
 } from '@holdfast/registry-client/protocol'
-import { invalid } from './problems.ts'
+import { invalid } from '../api/problems.ts'
 import type { Interest } from './subscriber.ts'
 
 export interface Wanted extends Interest {

@@ -7,16 +7,16 @@ import swagger from '@fastify/swagger'
 import swaggerUi from '@fastify/swagger-ui'
 import type { Clock } from '@holdfast/registry-client/clock'
 import { LIMITS } from '@holdfast/registry-client/protocol'
-import type { Log } from './log.ts'
-import type { Metrics } from './metrics.ts'
+import type { Log } from '../log.ts'
+import type { Metrics } from '../metrics.ts'
 import { operatorRoutes } from './operator-routes.ts'
-import type { Lifecycle, RegistryParts } from './parts.ts'
+import type { Lifecycle, RegistryParts } from '../parts.ts'
 import { invalid, problemAnswer, rawAnswer, Refusal, refusalOf } from './problems.ts'
 import { leaseRoutes, nodeRoutes } from './registration-routes.ts'
 import { problems, queries } from './schemas.ts'
 import { policyRoutes, serviceRoutes } from './service-routes.ts'
-import { version } from './version.ts'
-import type { WatchStreams } from './watch-streams.ts'
+import { version } from '../version.ts'
+import type { WatchStreams } from '../watch/watch-streams.ts'
 
 /** Slow senders may not hold connections: a head must be there within `headMs`, a body within `requestMs`. */
 export interface Timeouts {
@@ -30,6 +30,10 @@ export const TIMEOUTS: Timeouts = { headMs: 10_000, requestMs: 30_000, checkMs: 
 const MAX_HEAD_BYTES = 65_536
 /** Longer than any name that a route takes, percent-encoded; what is longer finds no route. */
 const MAX_PARAM_CHARS = 512
+
+const LOGO =
+  '<svg xmlns="http://www.w3.org/2000/svg" width="150" height="40"><text x="0" y="28" fill="#fff" ' +
+  'font-family="sans-serif" font-size="26">Holdfast</text></svg>'
 
 /** Answer also while the state is not there. */
 const ALWAYS = new Set(['/healthz', '/readyz', '/metrics', '/openapi.json', '/docs'])
@@ -176,7 +180,12 @@ function watchRoute(app: FastifyInstance, streams: WatchStreams): void {
 async function documentRoutes(app: FastifyInstance): Promise<void> {
   app.get('/openapi.json', { schema: { hide: true, querystring: queries.none } }, () => app.swagger())
   app.get('/', { schema: { hide: true } }, (_request, reply) => reply.redirect('/docs', 302))
-  await app.register(swaggerUi, { routePrefix: '/docs', uiConfig: { docExpansion: 'list' } })
+  await app.register(swaggerUi, {
+    routePrefix: '/docs',
+    uiConfig: { docExpansion: 'list' },
+    logo: { type: 'image/svg+xml', content: Buffer.from(LOGO), href: '/docs' },
+    theme: { title: 'Holdfast registry' },
+  })
 }
 
 /** JSON only; a body that is empty is none, as clients send the content type with every request. */

@@ -9,8 +9,8 @@
 import { every, type Clock } from '@holdfast/registry-client/clock'
 import { formatCursor, type Cursor } from '@holdfast/registry-client/protocol'
 import { ServiceView } from './service-view.ts'
-import { serviceKey } from './store-state.ts'
-import type { Committed, StoreListener, StoreState } from './store.ts'
+import { serviceKey } from '../store/store-state.ts'
+import type { Committed, StoreListener, StoreState } from '../store/store.ts'
 import { StreamEvent, type Transport } from './stream-event.ts'
 import { Subscriber, type Interest, type Sink, type Topic } from './subscriber.ts'
 

@@ -2,9 +2,9 @@
 
 import { inWords, type Problem, type ProblemCode } from '@holdfast/registry-client/protocol'
 import { PolicyError } from '@holdfast/registry-client/policy'
-import { LeaseNotFound, TooManyLeases } from './lease-rules.ts'
-import { StaleIncarnation } from './registration.ts'
-import { StoreUnavailable } from './store.ts'
+import { LeaseNotFound, TooManyLeases } from '../lease-rules.ts'
+import { StaleIncarnation } from '../registration.ts'
+import { StoreUnavailable } from '../store/store.ts'
 
 const TITLES: Record<ProblemCode, readonly [status: number, title: string]> = {
   invalid_request: [400, 'The request cannot be understood'],

@@ -4,13 +4,13 @@ import type { FastifyInstance } from 'fastify'
 import type {} from '@fastify/swagger'
 import type { Clock } from '@holdfast/registry-client/clock'
 import { policySchema } from '@holdfast/registry-client/policy'
-import type { Metrics } from './metrics.ts'
+import type { Metrics } from '../metrics.ts'
 import { pageOf, type PageQuery } from './paging.ts'
-import type { Lifecycle, RegistryParts } from './parts.ts'
+import type { Lifecycle, RegistryParts } from '../parts.ts'
 import { invalid, Refusal } from './problems.ts'
 import { answers, json, problems, queries } from './schemas.ts'
-import type { Subscriber } from './subscriber.ts'
-import { version } from './version.ts'
+import type { Subscriber } from '../watch/subscriber.ts'
+import { version } from '../version.ts'
 
 /** Services listed of one subscriber: a client may watch thousands, and a page shows many clients. */
 const SERVICES_SHOWN = 100

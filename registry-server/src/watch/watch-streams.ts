@@ -15,8 +15,8 @@ import {
   parseCursor,
   ProtocolError,
 } from '@holdfast/registry-client/protocol'
-import type { Lifecycle } from './parts.ts'
-import { invalid, rawAnswer, Refusal, refusalOf } from './problems.ts'
+import type { Lifecycle } from '../parts.ts'
+import { invalid, rawAnswer, Refusal, refusalOf } from '../api/problems.ts'
 import type { StreamEvent } from './stream-event.ts'
 import type { EndReason, Sink, Subscriber } from './subscriber.ts'
 import type { WatchHub } from './watch-hub.ts'

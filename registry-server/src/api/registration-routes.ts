@@ -4,7 +4,7 @@ import type { FastifyInstance } from 'fastify'
 import type {} from '@fastify/swagger'
 import { formatDuration, parseDuration } from '@holdfast/registry-client/clock'
 import { formatCursor, LIMITS } from '@holdfast/registry-client/protocol'
-import type { RegistryParts } from './parts.ts'
+import type { RegistryParts } from '../parts.ts'
 import { invalid, Refusal } from './problems.ts'
 import {
   anonymous,
@@ -14,7 +14,7 @@ import {
   type Fence,
   type NodeSpec,
   type OverridePatch,
-} from './registration.ts'
+} from '../registration.ts'
 import { namespaceOf, refOf, tagged, viewOf, type Namespaced, type NodeParams } from './routing.ts'
 import { answers, bodies, empty, json, params, problems, queries } from './schemas.ts'
 

@@ -2,10 +2,10 @@
 
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { DEFAULT_NAMESPACE, formatCursor } from '@holdfast/registry-client/protocol'
-import type { RegistryParts } from './parts.ts'
+import type { RegistryParts } from '../parts.ts'
 import { Refusal } from './problems.ts'
-import type { ServiceView } from './service-view.ts'
-import type { NodeRef } from './store.ts'
+import type { ServiceView } from '../watch/service-view.ts'
+import type { NodeRef } from '../store/store.ts'
 
 export interface Namespaced {
   readonly namespace?: string

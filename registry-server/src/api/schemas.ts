@@ -1,7 +1,7 @@
 /** The JSON Schemas of the HTTP API: they validate what comes in, and are the OpenAPI document. */
 
 import { LIMITS, NODE_STATUSES, PATTERNS, PROTOCOLS, REMOVAL_CAUSES } from '@holdfast/registry-client/protocol'
-import { CHANGE_KINDS } from './store.ts'
+import { CHANGE_KINDS } from '../store/store.ts'
 
 type Schema = Readonly<Record<string, unknown>>
 
