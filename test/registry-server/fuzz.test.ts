@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { ManualClock } from '../support/manual-clock.ts'
 import { startRegistry } from './support.ts'
 
 const methods = ['GET', 'GET', 'PUT', 'PUT', 'PUT', 'POST', 'PATCH', 'DELETE', 'HEAD', 'OPTIONS'] as const
@@ -85,7 +84,7 @@ const type = fc.oneof(
 const soundNode = fc.constantFrom('{"host":"h","port":1}', '{"host":"h","port":2,"ttl":"10s"}', '{"host":"h","port":0}')
 
 test('whatever is sent, the registry answers with sense: no 5xx, every refusal a problem document that wrote nothing', async (context) => {
-  const { call, registry } = await startRegistry(context, { clock: new ManualClock() })
+  const { call, registry } = await startRegistry(context)
   const segment = (text: string) => encodeURIComponent(text).replaceAll('.', '%2E') || 'a'
   const seen = new Map<number, number>()
   await fc.assert(
@@ -129,7 +128,7 @@ test('whatever is sent, the registry answers with sense: no 5xx, every refusal a
 })
 
 test('whatever a body says, a batch is written whole or not at all', async (context) => {
-  const { call, registry } = await startRegistry(context, { clock: new ManualClock() })
+  const { call, registry } = await startRegistry(context)
   const good = fc.record({
     service: fc.constantFrom('s1', 's2'),
     id: fc.constantFrom('a', 'b', 'c', 'd'),

@@ -6,7 +6,6 @@ import { once } from 'node:events'
 import { test } from 'node:test'
 import { Ajv2020 } from 'ajv/dist/2020.js'
 import addFormats from 'ajv-formats'
-import { ManualClock } from '../support/manual-clock.ts'
 import { startRegistry, type AnyDocument, type TestRegistry } from './support.ts'
 
 interface Response {
@@ -154,7 +153,7 @@ function responseOf(operation: Operation, status: number): Response | undefined 
 }
 
 test('the document is OpenAPI 3.1 and its schemas are valid', async (context) => {
-  const doc = await document(await startRegistry(context, { clock: new ManualClock() }))
+  const doc = await document(await startRegistry(context))
   assert.equal(doc.openapi, '3.1.0')
   const ajv = addFormats.default(new Ajv2020({ strict: true, allowUnionTypes: true }))
   let schemas = 0
@@ -176,7 +175,7 @@ test('the document is OpenAPI 3.1 and its schemas are valid', async (context) =>
 })
 
 test('every documented route answers valid and invalid calls as documented, and none is left out', async (context) => {
-  const registry = await startRegistry(context, { clock: new ManualClock() })
+  const registry = await startRegistry(context)
   const { call } = registry
   const doc = await document(registry)
   const documented = operations(doc).filter(([name]) => !name.startsWith('HEAD '))
@@ -231,7 +230,7 @@ test('every documented route answers valid and invalid calls as documented, and 
 })
 
 test('a documented event stream opens as documented', async (context) => {
-  const registry = await startRegistry(context, { clock: new ManualClock() })
+  const registry = await startRegistry(context)
   const operation = (await document(registry)).paths['/v1/watch']!.get!
   const outgoing = request(`${registry.url}/v1/watch?service=stock`).end()
   const [response] = (await once(outgoing, 'response')) as [IncomingMessage]
@@ -241,7 +240,7 @@ test('a documented event stream opens as documented', async (context) => {
 })
 
 test('every body that the document calls valid is understood, and every other refused', async (context) => {
-  const registry = await startRegistry(context, { clock: new ManualClock() })
+  const registry = await startRegistry(context)
   const schema = (await document(registry)).paths['/v1/services/{service}/nodes/{id}']!.put!.requestBody!.content[
     'application/json'
   ]!.schema
@@ -268,7 +267,7 @@ test('every body that the document calls valid is understood, and every other re
 })
 
 test('HEAD is answered like GET without a body', async (context) => {
-  const { call } = await startRegistry(context, { clock: new ManualClock() })
+  const { call } = await startRegistry(context)
   await call('PUT', '/v1/services/stock/nodes/a', node)
   const head = await call('HEAD', '/v1/services/stock')
   assert.equal(head.status, 200)

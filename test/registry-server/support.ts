@@ -6,6 +6,7 @@ import path from 'node:path'
 import type { TestContext } from 'node:test'
 import type { Clock } from '@holdfast/registry-client/clock'
 import type { Removal, ServiceNode } from '@holdfast/registry-client/protocol'
+import { ManualClock } from '../support/manual-clock.ts'
 import { settings, type RegistryConfig } from '../../registry-server/src/config.ts'
 import { createRegistry, type Registry, type RegistryOptions } from '../../registry-server/src/server.ts'
 import type { HistoryLine } from '../../registry-server/src/watch/service-view.ts'
@@ -86,11 +87,15 @@ export interface StartOptions extends Partial<Omit<RegistryOptions, 'config'>> {
   readonly clock?: Clock
 }
 
-/** A registry on loopback that ends with the test. */
+/**
+ * A registry on loopback that ends with the test. Its clock stands still unless a test hands in one that it moves: no
+ * ping, no expiry and no time-out comes in between because the machine was busy.
+ */
 export async function startRegistry(context: TestContext, options: StartOptions = {}): Promise<TestRegistry> {
   const { directory, config, ...rest } = options
   const registry = await createRegistry({
     log: silent,
+    clock: new ManualClock(),
     ...rest,
     config: configOf(directory ?? (await temporaryDirectory(context)), config),
   })
