@@ -61,7 +61,7 @@ export interface Resolved {
   readonly cursor: Cursor
   readonly source: Source
   /** Milliseconds since the view was known to be current; it grows only while the registry is silent. */
-  readonly ageMs: number
+  readonly age: number
   /** Whether the registry is connected now. */
   readonly reachable: boolean
   /** Whether an operator's override file is in force. */
@@ -94,6 +94,8 @@ export interface ResolveOptions extends ServiceOptions {
 }
 
 export interface PickOptions extends ServiceOptions {
+  /** What the strategies that hash choose by. The strategies of this version take turns or draw, whatever it is. */
+  readonly key?: string
   /** Nodes that this call has tried already. */
   readonly not?: ReadonlySet<string>
 }
@@ -521,7 +523,7 @@ export class RegistryClient {
       policy: view.policy,
       cursor: view.cursor,
       source: overridden || entry.origin === 'file' ? 'file' : waited ? 'registry' : 'memory',
-      ageMs: overridden ? 0 : entry.ageMs(this.#clock),
+      age: overridden ? 0 : entry.ageMs(this.#clock),
       reachable: this.#connection.reachable,
       overridden,
     })

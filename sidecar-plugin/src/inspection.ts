@@ -18,8 +18,8 @@ export function shownConfig(config: SidecarConfig): object {
 
 /** A view with where it came from and how old it is. */
 export function shownView(resolved: Resolved): object {
-  const { source, ageMs, reachable } = resolved
-  return { ...encodeView(resolved.view), source, ageMs: Math.round(ageMs), reachable }
+  const { source, age, reachable } = resolved
+  return { ...encodeView(resolved.view), source, age: Math.round(age), reachable }
 }
 
 /**
@@ -61,7 +61,7 @@ export function explain(asked: {
   return {
     ...question,
     source: known.source,
-    ageMs: Math.round(known.ageMs),
+    age: Math.round(known.age),
     candidates: nodes.filter((node) => node.candidate).map((node) => node.id),
     nodes,
   }

@@ -39,7 +39,8 @@ export interface Destination {
 /** What is known of the service when its request was accepted; from memory, never asked for on the way. */
 export interface Known {
   readonly source: ViewSource
-  readonly ageMs: number
+  /** Milliseconds since it was known to be current. */
+  readonly age: number
   readonly nodes: readonly ServiceNode[]
   readonly policy: PolicyDocument | undefined
 }

@@ -9,7 +9,8 @@ import type { ViewSource } from './layer.ts'
 /** A view as the client hands it out. */
 export interface KnownView {
   readonly source: ViewSource
-  readonly ageMs: number
+  /** Milliseconds since it was known to be current. */
+  readonly age: number
   readonly reachable: boolean
   readonly nodes: readonly ServiceNode[]
   readonly policy: PolicyDocument | undefined

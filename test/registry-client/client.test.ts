@@ -111,9 +111,9 @@ describe('start-up', () => {
     const { start, clock } = await worldWithFile('a')
     await clock.advance(90_000)
     const client = await start()
-    assert.equal((await client.resolve('stock')).ageMs, 90_000)
+    assert.equal((await client.resolve('stock')).age, 90_000)
     await clock.advance(10_000)
-    assert.equal((await client.resolve('stock')).ageMs, 100_000)
+    assert.equal((await client.resolve('stock')).age, 100_000)
     await client.close()
   })
 
@@ -126,7 +126,7 @@ describe('start-up', () => {
     await network.stream.event('ping', {}, 'e:7')
     const confirmed = await client.resolve('stock')
     assert.equal(confirmed.source, 'memory')
-    assert.equal(confirmed.ageMs, 0)
+    assert.equal(confirmed.age, 0)
     await client.close()
   })
 
@@ -150,7 +150,7 @@ describe('start-up', () => {
     await network.stream.event('ping', {}, 'e:5')
     const fresh = await resolving
     assert.equal(fresh.source, 'registry')
-    assert.equal(fresh.ageMs, 0)
+    assert.equal(fresh.age, 0)
     await client.close()
   })
 
@@ -290,7 +290,7 @@ describe('resolve', () => {
     await resolved(made, client, 'a')
     await made.network.stream.cut()
     await made.clock.advance(60_000)
-    assert.equal((await client.resolve('stock', { maxStale: '2m' })).ageMs, 60_000)
+    assert.equal((await client.resolve('stock', { maxStale: '2m' })).age, 60_000)
     const failing = failure(client.resolve('stock', { maxStale: '30s', deadline: '1s' }))
     await made.clock.advance(1_000)
     const error = await failing
@@ -406,7 +406,7 @@ describe('never empty without proof', () => {
     await made.network.stream.event('snapshot', snapshotOf('wiped:0'), 'wiped:0')
     await made.clock.advance(10_000)
     await made.network.stream.event('ping', {}, 'wiped:0')
-    assert.equal((await client.resolve('stock')).ageMs, 30_000)
+    assert.equal((await client.resolve('stock')).age, 30_000)
     await client.close()
   })
 
@@ -438,20 +438,20 @@ describe('outage', () => {
     const made = world()
     const client = await made.start()
     const first = await resolved(made, client, 'a')
-    assert.equal(first.ageMs, 0)
+    assert.equal(first.age, 0)
     await made.network.stream.cut()
     for (let hours = 1; hours <= 24; hours++) {
       await made.clock.advance(3_600_000)
       const answer = await client.resolve('stock')
       assert.equal(answer.view, first.view)
-      assert.equal(answer.ageMs, hours * 3_600_000)
+      assert.equal(answer.age, hours * 3_600_000)
       assert.equal(answer.reachable, false)
       client.pick('stock').done('ok')
     }
     await made.network.stream.accept()
     await made.network.stream.event('ping', {}, 'e:5')
     const back = await client.resolve('stock')
-    assert.equal(back.ageMs, 0)
+    assert.equal(back.age, 0)
     assert.equal(back.reachable, true)
     await client.close()
   })
@@ -463,7 +463,7 @@ describe('outage', () => {
     for (let i = 0; i < 30; i++) {
       await made.clock.advance(10_000)
       await made.network.stream.event('ping', {}, 'e:5')
-      assert.equal((await client.resolve('stock')).ageMs, 0)
+      assert.equal((await client.resolve('stock')).age, 0)
     }
     await client.close()
   })
@@ -475,7 +475,7 @@ describe('outage', () => {
     await made.network.stream.cut()
     await made.clock.advance(60_000)
     await made.network.stream.accept()
-    assert.equal((await client.resolve('stock')).ageMs, 60_000)
+    assert.equal((await client.resolve('stock')).age, 60_000)
     await client.close()
   })
 
@@ -495,7 +495,7 @@ describe('outage', () => {
     const again = await made.start()
     const answer = await again.resolve('stock')
     assert.deepEqual(idsOf(answer.view), ['a'])
-    assert.ok(answer.ageMs > 120_000, `${answer.ageMs}`)
+    assert.ok(answer.age > 120_000, `${answer.age}`)
     await again.close()
   })
 
@@ -562,7 +562,7 @@ describe('frames', () => {
     await made.network.stream.accept()
     await made.network.stream.event('change', changeOf('e:8', 'e:9', ['b']), 'e:9')
     await made.network.stream.event('ping', {}, 'e:9')
-    assert.equal((await client.resolve('stock')).ageMs, 20_000)
+    assert.equal((await client.resolve('stock')).age, 20_000)
     await client.close()
   })
 
@@ -816,7 +816,7 @@ describe('override file', () => {
     await made.clock.advance(3_600_000)
     made.disk.write(OVERRIDE, JSON.stringify({ nodes }))
     const client = await made.start()
-    assert.equal((await client.resolve('stock', { maxStale: '1s' })).ageMs, 0)
+    assert.equal((await client.resolve('stock', { maxStale: '1s' })).age, 0)
     await client.close()
   })
 })

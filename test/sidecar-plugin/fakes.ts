@@ -156,7 +156,7 @@ function resolvedOf(view: View, source: Resolved['source']): Resolved {
     policy: encodeView(view).policy ? view.policy : undefined,
     cursor: view.cursor,
     source,
-    ageMs: 0,
+    age: 0,
     reachable: true,
     overridden: false,
   }

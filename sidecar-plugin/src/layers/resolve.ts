@@ -32,9 +32,9 @@ export function resolve(options: { resolver: Resolver; limitMs: number }): Layer
       if (subscribed.size >= SUBSCRIBED_MAX) subscribed.clear()
       subscribed.add(key)
     }
-    const { source, ageMs } = exchange.known
+    const { source, age } = exchange.known
     const reply = await inner(exchange)
-    return { ...reply, headers: [...reply.headers, 'x-holdfast-view', `${source}; age=${Math.floor(ageMs / 1000)}`] }
+    return { ...reply, headers: [...reply.headers, 'x-holdfast-view', `${source}; age=${Math.floor(age / 1000)}`] }
   }
 }
 
