@@ -4,6 +4,7 @@ import { randomBytes } from 'node:crypto'
 import type { AddressInfo } from 'node:net'
 import { systemClock, systemRandom, type Clock, type Random } from '@holdfast/registry-client/clock'
 import { createApi, TIMEOUTS, type Timeouts } from './api/api.ts'
+import { Exchanges } from './api/exchanges.ts'
 import type { RegistryConfig } from './config.ts'
 import { Leases } from './leases.ts'
 import type { Log } from './log.ts'
@@ -50,8 +51,17 @@ export async function createRegistry(options: RegistryOptions): Promise<Registry
   const lifecycle = { phase: 'loading' as Phase, parts: undefined as RegistryParts | undefined }
   const metrics = createMetrics(lifecycle)
   const { maxSubscribers } = config.watch
-  const streams = new WatchStreams({ lifecycle, clock, random, pingMs: PING_MS, maxSubscribers })
-  const api = await createApi({ lifecycle, streams, metrics, clock, log, timeouts: options.timeouts ?? TIMEOUTS })
+  const exchanges = new Exchanges()
+  const streams = new WatchStreams({ lifecycle, exchanges, clock, random, pingMs: PING_MS, maxSubscribers })
+  const api = await createApi({
+    lifecycle,
+    streams,
+    exchanges,
+    metrics,
+    clock,
+    log,
+    timeouts: options.timeouts ?? TIMEOUTS,
+  })
   const openStore =
     options.openStore ??
     (() =>

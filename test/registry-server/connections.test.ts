@@ -202,6 +202,60 @@ for (const [what, request, status, code] of [
     assert.deepEqual([answer.status, answer.code], [status, code])
   })
 
+/** Sends requests in one packet, and reads until `end` has come or the other side ends. */
+async function pipelined(context: TestContext, url: string, requests: readonly string[], during: () => Promise<void>) {
+  const socket = open(context, url)
+  let text = ''
+  socket.on('data', (chunk: Buffer) => (text += chunk.toString('latin1')))
+  socket.write(requests.join(''), 'latin1')
+  const closed = once(socket, 'close')
+  await during()
+  await closed
+  return text
+}
+
+const get = (path: string, fields = '') => `GET ${path} HTTP/1.1\r\nhost: x\r\n${fields}\r\n`
+
+for (const [what, second] of [
+  ['an event stream', get('/v1/watch?service=stock', 'connection: close\r\n')],
+  ['a WebSocket', upgradeTo('/v1/watch?service=stock')],
+  ['an upgrade to anything else', get('/healthz', 'connection: upgrade, close\r\nupgrade: h2c\r\n')],
+  ['what is no request', 'nonsense\r\n\r\n'],
+] as const)
+  test(`${what} that was asked for behind a long poll does not come before its answer`, async (context) => {
+    const { url, call, registry } = await startRegistry(context)
+    await call('PUT', '/v1/services/stock/nodes/a', someNode)
+    const text = await pipelined(context, url, [get('/v1/services/stock?after=1&wait=5m'), second], async () => {
+      // Seen and refused, with the poll still waiting: each answer is a turn in which the registry reads.
+      for (let turn = 0; turn < 20; turn++) await call('GET', '/healthz')
+      await call('PUT', '/v1/services/stock/nodes/a', { ...someNode, port: 1 })
+    })
+    const answers = text.split(/(?=HTTP\/1\.1 \d)/)
+    assert.deepEqual(
+      answers.map((answer) => answer.slice(0, 12)),
+      ['HTTP/1.1 200', 'HTTP/1.1 400'],
+      text,
+    )
+    assert.match(answers[0]!, /"port":1,/)
+    assert.equal(problemIn(answers[1]!).code, 'invalid_request')
+    assert.equal(registry.parts.hub.subscriberCount, 0)
+  })
+
+for (const [what, second] of [
+  ['a request', `DELETE /v1/services/stock/nodes/a HTTP/1.1\r\nhost: x\r\n\r\n`],
+  ['an upgrade', upgradeTo('/v1/watch')],
+  ['an expectation', get('/healthz', 'expect: the-unexpected\r\n')],
+  ['what is no request', 'nonsense\r\n\r\n'],
+] as const)
+  test(`${what} behind an event stream ends the connection, and nothing of it is done or answered`, async (context) => {
+    const { url, call } = await startRegistry(context)
+    await call('PUT', '/v1/services/stock/nodes/a', someNode)
+    const text = await pipelined(context, url, [get('/v1/watch?service=stock'), second], () => Promise.resolve())
+    assert.ok(text.split('HTTP/1.1 ').length <= 2, text)
+    assert.doesNotMatch(text, /problem/)
+    assert.equal((await call('GET', '/v1/services/stock/nodes/a')).status, 200)
+  })
+
 test('a stop ends waits and idle connections, and finishes what was begun', async (context) => {
   const { url, call, registry } = await startRegistry(context)
   await call('PUT', '/v1/services/stock/nodes/a', someNode)

@@ -9,6 +9,7 @@ import type { Clock } from '@holdfast/registry-client/clock'
 import { LIMITS } from '@holdfast/registry-client/protocol'
 import type { Log } from '../log.ts'
 import type { Metrics } from '../metrics.ts'
+import type { Exchanges } from './exchanges.ts'
 import { operatorRoutes } from './operator-routes.ts'
 import type { Lifecycle, RegistryParts } from '../parts.ts'
 import { invalid, problemAnswer, rawAnswer, Refusal, refusalOf } from './problems.ts'
@@ -41,6 +42,7 @@ const ALWAYS = new Set(['/healthz', '/readyz', '/metrics', '/openapi.json', '/do
 export interface ApiOptions {
   readonly lifecycle: Lifecycle
   readonly streams: WatchStreams
+  readonly exchanges: Exchanges
   readonly metrics: Metrics
   readonly clock: Clock
   readonly log: Log
@@ -48,7 +50,7 @@ export interface ApiOptions {
 }
 
 export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
-  const { lifecycle, streams, metrics, clock, log, timeouts } = options
+  const { lifecycle, streams, exchanges, metrics, clock, log, timeouts } = options
   const app = fastify({
     bodyLimit: LIMITS.bodyBytes,
     requestTimeout: timeouts.requestMs,
@@ -68,7 +70,9 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
       customOptions: { coerceTypes: false, removeAdditional: false, useDefaults: false, allErrors: true },
     },
     clientErrorHandler(error, socket) {
-      refuseConnection(error, socket, streams)
+      // A stream's client has sent what is no request: there is no answer in the middle of a stream.
+      if (!socket.writable || error.code === 'ECONNRESET' || streams.carries(socket)) socket.destroy()
+      else exchanges.afterAnswers(socket, () => socket.end(rawAnswer(refusalBelow(error))))
     },
     frameworkErrors(error, _request, reply) {
       sendProblem(error, reply, log)
@@ -77,11 +81,17 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
   // Every answer is written as it is: the schemas describe answers to clients, and a test holds them to it.
   app.setSerializerCompiler(() => (data) => JSON.stringify(data))
   parseBodies(app)
-  bound(app)
+  bound(app, streams)
+  exchanges.attach(app.server)
   streams.attach(app.server)
 
   app.addHook('onRequest', (request, reply, done) => {
     started.set(request, clock.now())
+    if (streams.carries(request.raw.socket)) {
+      // It would never be answered, and its sender was told that nothing comes after a stream.
+      request.raw.socket.destroy()
+      return done(new Refusal('invalid_request'))
+    }
     if (request.headers.host === undefined && request.raw.httpVersion === '1.1') {
       void reply.header('connection', 'close')
       return done(invalid('host', 'is required'))
@@ -199,7 +209,7 @@ function parseBodies(app: FastifyInstance): void {
 }
 
 /** What Node would answer, accept or leave open by itself. */
-function bound(app: FastifyInstance): void {
+function bound(app: FastifyInstance, streams: WatchStreams): void {
   const { server } = app
   const sockets = new Set<Socket>()
   server.on('connection', (socket: Socket) => {
@@ -216,7 +226,8 @@ function bound(app: FastifyInstance): void {
     if (Number(request.headers['content-length'] ?? 0) <= LIMITS.bodyBytes) response.writeContinue()
     server.emit('request', request, response)
   })
-  server.on('checkExpectation', (_request: IncomingMessage, response: ServerResponse) => {
+  server.on('checkExpectation', (request: IncomingMessage, response: ServerResponse) => {
+    if (streams.carries(request.socket)) return request.socket.destroy()
     const { status, problem } = problemAnswer(new Refusal('expectation_failed'))
     response.writeHead(status, { 'content-type': 'application/problem+json; charset=utf-8', connection: 'close' })
     response.end(JSON.stringify(problem))
@@ -268,19 +279,15 @@ function sendProblem(error: unknown, reply: FastifyReply, log: Log): void {
 }
 
 /** Below the routes: a head that cannot be read, one too large, a sender too slow. */
-function refuseConnection(error: NodeJS.ErrnoException, socket: Socket, streams: WatchStreams): void {
-  // A stream's client has sent what is no request: there is no answer in the middle of a stream.
-  if (!socket.writable || error.code === 'ECONNRESET' || streams.carries(socket)) {
-    socket.destroy()
-    return
+function refusalBelow(error: NodeJS.ErrnoException): Refusal {
+  switch (error.code) {
+    case 'HPE_HEADER_OVERFLOW':
+      return new Refusal('header_too_large')
+    case 'ERR_HTTP_REQUEST_TIMEOUT':
+      return new Refusal('request_timeout')
+    case 'HPE_CHUNK_EXTENSIONS_OVERFLOW':
+      return new Refusal('body_too_large')
+    default:
+      return new Refusal('invalid_request', { detail: 'not a request that HTTP/1.1 allows' })
   }
-  const refusal =
-    error.code === 'HPE_HEADER_OVERFLOW'
-      ? new Refusal('header_too_large')
-      : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
-        ? new Refusal('request_timeout')
-        : error.code === 'HPE_CHUNK_EXTENSIONS_OVERFLOW'
-          ? new Refusal('body_too_large')
-          : new Refusal('invalid_request', { detail: 'not a request that HTTP/1.1 allows' })
-  socket.end(rawAnswer(refusal))
 }

@@ -16,6 +16,7 @@ import {
   ProtocolError,
 } from '@holdfast/registry-client/protocol'
 import type { Lifecycle } from '../parts.ts'
+import type { Exchanges } from '../api/exchanges.ts'
 import { invalid, rawAnswer, Refusal, refusalOf } from '../api/problems.ts'
 import type { StreamEvent } from './stream-event.ts'
 import type { EndReason, Sink, Subscriber } from './subscriber.ts'
@@ -34,6 +35,7 @@ const SILENT_PINGS = 3.5
 
 export interface WatchStreamsOptions {
   readonly lifecycle: Lifecycle
+  readonly exchanges: Exchanges
   readonly clock: Clock
   readonly random: Random
   readonly pingMs: number
@@ -69,6 +71,11 @@ export class WatchStreams {
     const lastEventId = request.headers['last-event-id']
     const wanted = watchQuery(query, Array.isArray(lastEventId) ? lastEventId[0] : lastEventId)
     if (wanted.length === 0) throw invalid('service', 'is required')
+    // It begins at once, and an answer that is still to come would end up inside of it.
+    if (!this.#options.exchanges.isNext(request))
+      throw new Refusal('invalid_request', {
+        detail: 'a stream cannot begin before the requests before it are answered',
+      })
     const hub = this.#admit()
     const { random } = this.#options
     const { socket } = request
@@ -91,6 +98,9 @@ export class WatchStreams {
   /** Takes over the upgrade requests of a server. */
   attach(server: Server): void {
     server.on('upgrade', (request: IncomingMessage, socket: Socket, head: Buffer) => {
+      if (this.carries(socket)) return socket.destroy()
+      // Node does not put what follows an upgrade in order.
+      if (!this.#options.exchanges.isIdle(socket)) return this.#refuseLater(socket)
       // Any other upgrade, such as HTTP/2's, may be ignored, and the request answered as it stands.
       if (request.headers.upgrade?.toLowerCase() !== 'websocket') return serveAnyway(server, request, socket, head)
       socket.on('error', () => socket.destroy())
@@ -105,6 +115,16 @@ export class WatchStreams {
   /** Ends connections whose clients do not. */
   destroy(): void {
     for (const socket of this.#streaming) socket.destroy()
+  }
+
+  #refuseLater(socket: Socket): void {
+    socket.on('error', () => socket.destroy())
+    const refusal = new Refusal('invalid_request', {
+      detail: 'an upgrade cannot begin before the requests before it are answered',
+    })
+    this.#options.exchanges.afterAnswers(socket, () => {
+      if (socket.writable) socket.end(rawAnswer(refusal))
+    })
   }
 
   #upgrade(request: IncomingMessage, socket: Socket, head: Buffer): void {
