@@ -386,6 +386,18 @@ test('a policy is stored as it was given, by JSON or YAML, and refused with the 
   assert.match((await call('GET', VIEW)).headers.get('holdfast-cursor')!, /:2$/)
 })
 
+test('a YAML body of several documents is refused, since only one could be stored', async (context) => {
+  const { call } = await startRegistry(context)
+  const yaml = { 'content-type': 'application/yaml' }
+  for (const body of ['timeout: 250ms\n---\ntimeout: 1s\n', '---\ntimeout: 1s\n---\n']) {
+    const refused = await call('PUT', `${VIEW}/policy`, body, yaml)
+    assert.equal(refused.status, 400, body)
+    assert.match(refused.body.errors[0]!.message, /several documents/)
+  }
+  for (const body of ['---\ntimeout: 1s\n', 'timeout: 2s\n...\n'])
+    assert.ok((await call('PUT', `${VIEW}/policy`, body, yaml)).status < 300, body)
+})
+
 test('a YAML document that unfolds into a huge one is refused', async (context) => {
   const { call } = await startRegistry(context)
   const lines = ['a0: &a0 [x,x,x,x,x,x,x,x,x,x]']
