@@ -20,6 +20,7 @@ import {
   LIMITS,
   type Cursor,
   type PolicyDocument,
+  type Removal,
   type ServiceNode,
   type StreamEvent,
   type View,
@@ -40,6 +41,8 @@ export interface ConnectOptions {
   readonly leaseTtlMs?: number
   /** Nodes kept in memory for services that nobody watches. Default 100,000. */
   readonly maxNodes?: number
+  /** Services kept in memory, and followed, that nobody watches. Default 20,000. */
+  readonly maxServices?: number
   readonly log?: Log
   readonly clock?: Clock
   readonly random?: Random
@@ -104,7 +107,7 @@ export interface ClientStatus {
   readonly connection: ConnectionStatus
   readonly file: FileCacheStatus | undefined
   readonly services: number
-  /** Services whose present state in the registry would empty them without a cause. */
+  /** Services of which the registry leaves out nodes without a cause; those are served all the same. */
   readonly quarantined: readonly string[]
   readonly overridden: readonly string[]
   readonly registrations: number
@@ -116,6 +119,13 @@ export interface ClientStatus {
 const DEFAULT_DEADLINE_MS = 5_000
 const DEFAULT_LEASE_TTL_MS = 15_000
 const DEFAULT_MAX_NODES = 100_000
+/** Far below what a registry takes on one stream; whoever calls more services than this calls them all rarely. */
+const DEFAULT_MAX_SERVICES = 20_000
+const MAX_UNKNOWN = 1_000
+/** A name that was mistyped, or is about to be registered: known to be unknown for so long, then asked for again. */
+const UNKNOWN_MS = 60_000
+/** How often files of unchanged views are dated anew. */
+const DATING_MS = 30_000
 /** How long a registration waits for a registry that cannot be reached before it returns as pending. */
 const PATIENCE_MS = 3_000
 /** How long the registry waits for a disk that does not answer: then the service is subscribed without a cursor. */
@@ -126,8 +136,9 @@ const LOAD_PATIENCE_MS = 1_000
  * @throws TypeError for options that cannot be used
  */
 export async function connect(options: ConnectOptions): Promise<RegistryClient> {
-  if (options.endpoints.length === 0) throw new TypeError('endpoints: at least one is needed')
-  for (const endpoint of options.endpoints)
+  if (!Array.isArray(options.endpoints) || options.endpoints.length === 0)
+    throw new TypeError('endpoints: at least one is needed')
+  for (const endpoint of options.endpoints as readonly string[])
     if (!/^https?:\/\/[^/?#]+/.test(endpoint) || !URL.canParse(endpoint))
       throw new TypeError(`endpoints: not an http URL: ${endpoint}`)
   if (options.namespace !== undefined && !isNamespace(options.namespace))
@@ -135,6 +146,14 @@ export async function connect(options: ConnectOptions): Promise<RegistryClient> 
   const { leaseTtlMs = DEFAULT_LEASE_TTL_MS } = options
   if (!(leaseTtlMs >= LIMITS.leaseTtlMinMs && leaseTtlMs <= LIMITS.leaseTtlMaxMs))
     throw new TypeError(`leaseTtlMs: must be ${LIMITS.leaseTtlMinMs}..${LIMITS.leaseTtlMaxMs}, got ${leaseTtlMs}`)
+  if (options.zone !== undefined && !isNamespace(options.zone))
+    throw new TypeError(`zone: must be lower-case letters, digits and -: ${options.zone}`)
+  if (options.cacheDir === '') throw new TypeError('cacheDir: must not be empty; leave it out to keep nothing on disk')
+  for (const name of ['maxNodes', 'maxServices'] as const) {
+    const value = options[name]
+    if (value !== undefined && !(Number.isInteger(value) && value > 0))
+      throw new TypeError(`${name}: must be an integer above zero, got ${value}`)
+  }
   const client = new RegistryClient(options)
   await client.open()
   return client
@@ -163,8 +182,13 @@ export class RegistryClient {
   readonly #served = new WeakMap<Entry, Served>()
   /** By namespace, then by service: a lookup without building a key. */
   readonly #byName = new Map<string, Map<string, Served>>()
-  /** The life of the stream whose first id has come. */
-  #synced: Session | undefined
+  /** Entries whose view this life of the stream has not confirmed yet. */
+  readonly #unconfirmed = new Set<Entry>()
+  /** Entries in which the registry leaves nodes out without proof. */
+  readonly #quarantined = new Set<Entry>()
+  /** Names that the registry never heard of, oldest first, with when it said so. */
+  readonly #unknown = new Map<string, number>()
+  #datedMs = -Infinity
   /** Files that are waited for. */
   readonly #loads = new Set<AbortController>()
   #closing = false
@@ -195,6 +219,7 @@ export class RegistryClient {
     )
     this.#memory = new MemoryCache({
       maxNodes: options.maxNodes ?? DEFAULT_MAX_NODES,
+      maxServices: options.maxServices ?? DEFAULT_MAX_SERVICES,
       clock,
       evicted: (key, entry) => this.#drop(key, entry),
     })
@@ -372,6 +397,7 @@ export class RegistryClient {
     const services = this.#byName.get(namespace) ?? new Map<string, Served>()
     this.#byName.set(namespace, services.set(service, served))
     this.#memory.add(key, entry)
+    this.#unconfirmed.add(entry)
     // Loaded first and subscribed with its cursor then, so that only what changed is sent; but always subscribed.
     served.loading = this.#loadInTime(entry).then(() => {
       served.loading = undefined
@@ -425,7 +451,7 @@ export class RegistryClient {
         const next = fold(entry.heard ?? entry.view, frame)
         if (next) {
           if (frame.kind === 'snapshot') served.restarted = undefined
-          this.#offer(entry, next, 'registry', session)
+          this.#offer(entry, next, 'registry', session, frame.kind === 'change' ? frame.remove : [])
         } else if (served.restarted !== session) {
           // Once: the changes that follow before the snapshot comes do not continue the view either.
           served.restarted = session
@@ -436,38 +462,77 @@ export class RegistryClient {
         }
       }
     }
-    // Pings repeat what the first id of a stream says, so the cost of looking at every service is not paid per change.
-    if (event.id && (event.event === 'ping' || this.#synced !== session)) {
-      this.#synced = session
-      this.#confirmAll(event.id, session)
-    }
+    if (event.id && (event.event === 'ping' || this.#unconfirmed.size > 0)) this.#confirm(event.id, session)
+    if (event.event === 'ping') this.#tidy(session)
   }
 
-  /** Everything up to this id has been sent: each view of this epoch is current. */
-  #confirmAll(id: Cursor, session: Session): void {
-    for (const [, entry] of this.#memory.entries()) {
-      if (entry.view === undefined || entry.quarantined || entry.view.cursor.epoch !== id.epoch) continue
+  /**
+   * Everything up to this id has been sent: each view of this epoch is current. Looks only at those that have not been
+   * confirmed in this life of the stream yet; the others share its {@link Session}, which grows younger by itself.
+   */
+  #confirm(id: Cursor, session: Session): void {
+    for (const entry of this.#unconfirmed) {
       const served = this.#served.get(entry)
+      if (entry.view === undefined || entry.quarantined || entry.view.cursor.epoch !== id.epoch) continue
       if (served?.restarted === session) continue
-      if (entry.confirmed !== session) {
-        entry.confirmed = session
-        entry.origin = 'registry'
-      }
+      this.#unconfirmed.delete(entry)
+      entry.confirmed = session
+      entry.origin = 'registry'
       if (isKnown(entry.view)) this.#files?.confirm(entry.view)
       // Whoever waits for a view that is fresh enough may have it now.
       this.#notify(served)
     }
   }
 
-  #offer(entry: Entry, next: View, origin: Origin, confirmed: Session): void {
+  /** What is due now and then, with the pings: dates of files, names that nobody knows, nodes that did not come back. */
+  #tidy(session: Session): void {
+    const nowMs = this.#clock.now()
+    for (const [key, sinceMs] of this.#unknown) {
+      if (nowMs - sinceMs < UNKNOWN_MS) break
+      this.#forgetUnknown(key)
+    }
+    for (const entry of this.#quarantined) if (entry.heard) this.#offer(entry, entry.heard, 'registry', session)
+    if (nowMs - this.#datedMs < DATING_MS) return
+    this.#datedMs = nowMs
+    for (const [, { view, confirmed }] of this.#memory.entries())
+      if (view && confirmed === session && isKnown(view)) this.#files?.confirm(view)
+  }
+
+  #forgetUnknown(key: string): void {
+    this.#unknown.delete(key)
+    const entry = this.#memory.peek(key)
+    if (entry && isUnknown(entry) && entry.pins === 0) this.#memory.evict(key)
+  }
+
+  #offer(entry: Entry, next: View, origin: Origin, confirmed: Session, removed: readonly Removal[] = []): void {
     const { namespace, service } = entry
-    const verdict = this.#memory.offer(keyOf(namespace, service), entry, next, origin, confirmed)
-    if (verdict === 'unproven')
-      this.#log.warn({ namespace, service, kept: entry.view?.nodes.size }, 'empty without proof: the last view stays')
-    if (verdict === 'accepted') {
-      if (origin === 'registry' && isKnown(next)) this.#files?.save(next)
-      this.#publish(entry)
-    } else if (verdict === 'current') this.#notify(this.#served.get(entry))
+    const key = keyOf(namespace, service)
+    const before = entry.served
+    const verdict = this.#memory.offer(key, entry, next, origin, confirmed, removed)
+    if (verdict === 'accepted' || verdict === 'current') {
+      this.#quarantined.delete(entry)
+      if (origin === 'registry') this.#unconfirmed.delete(entry)
+    }
+    if (verdict === 'unproven' && !this.#quarantined.has(entry)) {
+      this.#quarantined.add(entry)
+      const kept = (entry.carried?.nodes.size ?? 0) - next.nodes.size
+      this.#log.warn({ namespace, service, kept }, 'the registry leaves out nodes without a cause: they stay')
+    }
+    if (verdict === 'accepted' && origin === 'registry') {
+      if (isKnown(next)) {
+        this.#unknown.delete(key)
+        this.#files?.save(next)
+      } else this.#noteUnknown(key)
+    }
+    if (entry.served !== before) this.#publish(entry)
+    else if (verdict === 'current') this.#notify(this.#served.get(entry))
+  }
+
+  /** Names that nobody registered are remembered for a while, and few of them: a stranger can think of any number. */
+  #noteUnknown(key: string): void {
+    this.#unknown.delete(key)
+    this.#unknown.set(key, this.#clock.now())
+    if (this.#unknown.size > MAX_UNKNOWN) this.#forgetUnknown(this.#unknown.keys().next().value!)
   }
 
   #publish(entry: Entry): void {
@@ -482,14 +547,19 @@ export class RegistryClient {
 
   #drop(key: string, entry: Entry): void {
     this.#connection.unsubscribe(key)
+    this.#unknown.delete(key)
+    this.#unconfirmed.delete(entry)
+    this.#quarantined.delete(entry)
     this.#files?.forget(entry.namespace, entry.service)
     this.#served.get(entry)?.selector.close()
     this.#byName.get(entry.namespace)?.delete(entry.service)
   }
 
   #reachable(reachable: boolean): void {
+    if (!reachable) return
+    for (const [, entry] of this.#memory.entries()) this.#unconfirmed.add(entry)
     // A registry that is back may have forgotten our lease: find out now, not at the next renewal.
-    if (reachable) this.#registrar.nudge()
+    this.#registrar.nudge()
   }
 
   /** Waits until `test` holds after a change of the service; false when the deadline or the signal came first. */

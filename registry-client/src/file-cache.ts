@@ -410,9 +410,19 @@ function checksumOf(document: unknown): string {
     .digest('base64url')}`
 }
 
+const OVERRIDE_NODE = ['id', 'host', 'port', 'protocol', 'weight', 'zone', 'labels', 'status'] as const
+
+function refuseUnknown(document: unknown, known: readonly string[], path: string): void {
+  for (const key of Object.keys(Object(document) as object))
+    if (!known.includes(key)) throw new Error(`${path}${key}: unknown field; known: ${known.join(', ')}`)
+}
+
 function readOverride(text: string, namespace: string, service: string, base: View | undefined): View {
   const document = JSON.parse(text) as { nodes?: unknown; policy?: unknown } | null
   if (!Array.isArray(document?.nodes)) throw new Error('nodes: must be an array')
+  // Written by hand, in an outage: a typo must not pass for an order.
+  refuseUnknown(document, ['nodes', 'policy'], '')
+  for (const [index, node] of document.nodes.entries()) refuseUnknown(node, OVERRIDE_NODE, `nodes.${index}.`)
   const defaults = { protocol: 'http', weight: 100, status: 'up', incarnation: 0 }
   const nodes = (document.nodes as ({ host?: unknown; port?: unknown } | null)[]).map((item) => {
     const id = `${String(item?.host)}:${String(item?.port)}`

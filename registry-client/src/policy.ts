@@ -20,9 +20,13 @@ export interface Policy {
 export const STRATEGIES = ['round_robin', 'random', 'least_request', 'peak_ewma', 'ring_hash', 'maglev'] as const
 export type Strategy = (typeof STRATEGIES)[number]
 
+/** Never zero: a timeout of nothing fails every call, and is written by those who mean that there is none. */
 const duration = z
   .string()
-  .regex(/^\d{1,9}(\.\d{1,6})?(ms|s|m|h|d)$/, 'must be a duration with its unit, such as 250ms, 15s or 10m')
+  .regex(
+    /^(?=.*[1-9])\d{1,9}(\.\d{1,6})?(ms|s|m|h|d)$/,
+    'must be a duration above zero with its unit, such as 250ms or 15s',
+  )
 const percentage = z.union(
   [
     z.string().regex(/^(100(\.0+)?|\d{1,2}(\.\d{1,6})?)%$/, 'must be a percentage such as 20%'),

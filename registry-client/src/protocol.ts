@@ -262,19 +262,32 @@ function sealed<K, V>(map: Map<K, V>): ReadonlyMap<K, V> {
 }
 
 /**
- * Whether `next` may replace `current` although it would take the last node away: never empty without proof.
+ * The nodes of `current` that are missing in `next` without a word about why: never empty without proof.
  *
- * Within one epoch a store removes nothing without a cause, and remembers the removal that emptied a service; if
- * that removal is later than what the client knew, each node it knew is accounted for. Across epochs nothing is:
- * a store that was wiped or restored has no word about the nodes of the old one.
+ * Within one epoch a store removes nothing without a cause, so only a view without nodes needs proof: the removal that
+ * emptied the service, later than what the client knew, accounts for them all. Across epochs each node has to be
+ * accounted for on its own: a store that was wiped or restored knows nothing of the nodes of the old one, and its first
+ * word must not send all traffic to the first of them that returns.
+ * @param removed ids that the new store has removed with a cause
  */
-export function isProven(current: View | undefined, next: View): boolean {
-  if (current === undefined || current.nodes.size === 0 || next.nodes.size > 0) return true
-  return (
-    next.emptied !== undefined &&
-    next.cursor.epoch === current.cursor.epoch &&
-    next.emptied.revision > current.cursor.revision
+export function unaccounted(current: View | undefined, next: View, removed?: ReadonlySet<string>): ServiceNode[] {
+  if (current === undefined) return []
+  const { emptied } = next
+  if (current.cursor.epoch === next.cursor.epoch) {
+    const isProven = next.nodes.size > 0 || (emptied !== undefined && emptied.revision > current.cursor.revision)
+    return isProven ? [] : [...current.nodes.values()]
+  }
+  return [...current.nodes.values()].filter(
+    ({ id }) => !next.nodes.has(id) && emptied?.id !== id && removed?.has(id) !== true,
   )
+}
+
+/** `next` with the nodes of `current` that it does not account for, and with its policy where it has none. */
+export function carryOver(current: View, next: View, missing: readonly ServiceNode[]): View {
+  const nodes = new Map(missing.map((node) => [node.id, node]))
+  for (const node of next.nodes.values()) nodes.set(node.id, node)
+  const { namespace, service, cursor } = next
+  return Object.freeze({ namespace, service, cursor, nodes: sealed(nodes), policy: next.policy ?? current.policy })
 }
 
 /** A message that breaks the contract. `path` is where, in dots, from the message's root. */

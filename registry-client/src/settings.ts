@@ -184,6 +184,8 @@ export function loadSettings<T extends z.ZodObject>(
   for (const item of flagged.values()) {
     const variable = variableOf(item.flag!)
     const value = values.get(item.flag!) ?? sources.env[variable]
+    // `--registry "$UNSET"` must not quietly mean the default; an empty variable is as good as none, as everywhere.
+    if (values.get(item.flag!) === '') problems.push({ path: `--${item.flag}`, message: 'needs a value' })
     if (value === undefined || value === '') continue
     origin.set(item.path.join('.'), values.has(item.flag!) ? `--${item.flag}` : variable)
     place(merged, item.path, value)
@@ -257,10 +259,11 @@ export function helpText(
   const width = Math.max(...all.map(([name]) => name.length)) + 2
   const lines = (items: readonly (readonly [string, string])[]) =>
     items.map(([name, doc]) => `  ${name.padEnd(width)}${doc}`).join('\n')
+  const example = leavesOf(schema).find((item) => item.flag !== undefined)?.flag ?? 'config'
   const commands = extra.length > 0 ? `Commands:\n${lines(extra)}\n\n` : ''
   return (
     `${usage}\n\n${commands}Options:\n${lines(rows)}\n\n` +
-    'Each option is also a variable: --log-level is HOLDFAST_LOG_LEVEL. Options win over variables, those over the file.\n' +
+    `Each option is also a variable: --${example} is ${variableOf(example)}. Options win over variables, those over the file.\n` +
     'Durations and sizes carry their unit: 250ms, 15s, 10m; 512B, 64KiB, 1MiB.\n' +
     footer
   )

@@ -32,7 +32,7 @@ const settings = z.strictObject({
 
 function parse() {
   try {
-    const loaded = loadSettings(settings, { argv: process.argv.slice(2), env: {} })
+    const loaded = loadSettings(settings, { argv: process.argv.slice(2), env: process.env })
     if (loaded.asked === undefined) return loaded.settings
     console.log(helpText('Usage: npm run drill -- [OPTIONS]\n\nThe outage drill, on real processes.', settings))
     process.exit(0)

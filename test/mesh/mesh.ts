@@ -54,14 +54,22 @@ export class Program {
   }
 }
 
-export interface StartOptions {
+interface StartOptions {
   readonly directory: string
   readonly args: readonly string[]
   readonly env?: Readonly<Record<string, string>>
 }
 
-/** Starts a script and returns once it has said that it is ready. */
-export async function start(name: string, script: string, options: StartOptions): Promise<Program> {
+/**
+ * Starts a script and returns once it has said that it is ready.
+ * @param spawned called with the process before it is ready, so that it can be stopped while it starts
+ */
+async function start(
+  name: string,
+  script: string,
+  options: StartOptions,
+  spawned: (program: Program) => void,
+): Promise<Program> {
   mkdirSync(options.directory, { recursive: true })
   const logFile = path.join(options.directory, `${name}.log`)
   const log = createWriteStream(logFile, { flags: 'a' })
@@ -73,6 +81,7 @@ export async function start(name: string, script: string, options: StartOptions)
     cwd: options.directory,
   })
   const program = new Program(name, child, logFile)
+  spawned(program)
   child.stderr.pipe(log, { end: false })
   const lines = createInterface({ input: child.stdout })
   const ready = new Promise<void>((resolve, reject) => {
@@ -125,8 +134,7 @@ export class Host {
   async startSidecar(): Promise<void> {
     const { directory, registryUrl, sidecarArgs } = this.#mesh
     const { admin, outbound, inbound } = this.#ports
-    this.sidecar = await start(`${this.name}-sidecar`, PROGRAMS.sidecar, {
-      directory,
+    this.sidecar = await this.#mesh.start(`${this.name}-sidecar`, PROGRAMS.sidecar, {
       args: [
         ...['--registry', registryUrl, '--cache-dir', path.join(directory, 'cache', this.name)],
         ...['--admin-port', String(admin), '--outbound-port', String(outbound), '--inbound-port', String(inbound)],
@@ -136,8 +144,7 @@ export class Host {
   }
 
   async startApp(): Promise<void> {
-    this.app = await start(`${this.name}-app`, `test/mesh/apps/node/${this.service}.js`, {
-      directory: this.#mesh.directory,
+    this.app = await this.#mesh.start(`${this.name}-app`, `test/mesh/apps/node/${this.service}.js`, {
       args: [],
       env: { PORT: String(this.#ports.app), OUTBOUND_PORT: String(this.#ports.outbound) },
     })
@@ -171,6 +178,8 @@ export class Mesh {
   readonly sidecarArgs: readonly string[]
   readonly hosts: Host[] = []
   registry!: Program
+  readonly #running = new Set<Program>()
+  #stopping = false
   #registryPort = 0
 
   constructor(options: MeshOptions) {
@@ -185,8 +194,7 @@ export class Mesh {
 
   /** Starts the registry, on its old port and data when it ran before. */
   async startRegistry(port = this.#registryPort): Promise<void> {
-    this.registry = await start('registry', PROGRAMS.registry, {
-      directory: this.directory,
+    this.registry = await this.start('registry', PROGRAMS.registry, {
       args: ['--port', String(port), '--data-dir', path.join(this.directory, 'registry')],
     })
     this.#registryPort = this.registry.port('ready')
@@ -199,14 +207,30 @@ export class Mesh {
     return host
   }
 
-  /** Stops every process, the sidecars before the registry so that they can deregister. */
-  async stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
-    await Promise.all(this.hosts.flatMap((host) => [host.sidecar?.stop(signal), host.app?.stop(signal)]))
-    await this.registry?.stop(signal)
+  /** Starts a script of the repository as one of the mesh's processes. */
+  start(name: string, script: string, options: Omit<StartOptions, 'directory'>): Promise<Program> {
+    if (this.#stopping) return Promise.reject(new Error('the mesh is stopping'))
+    return start(name, script, { directory: this.directory, ...options }, (program) => {
+      this.#running.add(program)
+      void program.exited.then(() => this.#running.delete(program))
+    })
   }
 
-  programs(): Program[] {
-    return [this.registry, ...this.hosts.flatMap((host) => [host.sidecar, host.app])].filter(Boolean)
+  get programs(): readonly Program[] {
+    return [...this.#running]
+  }
+
+  /** Stops every process, those that still start included, the registry last so that sidecars can deregister. */
+  async stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
+    this.#stopping = true
+    const isRegistry = (program: Program) => program.name === 'registry'
+    await Promise.all(this.programs.filter((program) => !isRegistry(program)).map((program) => program.stop(signal)))
+    await Promise.all(this.programs.map((program) => program.stop(signal)))
+  }
+
+  /** Ends every process at once. */
+  kill(): void {
+    for (const program of this.#running) program.process.kill('SIGKILL')
   }
 }
 

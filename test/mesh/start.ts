@@ -23,7 +23,7 @@ const USAGE =
 
 function parse() {
   try {
-    const loaded = loadSettings(settings, { argv: process.argv.slice(2), env: {} })
+    const loaded = loadSettings(settings, { argv: process.argv.slice(2), env: process.env })
     if (loaded.asked === undefined) return loaded.settings
     console.log(helpText(USAGE, settings))
     process.exit(0)
@@ -49,10 +49,10 @@ const mesh = new Mesh({ directory })
 const port = (wanted: number) => (freePorts ? Promise.resolve(0) : freeOr0(wanted))
 
 let stopping = false
-async function stop(code: number): Promise<void> {
+async function stop(code: number): Promise<never> {
   if (stopping) {
     // A second Ctrl-C: now.
-    for (const program of mesh.programs()) program.process.kill('SIGKILL')
+    mesh.kill()
     process.exit(code)
   }
   stopping = true
@@ -76,8 +76,9 @@ try {
   await Promise.all([shop.register(), stock.register()])
   const order = `http://127.0.0.1:${shop.ports.app}/orders/1`
   await eventually(
-    () => fetch(order),
-    (answer) => answer.ok,
+    // Not kept open: the shop would wait for it when it is to stop.
+    () => fetch(order, { headers: { connection: 'close' } }),
+    (answer) => answer.ok || stopping,
     'the first order',
   )
 
@@ -107,12 +108,15 @@ ready: registry ${mesh.registryUrl} (pid ${mesh.registry.pid}), sidecars of shop
   curl ${at(`${shop.ports.app}/orders/2`)}
 
 Ctrl-C stops everything.`)
-  for (const program of mesh.programs())
+  for (const program of mesh.programs)
     void program.exited.then((code) => {
       if (stopping) return
       console.log(`${program.name} ended (${code ?? program.process.signalCode})`)
     })
 } catch (error) {
-  console.error(error instanceof Error ? error.message : error)
-  await stop(1)
+  // Whoever stopped it while it was starting wants no account of what did not start.
+  if (!stopping) {
+    console.error(error instanceof Error ? error.message : error)
+    await stop(1)
+  }
 }

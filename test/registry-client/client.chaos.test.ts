@@ -134,11 +134,11 @@ async function play(seed: number): Promise<void> {
     check()
   }
 
-  // Everything is well again: the client comes to what the registry says.
+  // Everything is well again: the client comes to what the registry says, once what a lost store knew had its time.
   isUp = true
   sick = 0
   await model.change('final', nodeOf('final'))
-  for (let i = 0; i < 5; i++) {
+  for (let i = 0; i < 70; i++) {
     await clock.advance(10_000)
     await serve()
     if (!network.stream.closed && client!.status().connection.reachable)

@@ -259,6 +259,51 @@ describe('resolve', () => {
     assert.equal(disk.files.size, 0)
   })
 
+  test('of names that nobody registered few are followed, and none for long', async () => {
+    const { start, network, clock } = world()
+    const client = await start()
+    const { stream } = network
+    await stream.accept()
+    const ask = async (name: string) => {
+      const resolving = failure(client.resolve(name))
+      await settle()
+      await stream.event('snapshot', snapshotOf('e:0', [], { service: name }), 'e:5')
+      assert.equal((await resolving).code, 'unknown_service')
+    }
+    for (let index = 0; index < 1_010; index++) await ask(`nobody-${index}`)
+    assert.equal(client.status().services, 1_000)
+    assert.equal(stream.sent.filter(({ type }) => type === 'unsubscribe').length, 10)
+    await clock.advance(20_000)
+    await stream.event('ping', {}, 'e:5')
+    await ask('late')
+    for (let waited = 0; waited < 60_000; waited += 20_000) {
+      await clock.advance(20_000)
+      await stream.event('ping', {}, 'e:5')
+    }
+    assert.equal(client.status().services, 0)
+    await client.close()
+  })
+
+  test('a name that was unknown is found once it is registered, and stays', async () => {
+    const made = world()
+    const client = await made.start()
+    const { stream } = made.network
+    await stream.accept()
+    const resolving = failure(client.resolve('stock'))
+    await settle()
+    await stream.event('snapshot', snapshotOf('e:0'), 'e:5')
+    await resolving
+    await stream.event('change', changeOf('e:0', 'e:6', ['a']), 'e:6')
+    await made.clock.advance(24_000)
+    await stream.event('ping', {}, 'e:6')
+    for (let waited = 0; waited < 120_000; waited += 20_000) {
+      await made.clock.advance(20_000)
+      await stream.event('ping', {}, 'e:6')
+    }
+    assert.deepEqual(idsOf((await client.resolve('stock')).view), ['a'])
+    await client.close()
+  })
+
   test('an unknown service is written neither while an operator overrides it', async () => {
     const { start, network, disk, clock } = world()
     disk.write(OVERRIDE, JSON.stringify({ nodes: [{ host: '10.0.0.9', port: 80 }] }))
@@ -366,19 +411,22 @@ describe('never empty without proof', () => {
     await made.network.stream.event('snapshot', snapshotOf('wiped:0'), 'wiped:0')
     assert.deepEqual(idsOf((await client.resolve('stock')).view), ['a', 'b'])
     assert.deepEqual(client.status().quarantined, ['default/stock'])
-    assert.equal(made.log.of('warn', 'empty without proof').length, 1)
+    assert.equal(made.log.of('warn', 'without a cause').length, 1)
     assert.ok(client.pick('stock'))
     await client.close()
     assert.match(made.disk.files.get(FILE)!.content, /"e:5"/)
   })
 
-  test('it is released by a view that has nodes', async () => {
+  test('it is released once every node has returned or was removed', async () => {
     const made = world()
     const client = await made.start()
     await resolved(made, client, 'a', 'b')
     await made.network.stream.event('snapshot', snapshotOf('wiped:0'), 'wiped:0')
-    await made.network.stream.event('change', changeOf('wiped:0', 'wiped:1', ['c']), 'wiped:1')
-    assert.deepEqual(idsOf((await client.resolve('stock')).view), ['c'])
+    await made.network.stream.event('change', changeOf('wiped:0', 'wiped:1', ['b', 'c']), 'wiped:1')
+    assert.deepEqual(idsOf((await client.resolve('stock')).view).sort(), ['a', 'b', 'c'])
+    assert.deepEqual(client.status().quarantined, ['default/stock'])
+    await made.network.stream.event('change', changeOf('wiped:1', 'wiped:2', ['a']), 'wiped:2')
+    assert.deepEqual(idsOf((await client.resolve('stock')).view).sort(), ['a', 'b', 'c'])
     assert.deepEqual(client.status().quarantined, [])
     await client.close()
   })

@@ -1,16 +1,16 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import fc from 'fast-check'
-import { fold, type View } from '@holdfast/registry-client/protocol'
+import { fold, type Removal, type View } from '@holdfast/registry-client/protocol'
 import type { Session } from '../../registry-client/src/connection.ts'
 import { Entry, MemoryCache, type Origin } from '../../registry-client/src/memory-cache.ts'
 import { ManualClock } from '../support/manual-clock.ts'
-import { idsOf, removalOf, viewOf } from '../support/sample-views.ts'
+import { idsOf, nodeOf, removalOf, viewOf } from '../support/sample-views.ts'
 
-function world(maxNodes = 1_000) {
+function world(maxNodes = 1_000, maxServices = 1_000) {
   const evicted: string[] = []
   const clock = new ManualClock()
-  const memory = new MemoryCache({ maxNodes, clock, evicted: (key) => evicted.push(key) })
+  const memory = new MemoryCache({ maxNodes, maxServices, clock, evicted: (key) => evicted.push(key) })
   const entry = (key: string, nodes = 0) => {
     const made = new Entry('default', key)
     memory.add(key, made)
@@ -49,7 +49,7 @@ describe('the gate', () => {
   })
 
   test('lets the registry win over another epoch, and a file only over nothing', () => {
-    const registry = offers(['registry', viewOf('e:500', ['a'])], ['registry', viewOf('f:1', ['b'])])
+    const registry = offers(['registry', viewOf('e:500', ['a'])], ['registry', viewOf('f:1', ['b', 'a'])])
     assert.deepEqual(registry.verdicts, ['accepted', 'accepted'])
     const file = offers(['registry', viewOf('e:5', ['a'])], ['file', viewOf('f:900', ['b'])])
     assert.deepEqual(file.verdicts, ['accepted', 'older'])
@@ -116,8 +116,9 @@ describe('the gate', () => {
           if (before?.cursor.epoch === now.cursor.epoch) assert.ok(now.cursor.revision >= before.cursor.revision)
           else if (before) assert.equal(origin, 'registry')
           if (before && before.nodes.size > 0 && now.nodes.size === 0) {
-            assert.equal(now.cursor.epoch, before.cursor.epoch)
-            assert.ok(now.emptied!.revision > before.cursor.revision)
+            assert.ok(now.emptied)
+            if (now.cursor.epoch === before.cursor.epoch) assert.ok(now.emptied.revision > before.cursor.revision)
+            else assert.deepEqual(idsOf(before), [now.emptied.id])
           }
         }
       }),
@@ -139,8 +140,44 @@ describe('the gate', () => {
       put: [...viewOf('f:1', ['b']).nodes.values()],
       remove: [],
     })
-    assert.equal(memory.offer('stock', made, next!, 'registry', session), 'accepted')
-    assert.deepEqual(idsOf(made.view), ['b'])
+    assert.equal(memory.offer('stock', made, next!, 'registry', session), 'unproven')
+    assert.deepEqual(idsOf(made.served).sort(), ['a', 'b'])
+  })
+
+  test('after a store was lost its nodes stay until each has returned or was removed', () => {
+    const { memory, entry } = world()
+    const made = entry('stock')
+    const session = { heardMs: 0 }
+    const offer = (view: View, removed: Removal[] = []) =>
+      memory.offer('stock', made, view, 'registry', session, removed)
+    offer(viewOf('e:5', ['a', 'b', 'c']))
+    assert.equal(offer(viewOf('f:1', ['a'])), 'unproven')
+    assert.deepEqual(idsOf(made.served).sort(), ['a', 'b', 'c'])
+    assert.equal(offer(viewOf('f:2', [], { emptied: removalOf('a', 2) }), [removalOf('a', 2)]), 'unproven')
+    assert.deepEqual(idsOf(made.served).sort(), ['b', 'c'])
+    assert.equal(offer(viewOf('f:3', ['b'])), 'unproven')
+    assert.equal(offer(viewOf('f:4', ['b', 'c'])), 'accepted')
+    assert.deepEqual(idsOf(made.served), ['b', 'c'])
+    assert.equal(made.quarantined, false)
+  })
+
+  test('a node with a lease that has not returned for long is let go, a static one and the last ones never', async () => {
+    const { memory, entry, clock } = world()
+    const made = entry('stock')
+    const session = { heardMs: 0 }
+    const known = viewOf('e:5', ['a', 'b', nodeOf('static', { leased: false })])
+    memory.offer('stock', made, known, 'registry', session)
+    memory.offer('stock', made, viewOf('f:0'), 'registry', session)
+    await clock.advance(3_600_000)
+    memory.offer('stock', made, viewOf('f:0'), 'registry', session)
+    assert.deepEqual(idsOf(made.served).sort(), ['a', 'b', 'static'])
+    memory.offer('stock', made, viewOf('f:1', ['a']), 'registry', session)
+    await clock.advance(599_999)
+    memory.offer('stock', made, viewOf('f:1', ['a']), 'registry', session)
+    assert.deepEqual(idsOf(made.served).sort(), ['a', 'b', 'static'])
+    await clock.advance(1)
+    memory.offer('stock', made, viewOf('f:1', ['a']), 'registry', session)
+    assert.deepEqual(idsOf(made.served).sort(), ['a', 'static'])
   })
 })
 

@@ -69,7 +69,8 @@ test('an empty document gives the defaults', () => {
 describe('a mistake is told with its path', () => {
   for (const [yaml, expected] of [
     ['timeout: 2', 'timeout: must be a string, got 2'],
-    ['timeout: 2 s', 'timeout: must be a duration with its unit, such as 250ms, 15s or 10m'],
+    ['timeout: 2 s', 'timeout: must be a duration above zero with its unit, such as 250ms or 15s'],
+    ['timeout: 0s', 'timeout: must be a duration above zero with its unit, such as 250ms or 15s'],
     ['timeuot: 2s', 'timeuot: unknown key; did you mean timeout?'],
     [
       'loadBalancing: { strategy: fastest }',

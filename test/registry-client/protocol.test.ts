@@ -13,7 +13,8 @@ import {
   formatCursor,
   isAfter,
   isNamespace,
-  isProven,
+  carryOver,
+  unaccounted,
   isServiceName,
   LIMITS,
   parseCursor,
@@ -90,7 +91,7 @@ describe('fold', () => {
     const late = removalOf('a', 8, 'lease_expired')
     const next = fold(view, change('e:5', 'e:8', [], [late, removalOf('b', 6)]))!
     assert.deepEqual(next.emptied, late)
-    assert.equal(isProven(viewOf('e:7', ['a']), next), true)
+    assert.deepEqual(unaccounted(viewOf('e:7', ['a']), next), [])
     const still = fold(next, change('e:8', 'e:9', [], [], { policy: null }))!
     assert.deepEqual(still.emptied, late)
     assert.equal(fold(still, change('e:9', 'e:10', ['c']))!.emptied, undefined)
@@ -134,17 +135,34 @@ describe('fold', () => {
 })
 
 describe('proof', () => {
-  test('only a removal later than what was known, in the same epoch, empties a service', () => {
-    const known = viewOf('e:5', ['a'])
+  test('within an epoch only a removal later than what was known empties a service', () => {
+    const known = viewOf('e:5', ['a', 'b'])
     const emptyAt = (cursor: string, removed?: number) =>
       viewOf(cursor, [], removed === undefined ? {} : { emptied: removalOf('a', removed) })
-    assert.equal(isProven(known, emptyAt('e:9', 6)), true)
-    assert.equal(isProven(known, emptyAt('e:9', 5)), false)
-    assert.equal(isProven(known, emptyAt('e:9')), false)
-    assert.equal(isProven(known, emptyAt('f:9', 9)), false)
-    assert.equal(isProven(undefined, emptyAt('e:9')), true)
-    assert.equal(isProven(emptyAt('e:1'), emptyAt('f:9')), true)
-    assert.equal(isProven(known, viewOf('f:1', ['z'])), true)
+    assert.deepEqual(unaccounted(known, emptyAt('e:9', 6)), [])
+    assert.notEqual(unaccounted(known, emptyAt('e:9', 5)).length, 0)
+    assert.notEqual(unaccounted(known, emptyAt('e:9')).length, 0)
+    assert.deepEqual(unaccounted(undefined, emptyAt('e:9')), [])
+    assert.deepEqual(unaccounted(emptyAt('e:1'), emptyAt('f:9')), [])
+  })
+
+  test('across epochs each node needs to be there, or to have been removed by the new store', () => {
+    const known = viewOf('e:5', ['a', 'b', 'c'])
+    const left = (next: View, removed: string[] = []) => unaccounted(known, next, new Set(removed)).map(({ id }) => id)
+    assert.deepEqual(left(viewOf('f:0')), ['a', 'b', 'c'])
+    assert.deepEqual(left(viewOf('f:1', ['z'])), ['a', 'b', 'c'])
+    assert.deepEqual(left(viewOf('f:2', ['b', 'z'])), ['a', 'c'])
+    assert.deepEqual(left(viewOf('f:3', ['b']), ['a', 'c']), [])
+    assert.deepEqual(left(viewOf('f:4', [], { emptied: removalOf('b', 4) }), ['a']), ['c'])
+  })
+
+  test('what is carried over stands beside what is there, and gives way to it', () => {
+    const known = viewOf('e:5', ['a', 'b'])
+    const next = viewOf('f:2', ['b', 'z'])
+    const carried = carryOver(known, next, unaccounted(known, next))
+    assert.deepEqual(idsOf(carried).sort(), ['a', 'b', 'z'])
+    assert.equal(carried.nodes.get('b'), next.nodes.get('b'))
+    assert.deepEqual(carried.cursor, next.cursor)
   })
 })
 

@@ -252,3 +252,11 @@ test('the help lists every flag with its default, from the same schema', () => {
     assert.ok(help.includes(`  ${flag} `), flag)
   assert.ok(help.endsWith('the end'))
 })
+
+test('an empty flag is refused, an empty variable is none', () => {
+  assert.deepEqual(
+    problems(() => load(['--registry', '', '--outbound-port='])),
+    ['--registry: needs a value', '--outbound-port: needs a value'],
+  )
+  assert.deepEqual(load([], { HOLDFAST_REGISTRY: '' }).registry, ['http://127.0.0.1:7400'])
+})

@@ -20,7 +20,12 @@ export function serve(name, routes) {
     console.log(`${name} ready: http://127.0.0.1:${server.address().port}`)
   })
   for (const signal of ['SIGTERM', 'SIGINT'])
-    process.once(signal, () => server.close(() => process.exit(0)).closeIdleConnections())
+    process.once(signal, () => {
+      server.close(() => process.exit(0))
+      server.closeIdleConnections()
+      // A caller that keeps its connection open is not waited for for ever.
+      setTimeout(() => process.exit(0), 2000).unref()
+    })
 }
 
 const agent = new http.Agent({ keepAlive: true })
