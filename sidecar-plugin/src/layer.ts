@@ -86,6 +86,8 @@ export interface Exchange {
   deadlineMs: number | undefined
   /** Times that it was sent, or that sending was tried. */
   attempts: number
+  /** Whether this attempt, if it is refused, will be followed by one on another node. Set by `retry`. */
+  elsewhere: boolean
   /** Nodes that failed this request: the next attempt goes elsewhere. */
   readonly tried: Set<string>
   /** Where it was sent last. */
@@ -142,6 +144,7 @@ export function createExchange(arrival: Arrival): Exchange {
     known: undefined,
     deadlineMs: undefined,
     attempts: 0,
+    elsewhere: false,
     tried: new Set(),
     destination: undefined,
     bytesIn: 0,

@@ -55,6 +55,9 @@ const LINGER_MS = 2_000
  */
 const KEEP_ALIVE_MS = 65_000
 
+/** Nobody is on the way any more when nothing has arrived for so long. Longer makes every drain take longer. */
+const QUIET_MS = 500
+
 /**
  * An HTTP/1.1 server that turns what arrives into exchanges and replies into answers. It decides nothing about a
  * request: refusing, naming and routing are the layers' business.
@@ -65,8 +68,11 @@ export class Listener {
   readonly #server: Server
   readonly #sockets = new Set<Socket>()
   readonly #emptied = new Set<() => void>()
+  readonly #cut = new AbortController()
   #inFlight = 0
   #closing = false
+  #leaving = false
+  #arrivedMs = -Infinity
 
   constructor(options: ListenerOptions) {
     this.#options = options
@@ -135,19 +141,29 @@ export class Listener {
     this.#closing = true
   }
 
+  /** Whether {@link finish} has begun: whoever can go elsewhere should be sent there. */
+  get leaving(): boolean {
+    return this.#leaving
+  }
+
   /**
-   * Accepts no connection any more and waits for those there are. A connection without a request is left to its owner
-   * for `idleMs`, because closing it could meet a request on its way; then it is closed. One with a request is cut
-   * after `timeoutMs`.
+   * Goes on accepting until no request has arrived for a while, for `idleMs` at most: the system resets connections
+   * that wait to be accepted when the socket closes, and with them requests that are written already. Then accepts no
+   * connection any more and waits for those there are. A connection without a request is left to its owner for
+   * `idleMs`, because closing it could meet a request on its way; then it is closed. One with a request is cut
+   * `timeoutMs` after the beginning.
    */
   async finish(options: { idleMs: number; timeoutMs: number }): Promise<void> {
     this.retire()
+    this.#leaving = true
     const { clock } = this.#options
+    const endMs = clock.now() + options.timeoutMs
+    await this.#quiet(Math.min(options.idleMs, options.timeoutMs))
     // Not the http server's own close: that would cut idle connections at once.
     if (this.#server.listening) NetServer.prototype.close.call(this.#server)
     const cancelIdle = clock.after(options.idleMs, () => this.#server.closeIdleConnections())
     const limit = new AbortController()
-    await Promise.race([this.#empty(), sleep(clock, options.timeoutMs, limit.signal)])
+    await Promise.race([this.#empty(), sleep(clock, endMs - clock.now(), limit.signal)])
     limit.abort()
     cancelIdle()
     this.close()
@@ -155,8 +171,23 @@ export class Listener {
 
   /** Cuts everything. */
   close(): void {
+    this.#cut.abort()
     this.#server.close()
     for (const socket of this.#sockets) socket.destroy()
+  }
+
+  /** Resolves when nothing has arrived for a while, or after `limitMs`. */
+  async #quiet(limitMs: number): Promise<void> {
+    const { clock } = this.#options
+    const { signal } = this.#cut
+    const endMs = clock.now() + limitMs
+    for (;;) {
+      const waitMs = Math.min(this.#arrivedMs + QUIET_MS, endMs) - clock.now()
+      if (waitMs <= 0 || signal.aborted) break
+      await sleep(clock, waitMs, signal)
+    }
+    // Right after the system was asked for connections, the fewest wait to be accepted.
+    await new Promise((resolve) => setImmediate(resolve))
   }
 
   #empty(): Promise<void> {
@@ -173,6 +204,7 @@ export class Listener {
   #handle(request: IncomingMessage, response: ServerResponse, expectsContinue: boolean): void {
     const { clock, random, direction, serve } = this.#options
     const headers = request.rawHeaders
+    this.#arrivedMs = clock.now()
     const hasBody =
       request.headers['transfer-encoding'] !== undefined || Number(request.headers['content-length'] ?? 0) > 0
     let waits = expectsContinue && hasBody

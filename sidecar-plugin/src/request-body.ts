@@ -5,7 +5,7 @@ import type { RequestBody } from './layer.ts'
  * How much of a body is kept for another attempt, and held for a node that reads more slowly than its caller writes.
  * Smaller fails uploads whose node refuses them; larger costs that much for every request under way.
  */
-const KEPT_BYTES = 65_536
+export const KEPT_BYTES = 65_536
 
 /**
  * A {@link RequestBody} over a stream that waits paused. Each stream handed out detaches without destroying the source,

@@ -14,6 +14,7 @@ import { answers } from './layers/answers.ts'
 import { balance } from './layers/balance.ts'
 import { cleanHead } from './layers/clean-head.ts'
 import { deadline, DEFAULT_TIMEOUT_MS } from './layers/deadline.ts'
+import { leaving } from './layers/leaving.ts'
 import { local } from './layers/local.ts'
 import { metrics } from './layers/metrics.ts'
 import { resolve } from './layers/resolve.ts'
@@ -160,7 +161,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
       outboundForward.serve,
     ),
   })
-  const inbound = new Listener({
+  const inbound: Listener = new Listener({
     direction: 'inbound',
     clock,
     random,
@@ -169,6 +170,8 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     serve: stack(
       [
         ...record,
+        // Before the request counts as one of a service.
+        leaving(() => inbound.leaving),
         local(namespace, (service, of) => services.find(service, of)),
         // What is left of the caller's time came with the request; the policy was applied there.
         deadline({ clock, policyTimeoutMs: () => undefined }),
@@ -309,11 +312,12 @@ export function nodeIdOf(host: string, port: number): string {
   return id.startsWith(':') ? `ip6-${id}` : id
 }
 
-/** What one sidecar tells the next: whose request it is, and what is left of a stated timeout. */
+/** What one sidecar tells the next: whose request it is, what is left of a stated timeout, and whether it has a choice. */
 function peerFields(exchange: Exchange, clock: Clock): string[] {
   const fields = ['x-request-id', exchange.id, 'x-holdfast-service', `${exchange.service}.${exchange.namespace}`]
   if (exchange.deadlineMs !== undefined)
     fields.push('x-holdfast-deadline', String(Math.max(1, Math.ceil(exchange.deadlineMs - clock.now()))))
+  if (exchange.elsewhere) fields.push('x-holdfast-elsewhere', 'true')
   return fields
 }
 

@@ -61,6 +61,31 @@ describe('a request that was not delivered is sent to another node', () => {
     })
 })
 
+describe('a peer is told that a refusal would cost nothing', () => {
+  const small = { method: 'POST', body: bodyOf(true), headers: ['Host', 'stock', 'Content-Length', '10'] }
+  const large = { ...small, headers: ['Host', 'stock', 'Content-Length', '70000'] }
+  const cases: [what: string, nodes: string[], arrival: typeof small, attempts: number | undefined, told: boolean[]][] =
+    [
+      ['when there is another node, and of the first attempt only', ['a', 'b'], small, undefined, [true, false]],
+      ['not when there is no other node', ['a'], small, undefined, [false]],
+      ['not when the body is too large to be kept', ['a', 'b'], large, undefined, [false, false]],
+      ['not when the policy has no retries', ['a', 'b'], small, 0, [false]],
+    ]
+  for (const [what, ids, arrival, attempts, told] of cases)
+    test(what, async () => {
+      const heard: boolean[] = []
+      const refuses: Behaviour = (exchange) => {
+        heard.push(exchange.elsewhere)
+        return heard.length < told.length ? fails('upstream_connect')(exchange) : answersWith()(exchange)
+      }
+      const { serve, client } = mesh(Object.fromEntries(ids.map((id) => [id, refuses])), attempts)
+      const { exchange } = exchangeFor(arrival)
+      exchange.known = client.peek('stock')
+      await serve(exchange)
+      assert.deepEqual(heard, told)
+    })
+})
+
 describe('a request that could be done twice is not sent again', () => {
   test('a POST whose connection broke', async () => {
     const { serve, called } = mesh({ a: fails('upstream_reset', true), b: answersWith() })

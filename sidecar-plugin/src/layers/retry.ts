@@ -1,7 +1,9 @@
 import { Backoff, sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
 import type { PolicyDocument } from '@holdfast/registry-client/protocol'
 import { asSidecarError, REFUSALS, type SidecarError } from '../errors.ts'
+import { valueOf } from '../headers.ts'
 import { discard, type Exchange, type Layer, type Reply } from '../layer.ts'
+import { KEPT_BYTES } from '../request-body.ts'
 
 /** Attempts beyond the first. More multiplies the load on a service that is failing already. */
 export const DEFAULT_ATTEMPTS = 2
@@ -38,12 +40,16 @@ export class RetryBudget {
     this.#requests[this.#slot()]!++
   }
 
+  /** Whether a retry is left. */
+  get isLeft(): boolean {
+    this.#slot()
+    return sum(this.#retries) + 1 <= sum(this.#requests) * this.#ratio + this.#minPerSecond * WINDOW_SECONDS
+  }
+
   /** Takes one retry, if there is one. */
   take(): boolean {
-    const slot = this.#slot()
-    const allowed = sum(this.#requests) * this.#ratio + this.#minPerSecond * WINDOW_SECONDS
-    if (sum(this.#retries) + 1 > allowed) return false
-    this.#retries[slot]!++
+    if (!this.isLeft) return false
+    this.#retries[this.#slot()]!++
     return true
   }
 
@@ -80,6 +86,8 @@ export interface RetryOptions {
  * Once every node known has failed it, it waits and begins again with all of them. What fails in the end is answered
  * with the last failure of a node: `no_nodes` would hide why.
  *
+ * Tells the peer by `elsewhere` when a refusal would cost nothing, so that a sidecar that leaves refuses only then.
+ *
  * Stands above `balance`, which chooses anew for each attempt, and below `deadline`, which ends them all.
  */
 export function retry(options: RetryOptions): Layer {
@@ -102,6 +110,8 @@ export function retry(options: RetryOptions): Layer {
     let failure: Failure | undefined
     for (;;) {
       const before = exchange.attempts
+      // Said of the first attempt only: where a request came after it was sent away, it is served.
+      exchange.elsewhere = before === 0 && most > 1 && isSmall(exchange) && hasChoice(exchange) && budget.isLeft
       const result = await attempt(inner, exchange)
       if (result.ok) {
         if (failure) drop(failure)
@@ -152,6 +162,18 @@ async function attempt(inner: (exchange: Exchange) => Promise<Reply>, exchange: 
     const error = asSidecarError(thrown)
     return { ok: false, reason: error.reason, delivered: error.delivered, error }
   }
+}
+
+/** Whether the whole body is sure to be kept for another attempt. */
+function isSmall(exchange: Exchange): boolean {
+  return exchange.body === undefined || Number(valueOf(exchange.headers, 'content-length') ?? Infinity) <= KEPT_BYTES
+}
+
+function hasChoice(exchange: Exchange): boolean {
+  let candidates = 0
+  for (const { status, weight } of exchange.known?.nodes ?? [])
+    if (status === 'up' && weight > 0 && ++candidates === 2) return true
+  return false
 }
 
 const IDEMPOTENT: ReadonlySet<string> = new Set(['GET', 'HEAD', 'OPTIONS', 'TRACE', 'PUT', 'DELETE'])
