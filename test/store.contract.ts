@@ -258,6 +258,15 @@ export function storeContract(engine: string, open: () => Promise<StoreHarness>)
     await harness.store.transact((tx) => tx.removeNode(ref('a'), gone))
     const again = await harness.reopen()
     assert.deepEqual((await again.transact((tx) => tx.override(ref('a')))).result, { status: 'draining' })
+    assert.deepEqual((await again.transact((tx) => [...tx.overrides()])).result, [
+      { ref: ref('a'), override: { status: 'draining' } },
+    ])
+    const counts = await again.transact((tx) => {
+      const before = tx.overrideCount()
+      tx.putOverride(ref('a'), undefined, { cause: 'operator', by: 'test' })
+      return [before, tx.overrideCount(), again.status().overrides]
+    })
+    assert.deepEqual(counts.result, [1, 0, 0])
   })
 
   promise('a lease knows its nodes, and those that moved to another are not under it any more', async (harness) => {

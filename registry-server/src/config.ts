@@ -43,6 +43,12 @@ export const settings = z.strictObject({
       max: leaf(integer(1, 10_000_000), { doc: 'leases held at once; more are refused' }).default(200_000),
     })
     .prefault({}),
+  overrides: z
+    .strictObject({
+      /** They outlive their nodes, so without a bound node ids that never return would pile up. */
+      max: leaf(integer(1, 1_000_000), { doc: 'overrides held at once; more are refused' }).default(100_000),
+    })
+    .prefault({}),
   watch: z
     .strictObject({
       maxSubscribers: leaf(integer(1, 1_000_000), { doc: 'watch streams at once; more are refused' }).default(50_000),

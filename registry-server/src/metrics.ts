@@ -62,6 +62,7 @@ export function createMetrics(lifecycle: Lifecycle): Metrics {
   gauge('holdfast_services', 'Services known', ({ hub }) => hub.status().services)
   gauge('holdfast_nodes', 'Nodes registered', ({ hub }) => hub.status().nodes)
   gauge('holdfast_leases', 'Leases held', ({ leases }) => leases.status().active)
+  gauge('holdfast_overrides', 'Overrides held', ({ store }) => store.status().overrides)
   counter('holdfast_leases_expired_total', 'Leases that ran out', ({ leases }) => leases.status().expired)
   counter('holdfast_pauses_total', 'Times all leases got their full ttl again', ({ leases }) => leases.status().pauses)
   counter('holdfast_slow_readers_total', 'Readers that fell behind', ({ hub }) => hub.status().restarts)

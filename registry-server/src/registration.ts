@@ -16,6 +16,18 @@ export class StaleIncarnation extends Error {
   }
 }
 
+/** The registry holds as many overrides as it may. */
+export class TooManyOverrides extends Error {
+  readonly code = 'too_many_requests'
+  constructor(max: number) {
+    super(
+      `the registry holds ${max} overrides, as many as it may; GET /v1/overrides?namespace=* lists them, also those of ` +
+        'nodes that are gone, which may be cleared',
+    )
+    this.name = 'TooManyOverrides'
+  }
+}
+
 /** What a registrant says of a node. */
 export interface NodeSpec {
   readonly host: string
@@ -157,29 +169,43 @@ export function removeNode(tx: Transaction, ref: NodeRef, fence: Fence, remote: 
 /** Null clears; a field left out stays. */
 export type OverridePatch = { readonly status?: NodeStatus | null; readonly weight?: number | null } | null
 
-/** @returns the node as it is then; undefined when there is none */
+export interface OverrideTerms {
+  readonly patch: OverridePatch
+  readonly max: number
+  readonly remote: string
+}
+
+/**
+ * @returns the node as it is then; `cleared` for one that is not there, whose override can only be taken back;
+ * `absent` when there is nothing that the patch could mean
+ * @throws TooManyOverrides
+ */
 export function overrideNode(
   tx: Transaction,
   ref: NodeRef,
-  patch: OverridePatch,
-  remote: string,
-): ServiceNode | undefined {
+  { patch, max, remote }: OverrideTerms,
+): ServiceNode | 'cleared' | 'absent' {
   const held = tx.node(ref)
-  if (held === undefined) return undefined
   const before = tx.override(ref)
+  if (held === undefined) {
+    const sets = patch !== null && Object.values(patch).some((value) => value !== null)
+    if (before === undefined || sets) return 'absent'
+  }
   const status = patch === null || patch.status === null ? undefined : (patch.status ?? before?.status)
   const weight = patch === null || patch.weight === null ? undefined : (patch.weight ?? before?.weight)
   const override =
     status === undefined && weight === undefined
       ? undefined
       : Object.freeze({ ...(status !== undefined && { status }), ...(weight !== undefined && { weight }) })
-  if (before?.status === status && before?.weight === weight) return held.node
+  if (before?.status === status && before?.weight === weight) return held?.node ?? 'cleared'
+  if (before === undefined && tx.overrideCount() >= max) throw new TooManyOverrides(max)
+  const why = { cause: 'operator', by: operator(remote) } as const
+  tx.putOverride(ref, override, why)
+  if (held === undefined) return 'cleared'
   const { registered } = held.node
   const changed = { ...held.node, status: status ?? registered.status, weight: weight ?? registered.weight }
   delete changed.override
   const node: ServiceNode = Object.freeze({ ...changed, ...(override && { override }) })
-  const why = { cause: 'operator', by: operator(remote) } as const
-  tx.putOverride(ref, override, why)
   // One change, told once: what the override does to the node is part of the override.
   tx.putNode(ref, Object.freeze({ ...held, node }), undefined)
   return node

@@ -60,6 +60,7 @@ export async function createRegistry(options: RegistryOptions): Promise<Registry
     metrics,
     clock,
     log,
+    maxOverrides: config.overrides.max,
     timeouts: options.timeouts ?? TIMEOUTS,
   })
   const openStore =

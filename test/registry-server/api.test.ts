@@ -210,6 +210,72 @@ test("an operator's word outlives re-registration and the end of the lease, and 
   assert.equal((await call('PATCH', '/v1/services/stock/nodes/none', { override: null })).body.code, 'node_not_found')
 })
 
+test('an override of a node that is gone is seen, and can be taken back, but not set', async (context) => {
+  const { call, registry } = await startRegistry(context)
+  const { body: lease } = await call('POST', '/v1/leases', { ttl: '10s', owner: 'me' })
+  await call('PUT', NODE, { ...someNode, lease: lease.id })
+  await call('PUT', '/v1/services/stock/nodes/b', someNode)
+  await call('PATCH', NODE, { override: { status: 'down', weight: 5 } })
+  await call('PATCH', '/v1/services/stock/nodes/b', { override: { weight: 1 } })
+  await call('DELETE', `/v1/leases/${lease.id}`)
+  assert.match((await call('GET', NODE)).body.detail, /override waits .*"status":"down"/)
+  assert.deepEqual(
+    (await call('GET', '/v1/overrides')).body.overrides.map(({ id, present }) => [id, present]),
+    [
+      ['a', false],
+      ['b', true],
+    ],
+  )
+  for (const override of [{ status: 'up' }, { status: null, weight: 3 }, {}])
+    assert.equal((await call('PATCH', NODE, { override })).status, Object.keys(override).length === 0 ? 204 : 404)
+  const partly = await call('PATCH', NODE, { override: { status: null } })
+  assert.deepEqual([partly.status, partly.text], [204, ''])
+  assert.deepEqual((await call('GET', '/v1/overrides')).body.overrides[0]?.override, { weight: 5 })
+  assert.equal((await call('PATCH', NODE, { override: null })).status, 204)
+  const [entry] = (await call('GET', `${VIEW}/history`)).body.entries
+  assert.deepEqual([entry?.kind, entry?.id, entry?.cause], ['override', 'a', 'operator'])
+  assert.equal((await call('GET', NODE)).body.detail, undefined)
+  assert.equal((await call('PUT', NODE, someNode)).body.status, 'up')
+  assert.equal(registry.parts.store.status().overrides, 1)
+})
+
+test('the number of overrides is bounded, those of nodes that are gone included', async (context) => {
+  const { call } = await startRegistry(context, { config: { overrides: { max: 2 } } })
+  for (const id of ['a', 'b', 'c']) await call('PUT', `/v1/services/stock/nodes/${id}`, someNode)
+  const hold = (id: string, override: object | null) => call('PATCH', `/v1/services/stock/nodes/${id}`, { override })
+  await hold('a', { weight: 1 })
+  await hold('b', { weight: 1 })
+  await call('DELETE', '/v1/services/stock/nodes/a?incarnation=1')
+  const refused = await hold('c', { weight: 1 })
+  assert.deepEqual([refused.status, refused.body.code], [429, 'too_many_requests'])
+  assert.match(refused.body.detail, /2 overrides.*\/v1\/overrides/)
+  assert.equal((await hold('b', { weight: 2 })).status, 200)
+  assert.equal((await hold('a', null)).status, 204)
+  assert.equal((await hold('c', { weight: 1 })).status, 200)
+})
+
+test('overrides are listed in order, by namespace, in pages that miss none', async (context) => {
+  const { call } = await startRegistry(context)
+  for (const [service, id, namespace] of [
+    ['stock', 'b', 'default'],
+    ['stock', 'a', 'default'],
+    ['cart', 'z', 'default'],
+    ['stock', 'q', 'blue'],
+  ]) {
+    const path = `/v1/services/${service}/nodes/${id}?namespace=${namespace}`
+    await call('PUT', path, someNode)
+    await call('PATCH', path, { override: { weight: 0 } })
+  }
+  const ids = async (query: string) => {
+    const { body } = await call('GET', `/v1/overrides?${query}`)
+    return [body.overrides.map(({ id }) => id).join(''), body.next] as const
+  }
+  assert.deepEqual(await ids(''), ['zab', undefined])
+  assert.deepEqual(await ids('namespace=*'), ['qzab', undefined])
+  const [first, next] = await ids('limit=2')
+  assert.deepEqual([first, ...(await ids(`limit=2&page=${next}`))], ['za', 'b', undefined])
+})
+
 test('a service never heard of is 404, one that lost its last node is there without nodes', async (context) => {
   const { call } = await startRegistry(context)
   assert.equal((await call('GET', VIEW)).body.code, 'service_not_found')

@@ -83,6 +83,13 @@ const calls: Record<string, Calls> = {
     ],
     invalid: [['?incarnation=x'], ['?incarnation=7', undefined, 409], ['?wait=converged']],
   },
+  'GET /v1/overrides': {
+    valid: [
+      ['', undefined, 200],
+      ['?namespace=*&limit=1', undefined, 200],
+    ],
+    invalid: [['?limit=0'], ['?namespace=A'], ['?page=x'], ['?service=a']],
+  },
   'PUT /v1/nodes': {
     valid: [['', [{ service: 'stock', id: 'b', ...node, ttl: '10s' }], 200]],
     invalid: [

@@ -38,6 +38,7 @@ export interface AnyDocument {
   readonly leased: boolean
   readonly registered: ServiceNode['registered']
   readonly override: ServiceNode['override']
+  readonly overrides: readonly { readonly id: string; readonly override: object; readonly present: boolean }[]
   readonly labels: ServiceNode['labels']
   readonly cursor: string
   readonly created: number

@@ -13,6 +13,7 @@ import type { Exchanges } from './exchanges.ts'
 import { operatorRoutes } from './operator-routes.ts'
 import type { Lifecycle, RegistryParts } from '../parts.ts'
 import { invalid, problemAnswer, rawAnswer, Refusal, refusalOf } from './problems.ts'
+import { overrideRoutes } from './override-routes.ts'
 import { leaseRoutes, nodeRoutes } from './registration-routes.ts'
 import { problems, queries } from './schemas.ts'
 import { policyRoutes, serviceRoutes } from './service-routes.ts'
@@ -47,6 +48,7 @@ export interface ApiOptions {
   readonly clock: Clock
   readonly log: Log
   readonly timeouts: Timeouts
+  readonly maxOverrides: number
 }
 
 export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
@@ -138,7 +140,8 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
     return lifecycle.parts
   }
   leaseRoutes(app, parts)
-  nodeRoutes(app, parts)
+  nodeRoutes(app, parts, options.maxOverrides)
+  overrideRoutes(app, parts)
   serviceRoutes(app, parts)
   policyRoutes(app, parts)
   operatorRoutes(app, { lifecycle, parts, metrics, clock })

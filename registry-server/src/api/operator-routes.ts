@@ -67,7 +67,7 @@ export function operatorRoutes(app: FastifyInstance, options: OperatorRoutesOpti
     () => {
       const { store, hub, leases } = parts()
       const { services, nodes, subscribers } = hub.status()
-      const { kind, location, commits, failures } = store.status()
+      const { kind, location, overrides, commits, failures } = store.status()
       const { rss, heapUsed } = process.memoryUsage()
       return {
         version,
@@ -76,6 +76,7 @@ export function operatorRoutes(app: FastifyInstance, options: OperatorRoutesOpti
         uptimeSeconds: Math.round(clock.now() - startedMs) / 1000,
         services,
         nodes,
+        overrides,
         leases: leases.status(),
         subscribers,
         store: { kind, location, commits, failures },

@@ -14,7 +14,8 @@ export function parseYamlBody(body: string): unknown {
     // At a lower level than this the parser says nothing of the documents that it leaves out.
     const document = parseDocument(body, { strict: true, uniqueKeys: true, logLevel: 'error' })
     const [error] = document.errors
-    if (error?.code === 'MULTIPLE_DOCS') throw invalid('body', 'has several documents, separated by ---: a policy is one')
+    if (error?.code === 'MULTIPLE_DOCS')
+      throw invalid('body', 'has several documents, separated by ---: a policy is one')
     if (error) throw error
     // Aliases are copied out, so a small body may stand for a huge document; what comes out is bounded too.
     value = document.toJS({ maxAliasCount: 100 })

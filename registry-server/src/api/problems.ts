@@ -3,7 +3,7 @@
 import { inWords, type Problem, type ProblemCode } from '@holdfast/registry-client/protocol'
 import { PolicyError } from '@holdfast/registry-client/policy'
 import { LeaseNotFound, TooManyLeases } from '../lease-rules.ts'
-import { StaleIncarnation } from '../registration.ts'
+import { StaleIncarnation, TooManyOverrides } from '../registration.ts'
 import { StoreUnavailable } from '../store/store.ts'
 
 const TITLES: Record<ProblemCode, readonly [status: number, title: string]> = {
@@ -111,7 +111,12 @@ export function refusalOf(error: unknown): Refusal {
   if (error instanceof Refusal) return error
   if (error instanceof StaleIncarnation)
     return new Refusal('stale_incarnation', { detail: error.message, incarnation: error.incarnation })
-  if (error instanceof LeaseNotFound || error instanceof TooManyLeases || error instanceof StoreUnavailable)
+  if (
+    error instanceof LeaseNotFound ||
+    error instanceof TooManyLeases ||
+    error instanceof TooManyOverrides ||
+    error instanceof StoreUnavailable
+  )
     return new Refusal(error.code, { detail: error.message })
   if (error instanceof PolicyError) {
     // The empty key is a key too, but no path that anyone could read.

@@ -73,7 +73,7 @@ export function leaseRoutes(app: FastifyInstance, parts: () => RegistryParts): v
   )
 }
 
-export function nodeRoutes(app: FastifyInstance, parts: () => RegistryParts): void {
+export function nodeRoutes(app: FastifyInstance, parts: () => RegistryParts, maxOverrides: number): void {
   const tags = ['nodes']
   const path = '/v1/services/:service/nodes/:id'
   app.put<{ Params: NodeParams; Querystring: Namespaced; Body: NodeBody }>(
@@ -159,7 +159,16 @@ export function nodeRoutes(app: FastifyInstance, parts: () => RegistryParts): vo
     async (request, reply) => {
       const view = viewOf(parts(), request)
       const node = view.nodes.get(request.params.id)
-      if (node === undefined) throw new Refusal('node_not_found')
+      if (node === undefined) {
+        // Nothing else shows that an override waits for the node's return.
+        const { result: override } = await parts().store.transact((tx) => tx.override(refOf(request)))
+        throw new Refusal(
+          'node_not_found',
+          override && {
+            detail: `an override waits for its return: ${JSON.stringify(override)}; PATCH {"override": null} clears it`,
+          },
+        )
+      }
       return tagged(request, reply, parts().hub.epoch, view.revision, node)
     },
   )
@@ -171,19 +180,24 @@ export function nodeRoutes(app: FastifyInstance, parts: () => RegistryParts): vo
         summary: "The operator's word on a node, which outlives its registration",
         params: params.node,
         querystring: queries.namespace,
+        description: 'Of a node that is not there now an override can only be taken back, as a whole or in part.',
         body: bodies.override,
-        response: { 200: json('The node as it is now', answers.node), ...problems },
+        response: {
+          200: json('The node as it is now', answers.node),
+          204: empty('Taken back; the node is not there now'),
+          ...problems,
+        },
       },
     },
     async (request, reply) => {
       const ref = refOf(request)
       const { override } = request.body
       const { result } = await parts().store.transact((tx) => {
-        const node = overrideNode(tx, ref, override, request.ip)
-        if (node === undefined) throw new Refusal('node_not_found')
-        return node
+        const outcome = overrideNode(tx, ref, { patch: override, max: maxOverrides, remote: request.ip })
+        if (outcome === 'absent') throw new Refusal('node_not_found')
+        return outcome
       })
-      return reply.send(result)
+      return result === 'cleared' ? reply.code(204).send() : reply.send(result)
     },
   )
   app.delete<{ Params: NodeParams; Querystring: Namespaced & Fence }>(

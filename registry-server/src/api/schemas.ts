@@ -141,6 +141,9 @@ export const params = {
 }
 
 const namespaceQuery = { namespace: { ...namespace, description: 'Default: default.' } }
+const anyNamespace = text('^(\\*|[a-z0-9-]+)$', LIMITS.namespaceChars, {
+  description: 'Default: default; * is all.',
+})
 const pageQuery = {
   limit: { type: 'integer', minimum: 1, maximum: MAX_PAGE, description: `Default ${DEFAULT_PAGE}.` },
   page: { type: 'string', maxLength: 1024, description: 'What `next` of the page before says.' },
@@ -152,12 +155,13 @@ export const queries = {
   removal: object({ ...namespaceQuery, incarnation, lease: leaseId }, []),
   services: object(
     {
-      namespace: text('^(\\*|[a-z0-9-]+)$', LIMITS.namespaceChars, { description: 'Default: default; * is all.' }),
+      namespace: anyNamespace,
       prefix: { type: 'string', maxLength: LIMITS.nameChars, pattern: '^[a-z0-9.-]*$' },
       ...pageQuery,
     },
     [],
   ),
+  overrides: object({ namespace: anyNamespace, ...pageQuery }, []),
   view: object(
     {
       ...namespaceQuery,
@@ -234,6 +238,25 @@ export const answers = {
     },
     ['services'],
   ),
+  overrides: object(
+    {
+      overrides: {
+        type: 'array',
+        items: object(
+          {
+            namespace,
+            service,
+            id: nodeId,
+            override,
+            present: { type: 'boolean', description: 'Whether the node is there now.' },
+          },
+          ['namespace', 'service', 'id', 'override', 'present'],
+        ),
+      },
+      next,
+    },
+    ['overrides'],
+  ),
   policy: policyDocument,
   history: object(
     {
@@ -290,6 +313,7 @@ export const answers = {
       uptimeSeconds: { type: 'number' },
       services: revision,
       nodes: revision,
+      overrides: { ...revision, description: 'Also of nodes that are not there; GET /v1/overrides lists them.' },
       leases: object({ active: revision, expired: revision, pauses: revision }, ['active', 'expired', 'pauses']),
       subscribers: object({ sse: revision, websocket: revision }, ['sse', 'websocket']),
       store: object({ kind: { type: 'string' }, location: { type: 'string' }, commits: revision, failures: revision }, [
@@ -307,6 +331,7 @@ export const answers = {
       'uptimeSeconds',
       'services',
       'nodes',
+      'overrides',
       'leases',
       'subscribers',
       'store',

@@ -148,6 +148,7 @@ export class EmbeddedStore implements Store {
       kind: 'embedded',
       location: this.#options.location,
       leases: this.#memory.counts.leases,
+      overrides: this.#memory.counts.overrides,
       pending: this.#queue.length,
       commits: this.#commits,
       failures: this.#failures,

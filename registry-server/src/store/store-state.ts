@@ -89,6 +89,13 @@ export class StoreMemory {
     return this.#overrides.get(nodeKey(ref))
   }
 
+  *overrides(): Iterable<{ ref: NodeRef; override: Override }> {
+    for (const [key, override] of this.#overrides) {
+      const [namespace, service, id] = key.split('/') as [string, string, string]
+      yield { ref: { namespace, service, id }, override }
+    }
+  }
+
   policy(namespace: string, service: string): PolicyDocument | undefined {
     return this.#services.get(serviceKey(namespace, service))?.policy
   }
@@ -240,6 +247,14 @@ export class Draft implements Transaction {
 
   leaseCount(): number {
     return this.#memory.counts.leases
+  }
+
+  overrideCount(): number {
+    return this.#memory.counts.overrides
+  }
+
+  overrides(): Iterable<{ ref: NodeRef; override: Override }> {
+    return this.#memory.overrides()
   }
 
   nodesOfLease(id: string): readonly NodeRef[] {

@@ -133,6 +133,9 @@ export interface Transaction {
   policy(namespace: string, service: string): PolicyDocument | undefined
   lease(id: string): Lease | undefined
   leaseCount(): number
+  overrideCount(): number
+  /** Those of nodes that are not there included, in no order. */
+  overrides(): Iterable<{ readonly ref: NodeRef; readonly override: Override }>
   nodesOfLease(id: string): readonly NodeRef[]
   /** @param why left out when the same body notes the reason with an override */
   putNode(ref: NodeRef, entry: NodeEntry, why: Why | undefined): void
@@ -162,6 +165,7 @@ export interface StoreStatus {
   /** Where the state is, for people. */
   readonly location: string
   readonly leases: number
+  readonly overrides: number
   /** Transactions that wait for the disk. */
   readonly pending: number
   readonly commits: number
