@@ -85,6 +85,8 @@ export class Listener {
       connectionsCheckingInterval: Math.min(1_000, this.#limits.headMs),
       keepAliveTimeout: KEEP_ALIVE_MS,
       noDelay: true,
+      // A layer refuses a request without Host, with a reason; the server's own refusal has none.
+      requireHostHeader: false,
       insecureHTTPParser: false,
     })
     const server = this.#server

@@ -67,7 +67,8 @@ describe('what is not HTTP/1.1 as a proxy must read it is refused with 400, and 
 
   test('no host', async (t) => {
     const { port, served } = await start(t)
-    assert.match(await tell(port, 'GET / HTTP/1.1\r\nConnection: close\r\n\r\n'), /^HTTP\/1\.1 400 /)
+    const answer = await tell(port, 'GET / HTTP/1.1\r\nConnection: close\r\n\r\n')
+    assert.match(answer, /^HTTP\/1\.1 400 [\s\S]*x-holdfast-reason: bad_request[\s\S]*"detail":"no Host"/)
     assert.equal(served(), 0)
   })
 })
