@@ -12,8 +12,9 @@ import type { Metrics } from '../metrics.ts'
 import type { Exchanges } from './exchanges.ts'
 import { operatorRoutes } from './operator-routes.ts'
 import type { Lifecycle, RegistryParts } from '../parts.ts'
-import { invalid, problemAnswer, rawAnswer, Refusal, refusalOf } from './problems.ts'
+import { problemAnswer, rawAnswer, Refusal, refusalOf } from './problems.ts'
 import { overrideRoutes } from './override-routes.ts'
+import { checkHost, targetOf } from './request-head.ts'
 import { leaseRoutes, nodeRoutes } from './registration-routes.ts'
 import { problems, queries } from './schemas.ts'
 import { policyRoutes, serviceRoutes } from './service-routes.ts'
@@ -94,9 +95,11 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
       request.raw.socket.destroy()
       return done(new Refusal('invalid_request'))
     }
-    if (request.headers.host === undefined && request.raw.httpVersion === '1.1') {
+    try {
+      checkHost(request.raw)
+    } catch (error) {
       void reply.header('connection', 'close')
-      return done(invalid('host', 'is required'))
+      return done(error as Error)
     }
     const path = request.routeOptions.url ?? ''
     if (lifecycle.phase === 'ready' || ALWAYS.has(path) || path.startsWith('/docs')) return done()
@@ -183,8 +186,7 @@ function watchRoute(app: FastifyInstance, streams: WatchStreams): void {
       },
     },
     (request, reply) => {
-      const { searchParams } = new URL(request.url, 'http://registry')
-      streams.openSse(request.raw, reply.raw, searchParams)
+      streams.openSse(request.raw, reply.raw, targetOf(request.raw).searchParams)
       reply.hijack()
     },
   )

@@ -18,6 +18,7 @@ import {
 import type { Lifecycle } from '../parts.ts'
 import type { Exchanges } from '../api/exchanges.ts'
 import { invalid, rawAnswer, Refusal, refusalOf } from '../api/problems.ts'
+import { checkHost, targetOf } from '../api/request-head.ts'
 import type { StreamEvent } from './stream-event.ts'
 import type { EndReason, Sink, Subscriber } from './subscriber.ts'
 import type { WatchHub } from './watch-hub.ts'
@@ -128,7 +129,8 @@ export class WatchStreams {
   }
 
   #upgrade(request: IncomingMessage, socket: Socket, head: Buffer): void {
-    const url = new URL(request.url ?? '/', 'http://registry')
+    checkHost(request)
+    const url = targetOf(request)
     if (url.pathname !== WATCH_PATH) throw new Refusal('not_found', { detail: `WebSockets are at ${WATCH_PATH}` })
     const wanted = watchQuery(url.searchParams, undefined)
     const hub = this.#admit()
