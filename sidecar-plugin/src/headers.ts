@@ -6,6 +6,8 @@ const HOP_BY_HOP: ReadonlySet<string> = new Set([
   'proxy-connection',
   'keep-alive',
   'te',
+  // Trailers themselves stay behind, too: a field that announces them would announce nothing.
+  'trailer',
   'transfer-encoding',
   'upgrade',
   'proxy-authenticate',

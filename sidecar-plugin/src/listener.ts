@@ -1,4 +1,4 @@
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
+import { createServer, STATUS_CODES, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import { Server as NetServer, type AddressInfo, type Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
@@ -271,18 +271,11 @@ export class Listener {
     }
     const reply = problemReply(error)
     const fields = [...reply.headers, 'x-holdfast-reason', error.reason, 'connection', 'close']
-    let head = `HTTP/1.1 ${error.status} ${REASON_PHRASES[error.status] ?? 'Refused'}\r\n`
+    let head = `HTTP/1.1 ${error.status} ${STATUS_CODES[error.status] ?? ''}\r\n`
     for (let i = 0; i < fields.length; i += 2) head += `${fields[i]}: ${fields[i + 1]}\r\n`
     socket.on('error', () => socket.destroy())
     socket.end(Buffer.concat([Buffer.from(`${head}\r\n`), reply.body as Buffer]), () => socket.destroy())
   }
-}
-
-const REASON_PHRASES: Readonly<Record<number, string>> = {
-  400: 'Bad Request',
-  408: 'Request Timeout',
-  431: 'Request Header Fields Too Large',
-  501: 'Not Implemented',
 }
 
 /** Writes one reply, and tells how it went. */
@@ -330,8 +323,8 @@ class Answer {
     if (closing) headers.push('connection', 'close')
     try {
       const statusText = reply.statusText && /^[\t\x20-\x7e]*$/.test(reply.statusText) ? reply.statusText : undefined
-      if (statusText === undefined) response.writeHead(reply.status, headers)
-      else response.writeHead(reply.status, statusText, headers)
+      // Always said: the response remembers the text of a head that could not be written.
+      response.writeHead(reply.status, statusText ?? STATUS_CODES[reply.status] ?? '', headers)
     } catch (error) {
       discard(reply)
       if (reply.own || response.headersSent) throw error

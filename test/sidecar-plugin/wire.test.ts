@@ -5,7 +5,8 @@ import { request, type IncomingMessage, type RequestOptions } from 'node:http'
 import { createServer, type AddressInfo, type Socket } from 'node:net'
 import { describe, test, type TestContext } from 'node:test'
 import { Readable } from 'node:stream'
-import { RawCaller } from './fakes.ts'
+import type { Layer } from '../../sidecar-plugin/src/layer.ts'
+import { RawCaller, replyOf } from './fakes.ts'
 import { eventually, startWire } from './wire.ts'
 
 type WireOptions = Parameters<typeof startWire>[1]
@@ -276,6 +277,14 @@ describe('heads', () => {
     assert.equal(arrived[arrived.findIndex((part) => part.toLowerCase() === 'host') + 1], 'Stock')
   })
 
+  test('that cannot be passed on become a 502 with a text of its own', async (t) => {
+    const broken: Layer = () => async () => replyOf({ statusText: 'OK', headers: ['x-broken', 'a\u0001b'] })
+    const { port } = await wire(t, () => {}, { layers: [broken] })
+    const response = await call(port)
+    assert.deepEqual([response.statusCode, response.statusMessage], [502, 'Bad Gateway'])
+    assert.equal(response.headers['x-holdfast-reason'], 'upstream_protocol')
+  })
+
   test('a service cannot forge a sidecar’s reason', async (t) => {
     const { port } = await wire(t, (_incoming, outgoing) => {
       outgoing.writeHead(503, { 'x-holdfast-reason': 'not_here', 'X-Holdfast-Else': '1' }).end()
@@ -340,5 +349,18 @@ describe('HTTP/1.0', () => {
     assert.match(caller.text, /^HTTP\/1\.1 200 OK\r\n/)
     assert.match(caller.text, /old$/)
     assert.doesNotMatch(caller.text, /chunked/i)
+  })
+
+  test('is served an answer in chunks that announces trailers, which stay behind', async (t) => {
+    const { port } = await wire(t, (_incoming, outgoing) => {
+      outgoing.writeHead(200, { trailer: 'x-sum' })
+      outgoing.write('old')
+      outgoing.addTrailers({ 'x-sum': '1' })
+      outgoing.end()
+    })
+    const caller = new RawCaller(port).send('GET / HTTP/1.0\r\n\r\n')
+    await caller.closed
+    assert.match(caller.text, /^HTTP\/1\.1 200 OK\r\n[\s\S]*\r\n\r\nold$/)
+    assert.doesNotMatch(caller.text, /trailer|x-sum/i)
   })
 })
