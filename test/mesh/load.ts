@@ -4,6 +4,8 @@ import http from 'node:http'
 
 export interface Counts {
   sent: number
+  /** Of those, how many posted something, and so may not be sent twice. */
+  posted: number
   failed: number
   /** Calls whose sidecar chose the node from a view in memory that the registry has confirmed. */
   memory: number
@@ -17,7 +19,7 @@ export interface Counts {
 }
 
 export function noCounts(): Counts {
-  return { sent: 0, failed: 0, memory: 0, file: 0, registry: 0, longestMs: 0, failures: [] }
+  return { sent: 0, posted: 0, failed: 0, memory: 0, file: 0, registry: 0, longestMs: 0, failures: [] }
 }
 
 /** A failure that would have happened again a thousand times is told a few times only. */
@@ -28,6 +30,9 @@ interface Answer {
   readonly body: string
 }
 
+/** Every third call posts, while posting is on. */
+const POST_EVERY = 3
+
 /**
  * One worker after the other calls the given URLs in turn; `pause` lets the calls under way end and sends no more.
  */
@@ -37,6 +42,9 @@ export class Load {
   readonly #view: (body: string) => string | undefined
   #workers: Promise<void>[] = []
   #running = false
+  #posting = true
+  #calls = 0
+  readonly #posts = new Set<Promise<unknown>>()
   counts = noCounts()
 
   /**
@@ -59,6 +67,12 @@ export class Load {
     await Promise.all(this.#workers)
   }
 
+  /** Whether calls post from now on. Switched off, it returns when the last post under way has ended. */
+  async post(on: boolean): Promise<void> {
+    this.#posting = on
+    if (!on) await Promise.allSettled(this.#posts)
+  }
+
   /** The counts since the last time, and new ones from here on. */
   take(): Counts {
     const { counts } = this
@@ -74,15 +88,21 @@ export class Load {
     while (this.#running) {
       const url = this.#url()
       const startMs = performance.now()
-      const answer = await this.#call(url).catch((error: Error) => error)
+      const isPost = this.#posting && ++this.#calls % POST_EVERY === 0
+      const calling = this.#call(url, isPost)
+      if (isPost) this.#posts.add(calling)
+      const answer = await calling.catch((error: Error) => error)
+      this.#posts.delete(calling)
       const tookMs = performance.now() - startMs
       const { counts } = this
       counts.sent++
+      if (isPost) counts.posted++
       counts.longestMs = Math.max(counts.longestMs, tookMs)
       if (answer instanceof Error || answer.status !== 200) {
         counts.failed++
         const reason = answer instanceof Error ? answer.message : `${answer.status} ${answer.body.trim()}`
-        if (counts.failures.length < KEPT_FAILURES) counts.failures.push(`${url}: ${reason.slice(0, 300)}`)
+        const method = isPost ? 'POST' : 'GET'
+        if (counts.failures.length < KEPT_FAILURES) counts.failures.push(`${method} ${url}: ${reason.slice(0, 300)}`)
         // A dead mesh must not turn the drill into a busy loop.
         await new Promise((resolve) => setTimeout(resolve, 20))
         continue
@@ -92,9 +112,10 @@ export class Load {
     }
   }
 
-  #call(url: string): Promise<Answer> {
+  #call(url: string, isPost: boolean): Promise<Answer> {
     return new Promise((resolve, reject) => {
-      const request = http.get(url, { agent: this.#agent, timeout: 20_000 }, (response) => {
+      const method = isPost ? 'POST' : 'GET'
+      const request = http.request(url, { method, agent: this.#agent, timeout: 20_000 }, (response) => {
         let body = ''
         response.setEncoding('utf8')
         response.on('data', (chunk: string) => (body += chunk))
@@ -103,6 +124,7 @@ export class Load {
       })
       request.on('timeout', () => request.destroy(new Error('no answer in 20 s')))
       request.on('error', reject)
+      request.end(isPost ? JSON.stringify({ count: 2 }) : undefined)
     })
   }
 }
@@ -110,6 +132,7 @@ export class Load {
 export function add(a: Counts, b: Counts): Counts {
   return {
     sent: a.sent + b.sent,
+    posted: a.posted + b.posted,
     failed: a.failed + b.failed,
     memory: a.memory + b.memory,
     file: a.file + b.file,

@@ -2,13 +2,18 @@
 import http from 'node:http'
 
 /**
- * Serves `routes`, a function from a path to an object (or a promise of one), as JSON. A call that fails further down
- * is a 502 here, as in any service.
+ * Serves `routes`, a function from a path and the JSON that was posted to an object (or a promise of one), as JSON. A
+ * call that fails further down is a 502 here, as in any service.
  */
 export function serve(name, routes) {
   const server = http.createServer(async (request, response) => {
     try {
-      const answer = await routes(new URL(request.url, 'http://localhost').pathname)
+      let posted = ''
+      for await (const chunk of request.setEncoding('utf8')) posted += chunk
+      const answer = await routes(
+        new URL(request.url, 'http://localhost').pathname,
+        posted ? JSON.parse(posted) : undefined,
+      )
       response.writeHead(answer ? 200 : 404, { 'content-type': 'application/json' })
       response.end(JSON.stringify(answer ?? { error: 'not found' }) + '\n')
     } catch (error) {
@@ -31,10 +36,12 @@ export function serve(name, routes) {
 const agent = new http.Agent({ keepAlive: true })
 
 /** Calls another service: plain HTTP to the port on this host behind which everything else is. */
-export function call(service, path) {
+export function call(service, path, posted) {
   return new Promise((resolve, reject) => {
+    const port = Number(process.env.OUTBOUND_PORT)
+    const headers = { host: service, ...(posted && { 'content-type': 'application/json' }) }
     const request = http.request(
-      { host: '127.0.0.1', port: Number(process.env.OUTBOUND_PORT), path, agent, headers: { host: service } },
+      { host: '127.0.0.1', port, path, agent, headers, method: posted ? 'POST' : 'GET' },
       (response) => {
         let body = ''
         response.setEncoding('utf8')
@@ -49,6 +56,6 @@ export function call(service, path) {
       },
     )
     request.on('error', reject)
-    request.end()
+    request.end(posted && JSON.stringify(posted))
   })
 }
