@@ -578,6 +578,34 @@ test('a body over one mebibyte is refused, one of another kind too', async (cont
     assert.equal((await call('PUT', NODE, '{}', { 'content-type': type })).body.code, 'unsupported_media_type', type)
 })
 
+test('a body is taken as it was sent, or refused: no bytes that are not UTF-8, no other charset, no compression', async (context) => {
+  const { call, registry } = await startRegistry(context)
+  const json = JSON.stringify({ ...someNode, labels: { a: 'grüß' } })
+  for (const [path, type, text] of [
+    [NODE, 'application/json', json],
+    [`${VIEW}/policy`, 'application/yaml', '# grüß\ntimeout: 1s\n'],
+  ] as const) {
+    const refused = await call('PUT', path, Buffer.from(text, 'latin1'), { 'content-type': type })
+    assert.deepEqual([refused.status, refused.body.errors], [400, [{ path: 'body', message: 'is not UTF-8' }]], type)
+    const others: Record<string, string>[] = [
+      { 'content-type': `${type}; charset=latin1` },
+      { 'content-type': `${type}; charset="iso-8859-1"` },
+      { 'content-type': type, 'content-encoding': 'gzip' },
+    ]
+    for (const headers of others) {
+      const { status, body } = await call('PUT', path, text, headers)
+      assert.deepEqual([status, body.code], [415, 'unsupported_media_type'], JSON.stringify(headers))
+      assert.match(body.errors[0]!.path, /^header\.content-(type|encoding)$/)
+    }
+  }
+  assert.equal(registry.parts.hub.cursor.revision, 0)
+  const accepted = await call('PUT', NODE, json, {
+    'content-type': 'application/json;charset="UTF-8"',
+    'content-encoding': 'identity',
+  })
+  assert.equal(accepted.body.labels.a, 'grüß')
+})
+
 test('a client that names the content type of no body is understood', async (context) => {
   const { call } = await startRegistry(context)
   await call('PUT', NODE, someNode)

@@ -106,11 +106,11 @@ export async function startRegistry(context: TestContext, options: StartOptions 
 
 export function caller(url: string): TestRegistry['call'] {
   return async (method, target, body, headers = {}) => {
-    const isText = typeof body === 'string'
+    const isRaw = typeof body === 'string' || body instanceof Uint8Array
     const response = await fetch(url + target, {
       method,
       headers: { ...(body !== undefined && { 'content-type': 'application/json' }), ...headers },
-      ...(body !== undefined && { body: isText ? body : JSON.stringify(body) }),
+      ...(body !== undefined && { body: isRaw ? (body as string | Uint8Array<ArrayBuffer>) : JSON.stringify(body) }),
     })
     const text = await response.text()
     const isJson = response.headers.get('content-type')?.includes('json') === true && text !== ''

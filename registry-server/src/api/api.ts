@@ -9,6 +9,7 @@ import type { Clock } from '@holdfast/registry-client/clock'
 import { LIMITS } from '@holdfast/registry-client/protocol'
 import type { Log } from '../log.ts'
 import type { Metrics } from '../metrics.ts'
+import { checkCoding, parseBodies } from './bodies.ts'
 import type { Exchanges } from './exchanges.ts'
 import { operatorRoutes } from './operator-routes.ts'
 import type { Lifecycle, RegistryParts } from '../parts.ts'
@@ -97,6 +98,7 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
     }
     try {
       checkHost(request.raw)
+      checkCoding(request)
     } catch (error) {
       void reply.header('connection', 'close')
       return done(error as Error)
@@ -200,16 +202,6 @@ async function documentRoutes(app: FastifyInstance): Promise<void> {
     uiConfig: { docExpansion: 'list' },
     logo: { type: 'image/svg+xml', content: Buffer.from(LOGO), href: '/docs' },
     theme: { title: 'Holdfast registry' },
-  })
-}
-
-/** JSON only; a body that is empty is none, as clients send the content type with every request. */
-function parseBodies(app: FastifyInstance): void {
-  app.removeAllContentTypeParsers()
-  const parse = app.getDefaultJsonParser('error', 'error')
-  app.addContentTypeParser('application/json', { parseAs: 'string' }, (request, body, done) => {
-    if (body === '') done(null, undefined)
-    else void parse(request, body as string, done)
   })
 }
 

@@ -11,6 +11,7 @@ import {
   type PolicyDocument,
   type ServiceNode,
 } from '@holdfast/registry-client/protocol'
+import { decodeBody } from './bodies.ts'
 import { pageOf, type PageQuery } from './paging.ts'
 import type { RegistryParts } from '../parts.ts'
 import { checkDocument, parseYamlBody } from './policy-document.ts'
@@ -111,9 +112,9 @@ export function policyRoutes(app: FastifyInstance, parts: () => RegistryParts): 
   const path = '/v1/services/:service/policy'
   void app.register((scope, _options, done) => {
     for (const type of ['application/yaml', 'application/x-yaml', 'text/yaml'])
-      scope.addContentTypeParser(type, { parseAs: 'string' }, (_request, body, parsed) => {
+      scope.addContentTypeParser(type, { parseAs: 'buffer' }, (_request, body, parsed) => {
         try {
-          parsed(null, parseYamlBody(body as string))
+          parsed(null, parseYamlBody(decodeBody(body as Buffer)))
         } catch (error) {
           parsed(error as Error)
         }
