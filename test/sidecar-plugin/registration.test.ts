@@ -84,10 +84,40 @@ test('a service is registered after its first success, not before', async () => 
   assert.equal(registration.state, 'up')
 })
 
+test('who names a service in the moment in which it starts is answered once it is up', async () => {
+  const { clock, registrar, service, registration } = begin()
+  service.verdict = 'refused'
+  registration.start()
+  let settled = false
+  void registration.settled(5_000).then(() => (settled = true))
+  await clock.advance(1_000)
+  assert.equal(settled, false)
+  service.verdict = 'passed'
+  await clock.advance(100)
+  assert.equal(settled, true)
+  assert.deepEqual(registrar.told, ['register up'])
+})
+
+test('who names a service that does not start is answered when his patience ends', async () => {
+  const { clock, service, registration, probes } = begin()
+  service.verdict = 'refused'
+  registration.start()
+  let settled = false
+  void registration.settled(5_000).then(() => (settled = true))
+  await clock.advance(4_999)
+  assert.equal(settled, false)
+  await clock.advance(1)
+  assert.equal(settled, true)
+  assert.equal(registration.state, 'checking')
+  const hasty = probes()
+  await clock.advance(5_000)
+  assert.equal(probes() - hasty, 10, 'not as often any more')
+})
+
 test('as many successes in a row as asked for make it up', async () => {
   const { clock, registrar, registration } = begin({ healthyAfter: 3 })
   registration.start()
-  await clock.advance(999)
+  await clock.advance(199)
   assert.deepEqual(registrar.told, [])
   await clock.advance(1)
   assert.deepEqual(registrar.told, ['register up'])

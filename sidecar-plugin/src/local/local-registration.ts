@@ -33,6 +33,9 @@ export interface LocalRegistrationOptions {
 /** A service that is not up is looked at this often, however long its interval: who starts wants to be found. */
 const EAGER_INTERVAL_MS = 500
 
+/** Right after it was named it may be about to listen, and whoever named it waits for the answer. */
+const STARTING = { ms: 5_000, intervalMs: 100 }
+
 /** Between attempts to register what the registry refused: an operator has to act first. */
 const REFUSED_RETRY = { baseMs: 1_000, capMs: 60_000 }
 
@@ -110,10 +113,12 @@ export class LocalRegistration {
     }
   }
 
-  /** Resolves when it is registered or refused, or its first check failed, or `limitMs` have passed. */
+  /**
+   * Resolves when it is registered or refused, or `limitMs` have passed. A check that fails at first is no answer yet:
+   * a service is often named in the moment in which it starts.
+   */
   async settled(limitMs: number): Promise<void> {
     const isSettled = () =>
-      (this.#health.status !== 'unknown' && this.#wanted === 'absent') ||
       !['checking', 'pending'].includes(this.state) ||
       // The client waits for a registry as long as is sensible: what is pending after that stays so for now.
       (this.#handle?.state === 'pending' && this.#working === undefined)
@@ -156,12 +161,14 @@ export class LocalRegistration {
   async #watch(): Promise<void> {
     const { probe, check, clock } = this.#options
     const { signal } = this.#stop
+    const startedMs = clock.now()
     while (!signal.aborted) {
       const result = await probe(signal)
       if (signal.aborted) return
       this.#learn(result)
-      const intervalMs = this.#wanted === 'up' ? check.intervalMs : Math.min(check.intervalMs, EAGER_INTERVAL_MS)
-      await sleep(clock, intervalMs, signal)
+      const isStarting = !this.#everUp && clock.now() - startedMs < STARTING.ms
+      const eagerMs = isStarting ? STARTING.intervalMs : EAGER_INTERVAL_MS
+      await sleep(clock, this.#wanted === 'up' ? check.intervalMs : Math.min(check.intervalMs, eagerMs), signal)
     }
   }
 
