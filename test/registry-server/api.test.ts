@@ -439,7 +439,11 @@ test('a policy is stored as it was given, by JSON or YAML, and refused with the 
     ['- 1', 'application/yaml', 'body'],
     [`${'['.repeat(50_000)}`, 'application/yaml', 'body'],
     [`{"routes":${'['.repeat(100)}${']'.repeat(100)}}`, 'application/json', undefined],
-    ['{"routes":[{"match":{"headers":{"__proto__":{"exact":"x"}}}}]}', 'application/json', 'body'],
+    [
+      '{"routes":[{"match":{"headers":{"__proto__":{"exact":"x"}}}}]}',
+      'application/json',
+      'routes.0.match.headers.__proto__',
+    ],
     ['__proto__: 1', 'application/yaml', '__proto__'],
   ] as const) {
     const refused = await call('PUT', path, body, { 'content-type': type })
@@ -499,8 +503,10 @@ test('what cannot be understood is refused with its path, and nothing is written
     ['[1', 'body'],
     ['null', 'body'],
     ['', 'body'],
-    [`{"host":"h","port":1,"__proto__":{"x":1}}`, 'body'],
-    [`{"host":"h","port":1,"labels":{"__proto__":"x"}}`, 'body'],
+    [`{"host":"h","port":1,"__proto__":{"x":1}}`, '__proto__'],
+    [`{"host":"h","port":1,"labels":{"__proto__":"x"}}`, 'labels.__proto__'],
+    [`{"host":"h","port":1,"labels":{"\\u005f_proto__":"x"}}`, 'labels.__proto__'],
+    [`{"host":"h","port":1,"constructor":{"prototype":1}}`, 'constructor.prototype'],
   ]
   for (const [body, path] of wrong) {
     const refused = await call('PUT', NODE, body)
@@ -512,6 +518,8 @@ test('what cannot be understood is refused with its path, and nothing is written
       `${JSON.stringify(body)}: ${refused.text}`,
     )
   }
+  const reserved = await call('PUT', NODE, '{"labels":{"__proto__":"x"}}')
+  assert.equal(reserved.body.errors[0]?.message, '__proto__ is not accepted as a name here')
   assert.equal(registry.parts.hub.cursor.revision, 0)
 })
 

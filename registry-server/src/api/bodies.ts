@@ -23,11 +23,36 @@ export function parseBodies(app: FastifyInstance): void {
     try {
       const text = decodeBody(body as Buffer)
       if (text === '') done(null, undefined)
-      else void parse(request, text, done)
+      else
+        void parse(request, text, (error, value) => {
+          if (error) done(reasonOf(text, error))
+          else done(null, value)
+        })
     } catch (error) {
       done(error as Error)
     }
   })
+}
+
+/** The parser also refuses names that change what JavaScript objects are, and calls that bad JSON as well. */
+function reasonOf(text: string, error: Error): Error {
+  let document: unknown
+  try {
+    document = JSON.parse(text)
+  } catch {
+    return error
+  }
+  const waiting: { value: unknown; path: string }[] = [{ value: document, path: '' }]
+  for (let item = waiting.pop(); item !== undefined; item = waiting.pop()) {
+    if (typeof item.value !== 'object' || item.value === null) continue
+    for (const [key, value] of Object.entries(item.value)) {
+      const path = `${item.path}.${key.slice(0, 64)}`
+      if (key === '__proto__' || (key === 'prototype' && item.path.endsWith('.constructor')))
+        return invalid(path.slice(1, 200), `${key} is not accepted as a name here`)
+      waiting.push({ value, path })
+    }
+  }
+  return error
 }
 
 /** @throws Refusal for bytes that are not UTF-8, of which a lenient reader makes other characters */

@@ -38,7 +38,8 @@ export function checkDocument(document: unknown): void {
     if (typeof item.value !== 'object' || item.value === null) continue
     if (item.depth > MAX_DEPTH) throw invalid(item.path.slice(1, 200), `is nested more than ${MAX_DEPTH} deep`)
     for (const [key, value] of Object.entries(item.value)) {
-      if (key === '__proto__') throw invalid(`${item.path}.${key}`.slice(1, 200), 'unknown field')
+      if (key === '__proto__')
+        throw invalid(`${item.path}.${key}`.slice(1, 200), `${key} is not accepted as a name here`)
       waiting.push({ value, depth: item.depth + 1, path: `${item.path}.${key.slice(0, 64)}` })
     }
   }
