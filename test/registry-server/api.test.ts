@@ -578,6 +578,24 @@ test('a path that is none is 404, one that knows another method 405 with those',
   assert.equal(refused.headers.get('allow'), 'DELETE, GET, HEAD, PATCH, PUT')
 })
 
+test('a problem says what of the request it is about, also where nothing is wrong with how it is written', async (context) => {
+  const { call } = await startRegistry(context)
+  const place = async (method: string, path: string, body?: unknown, headers?: Record<string, string>) =>
+    (await call(method, path, body, headers)).body.errors[0]?.path
+  assert.equal(await place('GET', VIEW), 'service')
+  await call('PUT', NODE, { ...someNode, incarnation: 2 })
+  assert.equal(await place('GET', `${VIEW}/nodes/none`), 'id')
+  assert.equal(await place('PATCH', `${VIEW}/nodes/none`, { override: null }), 'id')
+  assert.equal(await place('GET', `${VIEW}/policy`), 'service')
+  assert.equal(await place('POST', '/v1/leases/none/renew'), 'lease')
+  assert.equal(await place('PUT', NODE, { ...someNode, lease: 'none' }), 'lease')
+  assert.equal(await place('PUT', NODE, { ...someNode, incarnation: 1 }), 'incarnation')
+  assert.equal(await place('GET', '/nowhere'), 'path')
+  assert.equal(await place('POST', NODE, someNode), 'method')
+  assert.equal(await place('PUT', NODE, '{}', { 'content-type': 'text/plain' }), 'header.content-type')
+  assert.equal(await place('PUT', NODE, ' '.repeat(1_048_577)), 'body')
+})
+
 test('a body over one mebibyte is refused, one of another kind too', async (context) => {
   const { call } = await startRegistry(context)
   const large = JSON.stringify({ ...someNode, labels: { a: 'x'.repeat(1_048_576) } })

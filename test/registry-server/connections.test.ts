@@ -29,7 +29,7 @@ async function exchange(context: TestContext, url: string, ...parts: string[]): 
   return text
 }
 
-function problemIn(answer: string): { status: number; code: string; head: string } {
+function problemIn(answer: string): { status: number; code: string; path: string; head: string } {
   const [head = '', ...rest] = answer.split('\r\n\r\n')
   const body = rest.join('\r\n\r\n')
   assert.match(head, /content-type: application\/problem\+json/i, answer)
@@ -37,9 +37,13 @@ function problemIn(answer: string): { status: number; code: string; head: string
   const problem = JSON.parse(body.slice(body.indexOf('{'), body.lastIndexOf('}') + 1)) as {
     status: number
     code: string
+    errors?: { path: string; message: string }[]
   }
   assert.equal(Number(head.split(' ')[1]), problem.status)
-  return { status: problem.status, code: problem.code, head }
+  const [error] = problem.errors ?? []
+  // What is no part of the request needs no place in it.
+  if (problem.status < 500) assert.ok(error !== undefined && error.path !== '' && error.message !== '', answer)
+  return { status: problem.status, code: problem.code, path: error?.path ?? '', head }
 }
 
 for (const [what, bytes, status, code] of [
@@ -77,6 +81,23 @@ for (const [what, bytes, status, code] of [
     const answer = problemIn(await exchange(context, url, bytes))
     assert.deepEqual([answer.status, answer.code], [status, code])
   })
+
+test('a problem below the routes says what of the request it is about', async (context) => {
+  const { url } = await startRegistry(context)
+  const chunked =
+    'PUT /v1/nodes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n'
+  for (const [bytes, path] of [
+    ['hello there\r\n\r\n', 'head'],
+    [`${chunked}not a length\r\n`, 'body'],
+    [`GET /healthz HTTP/1.1\r\nhost: x\r\na: ${'x'.repeat(70_000)}\r\n\r\n`, 'head'],
+    ['GET /healthz HTTP/1.1\r\nhost: x\r\nexpect: more\r\nconnection: close\r\n\r\n', 'header.expect'],
+    ['GET /healthz HTTP/1.1\r\n\r\n', 'header.host'],
+    ['GET /%zz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n', 'path'],
+    [upgradeTo('/v1/watch', 'sec-websocket-version: 13\r\n'), 'header.sec-websocket-key'],
+    [upgradeTo('/v1/services'), 'path'],
+  ] as const)
+    assert.equal(problemIn(await exchange(context, url, bytes)).path, path, bytes.slice(0, 100))
+})
 
 test('a client that asks first is told to go on, or at once that its body is too large', async (context) => {
   const { url } = await startRegistry(context)
@@ -123,8 +144,8 @@ test('a head that does not arrive in time, or a body, gets a problem document', 
       'PUT /v1/nodes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n[',
     ),
   ])
-  assert.equal(problemIn(head).code, 'request_timeout')
-  assert.equal(problemIn(body).code, 'request_timeout')
+  assert.deepEqual([problemIn(head).code, problemIn(head).path], ['request_timeout', 'head'])
+  assert.deepEqual([problemIn(body).code, problemIn(body).path], ['request_timeout', 'body'])
 })
 
 test('a request that asks for an upgrade to anything else is answered as it stands', async (context) => {

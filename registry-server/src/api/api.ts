@@ -76,7 +76,8 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
     clientErrorHandler(error, socket) {
       // A stream's client has sent what is no request: there is no answer in the middle of a stream.
       if (!socket.writable || error.code === 'ECONNRESET' || streams.carries(socket)) socket.destroy()
-      else exchanges.afterAnswers(socket, () => socket.end(rawAnswer(refusalBelow(error))))
+      else
+        exchanges.afterAnswers(socket, () => socket.end(rawAnswer(refusalBelow(error, exchanges.isReceiving(socket)))))
     },
     frameworkErrors(error, _request, reply) {
       sendProblem(error, reply, log)
@@ -276,15 +277,16 @@ function sendProblem(error: unknown, reply: FastifyReply, log: Log): void {
 }
 
 /** Below the routes: a head that cannot be read, one too large, a sender too slow. */
-function refusalBelow(error: NodeJS.ErrnoException): Refusal {
+function refusalBelow(error: NodeJS.ErrnoException, isBody: boolean): Refusal {
+  const at = (message: string) => ({ errors: [{ path: isBody ? 'body' : 'head', message }] })
   switch (error.code) {
     case 'HPE_HEADER_OVERFLOW':
       return new Refusal('header_too_large')
     case 'ERR_HTTP_REQUEST_TIMEOUT':
-      return new Refusal('request_timeout')
+      return new Refusal('request_timeout', at('did not arrive in time'))
     case 'HPE_CHUNK_EXTENSIONS_OVERFLOW':
       return new Refusal('body_too_large')
     default:
-      return new Refusal('invalid_request', { detail: 'not a request that HTTP/1.1 allows' })
+      return new Refusal('invalid_request', at('is not one that HTTP/1.1 allows'))
   }
 }

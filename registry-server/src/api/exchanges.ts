@@ -31,6 +31,11 @@ export class Exchanges {
     return (this.#open.get(socket)?.size ?? 0) === 0
   }
 
+  /** Whether a request's head has come, and its body not yet. */
+  isReceiving(socket: Duplex): boolean {
+    return [...(this.#open.get(socket) ?? [])].some(({ request }) => !request.complete)
+  }
+
   /** Runs `then` once every request that came whole is answered; not at all when the connection ends before. */
   afterAnswers(socket: Duplex, then: () => void): void {
     const waiting = [...(this.#open.get(socket) ?? [])].filter(({ request }) => request.complete)

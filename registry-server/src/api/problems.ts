@@ -28,6 +28,25 @@ const TITLES: Record<ProblemCode, readonly [status: number, title: string]> = {
   internal_error: [500, 'The registry failed'],
 }
 
+/** What of a request a problem is about, where nobody said it more exactly. A limit or a failure is about no part of it. */
+const PLACES: Partial<Record<ProblemCode, string>> = {
+  invalid_request: 'request',
+  bad_cursor: 'cursor',
+  not_found: 'path',
+  service_not_found: 'service',
+  node_not_found: 'id',
+  policy_not_found: 'service',
+  lease_not_found: 'lease',
+  stale_incarnation: 'incarnation',
+  method_not_allowed: 'method',
+  not_acceptable: 'header.accept',
+  request_timeout: 'head',
+  body_too_large: 'body',
+  unsupported_media_type: 'header.content-type',
+  expectation_failed: 'header.expect',
+  header_too_large: 'head',
+}
+
 /** Of one answer. A client that waits a little spares a registry that is coming up. */
 const RETRY_AFTER_S = '1'
 
@@ -66,11 +85,14 @@ export interface ProblemAnswer {
 export function problemAnswer({ code, details }: Refusal): ProblemAnswer {
   const [status, title] = TITLES[code]
   const { headers = {}, ...members } = details
+  const place = PLACES[code]
+  const errors =
+    members.errors ?? (place === undefined ? undefined : [{ path: place, message: members.detail ?? title }])
   const retry: Record<string, string> = status === 503 || status === 429 ? { 'retry-after': RETRY_AFTER_S } : {}
   return {
     status,
     headers: { ...retry, ...headers },
-    problem: { type: `urn:holdfast:problem:${code}`, title, status, code, ...members },
+    problem: { type: `urn:holdfast:problem:${code}`, title, status, code, ...members, ...(errors && { errors }) },
   }
 }
 
@@ -106,6 +128,11 @@ const BY_STATUS: Readonly<Record<number, ProblemCode>> = {
   503: 'not_ready',
 }
 
+const FASTIFY_PLACES: Readonly<Record<string, string>> = {
+  FST_ERR_BAD_URL: 'path',
+  FST_ERR_CTP_INVALID_CONTENT_LENGTH: 'header.content-length',
+}
+
 /** Any error as a refusal. What nobody expected is `internal_error`, without a word about its inside. */
 export function refusalOf(error: unknown): Refusal {
   if (error instanceof Refusal) return error
@@ -129,7 +156,8 @@ export function refusalOf(error: unknown): Refusal {
   if (code === 'FST_ERR_CTP_INVALID_JSON_BODY' || (error instanceof SyntaxError && statusCode === 400))
     return invalid('body', 'is not JSON')
   const known = statusCode === undefined ? undefined : BY_STATUS[statusCode]
-  if (known) return new Refusal(known, { detail: message })
+  const place = FASTIFY_PLACES[code ?? '']
+  if (known) return new Refusal(known, { detail: message, ...(place && { errors: [{ path: place, message }] }) })
   return new Refusal('internal_error')
 }
 

@@ -58,7 +58,8 @@ export class WatchStreams {
       maxPayload: LIMITS.bodyBytes,
     })
     this.#webSockets.on('wsClientError', (error, socket) => {
-      const refusal = new Refusal('invalid_request', { detail: error.message })
+      const [, field] = /(Sec-WebSocket-\w+|Upgrade) header/.exec(error.message) ?? []
+      const refusal = invalid(field === undefined ? 'head' : `header.${field.toLowerCase()}`, error.message)
       socket.end(rawAnswer(refusal, { 'sec-websocket-version': '13' }))
     })
   }
