@@ -101,7 +101,7 @@ test('a dependency is imported where it is declared, and declared where it is im
 test('parts never import parts: values come from contracts, and the composer hands the parts over', () => {
   // What any part of a package may use: words, time, pure functions.
   const parts: Record<string, readonly string[]> = {
-    'registry-client': ['connection', 'memory-cache', 'file-cache', 'selector', 'registrar'],
+    'registry-client': ['connection', 'followed-services', 'file-cache', 'selector', 'registrar'],
     'registry-server': ['embedded-store', 'watch-hub', 'leases', 'api'],
     'sidecar-plugin': ['forward', 'registration', 'admin', 'listener'],
   }

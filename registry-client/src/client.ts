@@ -1,32 +1,29 @@
 /**
- * COMPOSER of the client library: memory over files over the registry, selection on top, registration beside it.
- * Whatever level a view comes from, it passes the memory cache's gate and then feeds its selector, its watchers and
- * its file; nothing is decided here.
+ * COMPOSER of the client library: memory over files over the registry, selection on top, registration beside it; and
+ * the calls that programs make of it.
  */
 
 import { hostname } from 'node:os'
-import { parseDuration, sleep, systemClock, systemRandom, type Clock, type Random } from './clock.ts'
-import { Connection, type ConnectionStatus, type Session } from './connection.ts'
+import { parseDuration, systemClock, systemRandom, type Clock, type Random } from './clock.ts'
+import { Connection, type ConnectionStatus } from './connection.ts'
 import { systemDisk, type Disk } from './disk.ts'
 import { FileCache, type FileCacheStatus } from './file-cache.ts'
+import { FollowedServices, isUnknown, keyOf, type Followed } from './followed-services.ts'
 import { silentLog, type Log } from './log.ts'
-import { Entry, MemoryCache, type Origin } from './memory-cache.ts'
+import { MemoryCache, type Entry } from './memory-cache.ts'
 import { systemNetwork, type Network } from './network.ts'
 import {
   DEFAULT_NAMESPACE,
-  fold,
   isNamespace,
   isServiceName,
   LIMITS,
   type Cursor,
   type PolicyDocument,
-  type Removal,
   type ServiceNode,
-  type StreamEvent,
   type View,
 } from './protocol.ts'
 import { Registrar, type NodeRegistration, type Registration } from './registrar.ts'
-import { NoNodesError, Selector, type NodeReport, type Pick, type SelectorStrategy } from './selector.ts'
+import { NoNodesError, Selector, type NodeReport, type Pick } from './selector.ts'
 
 export interface ConnectOptions {
   /** Base URLs of registries that hold the same state. */
@@ -121,16 +118,8 @@ const DEFAULT_LEASE_TTL_MS = 15_000
 const DEFAULT_MAX_NODES = 100_000
 /** Far below what a registry takes on one stream; whoever calls more services than this calls them all rarely. */
 const DEFAULT_MAX_SERVICES = 20_000
-const MAX_UNKNOWN = 1_000
-/** A name that was mistyped, or is about to be registered: known to be unknown for so long, then asked for again. */
-const UNKNOWN_MS = 60_000
-/** How often files of unchanged views are dated anew. */
-const DATING_MS = 30_000
 /** How long a registration waits for a registry that cannot be reached before it returns as pending. */
 const PATIENCE_MS = 3_000
-/** How long the registry waits for a disk that does not answer: then the service is subscribed without a cursor. */
-const LOAD_PATIENCE_MS = 1_000
-
 /**
  * Starts a client. Never fails because the registry is down: what is in the cache directory answers meanwhile.
  * @throws TypeError for options that cannot be used
@@ -159,43 +148,16 @@ export async function connect(options: ConnectOptions): Promise<RegistryClient> 
   return client
 }
 
-interface Served {
-  readonly key: string
-  readonly entry: Entry
-  readonly selector: Selector
-  readonly watchers: Set<() => void>
-  /** The life of the stream on which a fresh snapshot was asked for and has not come yet. */
-  restarted: Session | undefined
-  /** The one read of the file; settled once its view was offered. */
-  loading: Promise<void> | undefined
-}
-
 export class RegistryClient {
   readonly #clock: Clock
-  readonly #random: Random
-  readonly #log: Log
   readonly #namespace: string
   readonly #connection: Connection
   readonly #files: FileCache | undefined
   readonly #memory: MemoryCache
+  readonly #services: FollowedServices
   readonly #registrar: Registrar
-  readonly #served = new WeakMap<Entry, Served>()
-  /** By namespace, then by service: a lookup without building a key. */
-  readonly #byName = new Map<string, Map<string, Served>>()
-  /** Entries whose view this life of the stream has not confirmed yet. */
-  readonly #unconfirmed = new Set<Entry>()
-  /** Entries in which the registry leaves nodes out without proof. */
-  readonly #quarantined = new Set<Entry>()
-  /** Names that the registry never heard of, oldest first, with when it said so. */
-  readonly #unknown = new Map<string, number>()
-  #datedMs = -Infinity
-  /** Files that are waited for. */
-  readonly #loads = new Set<AbortController>()
   #closing = false
   #closed = false
-  #snapshots = 0
-  #changes = 0
-  #restarts = 0
 
   /** Use {@link connect}. */
   constructor(options: ConnectOptions) {
@@ -203,14 +165,17 @@ export class RegistryClient {
     const endpoints = options.endpoints.map((endpoint) => endpoint.replace(/\/+$/, ''))
     const { network = systemNetwork, disk = systemDisk, cacheDir } = options
     this.#clock = clock
-    this.#random = random
-    this.#log = log
     this.#namespace = namespace
     this.#connection = new Connection(
       { endpoints, network, clock, random, log },
       {
-        event: (event, session) => this.#event(event, session),
-        reachable: (reachable) => this.#reachable(reachable),
+        event: (event, session) => this.#services.event(event, session),
+        reachable: (reachable) => {
+          if (!reachable) return
+          this.#services.reconnected()
+          // A registry that is back may have forgotten our lease: find out now, not at the next renewal.
+          this.#registrar.nudge()
+        },
         cursorOf: (key) => {
           const entry = this.#memory.peek(key)
           return (entry?.heard ?? entry?.view)?.cursor
@@ -221,9 +186,17 @@ export class RegistryClient {
       maxNodes: options.maxNodes ?? DEFAULT_MAX_NODES,
       maxServices: options.maxServices ?? DEFAULT_MAX_SERVICES,
       clock,
-      evicted: (key, entry) => this.#drop(key, entry),
+      evicted: (key, entry) => this.#services.drop(key, entry),
     })
     if (cacheDir !== undefined) this.#files = new FileCache({ directory: cacheDir, disk, clock, log })
+    this.#services = new FollowedServices({
+      memory: this.#memory,
+      files: this.#files,
+      subscriptions: this.#connection,
+      selectorOf: (service) => new Selector(service, clock, random),
+      clock,
+      log,
+    })
     this.#registrar = new Registrar({
       connection: this.#connection,
       clock,
@@ -239,7 +212,7 @@ export class RegistryClient {
 
   /** Called by {@link connect}. */
   async open(): Promise<void> {
-    await this.#files?.open({ changed: (namespace, service) => void this.#fileChanged(namespace, service) })
+    await this.#files?.open({ changed: (namespace, service) => void this.#services.fileChanged(namespace, service) })
     this.#connection.open()
   }
 
@@ -252,7 +225,7 @@ export class RegistryClient {
     const { signal } = options
     const maxStaleMs = millisecondsOf(options.maxStale, 'maxStale') ?? Infinity
     const deadlineMs = millisecondsOf(options.deadline, 'deadline') ?? DEFAULT_DEADLINE_MS
-    const served = this.#follow(this.#namespaceOf(options), service)
+    const served = this.#follow(service, options)
     const { entry } = served
     const fresh = () =>
       entry.served !== undefined && (entry.override !== undefined || entry.ageMs(this.#clock) <= maxStaleMs)
@@ -264,7 +237,7 @@ export class RegistryClient {
     // Whoever waits for a service watches it meanwhile: evicted, it would wait in vain.
     this.#memory.pin(served.key, entry)
     try {
-      if (!(await this.#until(served, fresh, deadlineMs, signal)))
+      if (!(await this.#services.until(served, fresh, deadlineMs, signal)))
         throw this.#closed
           ? new ResolveError('closed', service, ['the client is closed'])
           : new ResolveError(entry.view ? 'stale' : 'unresolved', service, this.#tried(entry))
@@ -292,7 +265,7 @@ export class RegistryClient {
    * @throws NoNodesError when none can take traffic, or nothing is known of the service
    */
   pick(service: string, options?: PickOptions): Pick {
-    const served = this.#byName.get(options?.namespace ?? this.#namespace)?.get(service)
+    const served = this.#services.find(options?.namespace ?? this.#namespace, service)
     if (served === undefined) throw new NoNodesError(service, 0)
     // A pick is use: without this a service that is called all the time could be evicted.
     this.#memory.get(served.key)
@@ -301,12 +274,7 @@ export class RegistryClient {
 
   /** What calls have shown of a service's nodes. */
   nodeReports(service: string, options: ServiceOptions = {}): NodeReport[] {
-    return (
-      this.#byName
-        .get(options.namespace ?? this.#namespace)
-        ?.get(service)
-        ?.selector.report() ?? []
-    )
+    return this.#services.find(options.namespace ?? this.#namespace, service)?.selector.report() ?? []
   }
 
   /**
@@ -317,8 +285,7 @@ export class RegistryClient {
     service: string,
     options: ServiceOptions & { readonly signal?: AbortSignal } = {},
   ): AsyncGenerator<Resolved, void, undefined> {
-    const namespace = this.#namespaceOf(options)
-    const served = this.#follow(namespace, service)
+    const served = this.#follow(service, options)
     const { entry } = served
     const shown = () => (isUnknown(entry) ? undefined : entry.served)
     this.#memory.pin(served.key, entry)
@@ -329,7 +296,7 @@ export class RegistryClient {
         if (shown() !== undefined && shown() !== last) {
           last = shown()
           yield this.#resolved(entry, false)
-        } else await this.#until(served, () => shown() !== last, Infinity, options.signal)
+        } else await this.#services.until(served, () => shown() !== last, Infinity, options.signal)
       }
     } finally {
       this.#memory.unpin(served.key, entry)
@@ -355,9 +322,7 @@ export class RegistryClient {
       quarantined: named((entry) => entry.quarantined),
       overridden: named((entry) => entry.override !== undefined),
       registrations: this.#registrar.registrations.length,
-      snapshots: this.#snapshots,
-      changes: this.#changes,
-      restarts: this.#restarts,
+      ...this.#services.counts,
     }
   }
 
@@ -368,220 +333,8 @@ export class RegistryClient {
     await this.#registrar.close()
     this.#closed = true
     this.#connection.close()
-    for (const load of this.#loads) load.abort()
-    for (const [, entry] of this.#memory.entries()) this.#notify(this.#served.get(entry))
+    this.#services.close()
     await this.#files?.close()
-    for (const services of this.#byName.values()) for (const { selector } of services.values()) selector.close()
-    this.#memory.clear()
-    this.#byName.clear()
-  }
-
-  /** The entry of a service, subscribed and with its file on the way, from the first call on. */
-  #follow(namespace: string, service: string): Served {
-    if (!isServiceName(service)) throw new TypeError(`not a service name: ${JSON.stringify(service.slice(0, 80))}`)
-    if (this.#closed) throw new ResolveError('closed', service, ['the client is closed'])
-    const key = keyOf(namespace, service)
-    const known = this.#memory.get(key)
-    if (known) return this.#served.get(known)!
-    const entry = new Entry(namespace, service)
-    const selector = new Selector(service, this.#clock, this.#random)
-    const served: Served = {
-      key,
-      entry,
-      selector,
-      watchers: new Set(),
-      restarted: undefined,
-      loading: undefined,
-    }
-    this.#served.set(entry, served)
-    const services = this.#byName.get(namespace) ?? new Map<string, Served>()
-    this.#byName.set(namespace, services.set(service, served))
-    this.#memory.add(key, entry)
-    this.#unconfirmed.add(entry)
-    // Loaded first and subscribed with its cursor then, so that only what changed is sent; but always subscribed.
-    served.loading = this.#loadInTime(entry).then(() => {
-      served.loading = undefined
-      if (this.#holds(entry)) this.#connection.subscribe(key, namespace, service)
-    })
-    return served
-  }
-
-  async #loadInTime(entry: Entry): Promise<void> {
-    if (this.#files === undefined) return
-    const loaded = new AbortController()
-    this.#loads.add(loaded)
-    void this.#load(this.#files, entry).then(() => loaded.abort())
-    await sleep(this.#clock, LOAD_PATIENCE_MS, loaded.signal)
-    this.#loads.delete(loaded)
-  }
-
-  /** Never rejects: what cannot be read is the file cache's business. */
-  async #load(files: FileCache, entry: Entry): Promise<void> {
-    const { namespace, service } = entry
-    const loaded = await files.load(namespace, service)
-    // Before the view is served, since an operator's word wins from the first answer on.
-    const override = await files.override(namespace, service, entry.view ?? loaded?.view, entry.override)
-    // Evicted, or everything closed, while the disk was read.
-    if (!this.#holds(entry)) return
-    const isNews = override !== entry.override
-    entry.override = override
-    if (loaded) this.#offer(entry, loaded.view, 'file', { heardMs: this.#clock.now() - loaded.ageMs })
-    if (isNews) this.#publish(entry)
-  }
-
-  async #fileChanged(namespace: string, service: string): Promise<void> {
-    const entry = this.#memory.peek(keyOf(namespace, service))
-    if (this.#files && entry && !this.#served.get(entry)?.loading && !this.#closed) await this.#load(this.#files, entry)
-  }
-
-  #holds(entry: Entry): boolean {
-    return !this.#closed && this.#memory.peek(keyOf(entry.namespace, entry.service)) === entry
-  }
-
-  #event(event: StreamEvent, session: Session): void {
-    if (event.event !== 'ping') {
-      const { frame } = event
-      const { namespace, service } = frame.kind === 'snapshot' ? frame.view : frame
-      const key = keyOf(namespace, service)
-      const entry = this.#memory.peek(key)
-      if (entry) {
-        if (frame.kind === 'snapshot') this.#snapshots++
-        else this.#changes++
-        const served = this.#served.get(entry)!
-        const next = fold(entry.heard ?? entry.view, frame)
-        if (next) {
-          if (frame.kind === 'snapshot') served.restarted = undefined
-          this.#offer(entry, next, 'registry', session, frame.kind === 'change' ? frame.remove : [])
-        } else if (served.restarted !== session) {
-          // Once: the changes that follow before the snapshot comes do not continue the view either.
-          served.restarted = session
-          this.#restarts++
-          this.#log.info({ namespace, service }, 'a change does not continue the view: asking for a snapshot')
-          entry.heard = undefined
-          this.#connection.restart(key)
-        }
-      }
-    }
-    if (event.id && (event.event === 'ping' || this.#unconfirmed.size > 0)) this.#confirm(event.id, session)
-    if (event.event === 'ping') this.#tidy(session)
-  }
-
-  /**
-   * Everything up to this id has been sent: each view of this epoch is current. Looks only at those that have not been
-   * confirmed in this life of the stream yet; the others share its {@link Session}, which grows younger by itself.
-   */
-  #confirm(id: Cursor, session: Session): void {
-    for (const entry of this.#unconfirmed) {
-      const served = this.#served.get(entry)
-      if (entry.view === undefined || entry.quarantined || entry.view.cursor.epoch !== id.epoch) continue
-      if (served?.restarted === session) continue
-      this.#unconfirmed.delete(entry)
-      entry.confirmed = session
-      entry.origin = 'registry'
-      if (isKnown(entry.view)) this.#files?.confirm(entry.view)
-      // Whoever waits for a view that is fresh enough may have it now.
-      this.#notify(served)
-    }
-  }
-
-  /** What is due now and then, with the pings: dates of files, names that nobody knows, nodes that did not come back. */
-  #tidy(session: Session): void {
-    const nowMs = this.#clock.now()
-    for (const [key, sinceMs] of this.#unknown) {
-      if (nowMs - sinceMs < UNKNOWN_MS) break
-      this.#forgetUnknown(key)
-    }
-    for (const entry of this.#quarantined) if (entry.heard) this.#offer(entry, entry.heard, 'registry', session)
-    if (nowMs - this.#datedMs < DATING_MS) return
-    this.#datedMs = nowMs
-    for (const [, { view, confirmed }] of this.#memory.entries())
-      if (view && confirmed === session && isKnown(view)) this.#files?.confirm(view)
-  }
-
-  #forgetUnknown(key: string): void {
-    this.#unknown.delete(key)
-    const entry = this.#memory.peek(key)
-    if (entry && isUnknown(entry) && entry.pins === 0) this.#memory.evict(key)
-  }
-
-  #offer(entry: Entry, next: View, origin: Origin, confirmed: Session, removed: readonly Removal[] = []): void {
-    const { namespace, service } = entry
-    const key = keyOf(namespace, service)
-    const before = entry.served
-    const verdict = this.#memory.offer(key, entry, next, origin, confirmed, removed)
-    if (verdict === 'accepted' || verdict === 'current') {
-      this.#quarantined.delete(entry)
-      if (origin === 'registry') this.#unconfirmed.delete(entry)
-    }
-    if (verdict === 'unproven' && !this.#quarantined.has(entry)) {
-      this.#quarantined.add(entry)
-      const kept = (entry.carried?.nodes.size ?? 0) - next.nodes.size
-      this.#log.warn({ namespace, service, kept }, 'the registry leaves out nodes without a cause: they stay')
-    }
-    if (verdict === 'accepted' && origin === 'registry') {
-      if (isKnown(next)) {
-        this.#unknown.delete(key)
-        this.#files?.save(next)
-      } else this.#noteUnknown(key)
-    }
-    if (entry.served !== before) this.#publish(entry)
-    else if (verdict === 'current') this.#notify(this.#served.get(entry))
-  }
-
-  /** Names that nobody registered are remembered for a while, and few of them: a stranger can think of any number. */
-  #noteUnknown(key: string): void {
-    this.#unknown.delete(key)
-    this.#unknown.set(key, this.#clock.now())
-    if (this.#unknown.size > MAX_UNKNOWN) this.#forgetUnknown(this.#unknown.keys().next().value!)
-  }
-
-  #publish(entry: Entry): void {
-    const served = this.#served.get(entry)
-    served?.selector.update(entry.served, strategyOf(entry.served?.policy))
-    this.#notify(served)
-  }
-
-  #notify(served: Served | undefined): void {
-    if (served) for (const changed of [...served.watchers]) changed()
-  }
-
-  #drop(key: string, entry: Entry): void {
-    this.#connection.unsubscribe(key)
-    this.#unknown.delete(key)
-    this.#unconfirmed.delete(entry)
-    this.#quarantined.delete(entry)
-    this.#files?.forget(entry.namespace, entry.service)
-    this.#served.get(entry)?.selector.close()
-    this.#byName.get(entry.namespace)?.delete(entry.service)
-  }
-
-  #reachable(reachable: boolean): void {
-    if (!reachable) return
-    for (const [, entry] of this.#memory.entries()) this.#unconfirmed.add(entry)
-    // A registry that is back may have forgotten our lease: find out now, not at the next renewal.
-    this.#registrar.nudge()
-  }
-
-  /** Waits until `test` holds after a change of the service; false when the deadline or the signal came first. */
-  #until(served: Served, test: () => boolean, deadlineMs: number, signal: AbortSignal | undefined): Promise<boolean> {
-    return new Promise((resolve) => {
-      const end = (result: boolean) => {
-        cancel()
-        served.watchers.delete(changed)
-        signal?.removeEventListener('abort', aborted)
-        resolve(result)
-      }
-      const changed = () => {
-        if (test()) end(true)
-        else if (this.#closed) end(false)
-      }
-      const aborted = () => end(false)
-      const cancel = deadlineMs === Infinity ? () => {} : this.#clock.after(deadlineMs, aborted)
-      served.watchers.add(changed)
-      signal?.addEventListener('abort', aborted, { once: true })
-      if (signal?.aborted) end(false)
-      else changed()
-    })
   }
 
   #resolved(entry: Entry, waited: boolean): Resolved {
@@ -599,10 +352,12 @@ export class RegistryClient {
     })
   }
 
-  #namespaceOf(options: ServiceOptions): string {
+  #follow(service: string, options: ServiceOptions): Followed {
     const namespace = options.namespace ?? this.#namespace
     if (!isNamespace(namespace)) throw new TypeError(`not a namespace: ${JSON.stringify(namespace.slice(0, 80))}`)
-    return namespace
+    if (!isServiceName(service)) throw new TypeError(`not a service name: ${JSON.stringify(service.slice(0, 80))}`)
+    if (this.#closed) throw new ResolveError('closed', service, ['the client is closed'])
+    return this.#services.follow(namespace, service)
   }
 
   #tried(entry: Entry): string[] {
@@ -633,24 +388,4 @@ function millisecondsOf(input: string | number | undefined, name: string): numbe
   if (input !== undefined && (ms === undefined || !(ms >= 0)))
     throw new TypeError(`${name}: must be a duration with its unit, such as 250ms, 15s or 10m, got ${input}`)
   return ms
-}
-
-/** Whether the registry says that it never heard of the service: nothing to serve. */
-function isUnknown(entry: Entry): boolean {
-  return entry.override === undefined && entry.view !== undefined && !isKnown(entry.view)
-}
-
-/** Whether the registry ever heard of the service; what it did not is not written to disk. */
-function isKnown(view: View): boolean {
-  return view.cursor.revision > 0
-}
-
-function keyOf(namespace: string, service: string): string {
-  return `${namespace}/${service}`
-}
-
-/** Of the strategies that a policy may name, those that this version executes; the others fall back to taking turns. */
-function strategyOf(policy: PolicyDocument | undefined): SelectorStrategy {
-  const loadBalancing = policy?.loadBalancing as { strategy?: unknown } | undefined
-  return loadBalancing?.strategy === 'random' ? 'random' : 'round_robin'
 }
