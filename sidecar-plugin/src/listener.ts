@@ -69,6 +69,10 @@ export class Listener {
   readonly #sockets = new Set<Socket>()
   readonly #emptied = new Set<() => void>()
   readonly #cut = new AbortController()
+  /** Requests of a connection whose answers have not left yet: pipelining makes them several. */
+  readonly #underWay = new WeakMap<Duplex, Set<IncomingMessage>>()
+  /** What a connection is to be told once the requests before it have their answers. */
+  readonly #refusals = new WeakMap<Duplex, SidecarError>()
   #inFlight = 0
   #closing = false
   #leaving = false
@@ -232,11 +236,18 @@ export class Listener {
       body: hasBody ? body : undefined,
       ended,
     })
+    const { socket } = request
     const answer = new Answer(exchange, request, response, clock, (ending) => {
       this.#inFlight--
+      this.#underWay.get(socket)?.delete(request)
       end(ending)
+      const refusal = this.#refusals.get(socket)
+      if (refusal) this.#refuseInTurn(socket, refusal)
     })
     this.#inFlight++
+    const underWay = this.#underWay.get(socket)
+    if (underWay) underWay.add(request)
+    else this.#underWay.set(socket, new Set([request]))
     const tooMany = headers.length > this.#limits.headFields * 2
     const served = tooMany
       ? Promise.reject(new SidecarError('head_too_large', `more than ${this.#limits.headFields} fields`))
@@ -253,11 +264,27 @@ export class Listener {
       socket.destroy()
       return
     }
-    if (error.code === 'HPE_HEADER_OVERFLOW')
-      this.#refuse(socket, new SidecarError('head_too_large', `more than ${this.#limits.headBytes} bytes`))
-    else if (error.code === 'ERR_HTTP_REQUEST_TIMEOUT')
-      this.#refuse(socket, new SidecarError('request_timeout', `the head took more than ${this.#limits.headMs} ms`))
-    else this.#refuse(socket, new SidecarError('bad_request', `not HTTP/1.1: ${error.code ?? 'unreadable'}`))
+    const refusal =
+      error.code === 'HPE_HEADER_OVERFLOW'
+        ? new SidecarError('head_too_large', `more than ${this.#limits.headBytes} bytes`)
+        : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
+          ? new SidecarError('request_timeout', `the head took more than ${this.#limits.headMs} ms`)
+          : new SidecarError('bad_request', `not HTTP/1.1: ${error.code ?? 'unreadable'}`)
+    this.#refuseInTurn(socket, refusal)
+  }
+
+  /**
+   * What came whole before the bytes that nobody can read was served, and its caller takes the first answer for that
+   * of the first request. A request that is not whole has those bytes in its body: it is what is refused.
+   */
+  #refuseInTurn(socket: Duplex, error: SidecarError): void {
+    const isAwaited = [...(this.#underWay.get(socket) ?? [])].some((request) => request.complete)
+    if (isAwaited) this.#refusals.set(socket, error)
+    else {
+      this.#refusals.delete(socket)
+      if (socket.writable) this.#refuse(socket, error)
+      else socket.destroy()
+    }
   }
 
   /** Answers below HTTP, where no response object exists. */

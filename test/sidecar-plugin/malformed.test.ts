@@ -73,6 +73,23 @@ describe('what is not HTTP/1.1 as a proxy must read it is refused with 400, and 
   })
 })
 
+test('requests before the bytes that nobody can read have their answers first', async (t) => {
+  const { port, served } = await start(t)
+  const get = 'GET / HTTP/1.1\r\nHost: a\r\n\r\n'
+  const post = 'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc'
+  const answer = await tell(port, `${get}${post}no request at all\r\n\r\n`)
+  assert.deepEqual(answer.match(/HTTP\/1\.1 \d+/g), ['HTTP/1.1 200', 'HTTP/1.1 200', 'HTTP/1.1 400'])
+  assert.match(answer, /x-holdfast-reason: bad_request/)
+  assert.equal(served(), 2)
+})
+
+test('a request with unreadable bytes in its body is refused after the one before it was answered', async (t) => {
+  const { port } = await start(t)
+  const broken = 'POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n'
+  const answer = await tell(port, `GET / HTTP/1.1\r\nHost: a\r\n\r\n${broken}`)
+  assert.deepEqual(answer.match(/HTTP\/1\.1 \d+/g), ['HTTP/1.1 200', 'HTTP/1.1 400'])
+})
+
 test('a request that hides in the body of an ambiguous one is never served', async (t) => {
   const { port, served } = await start(t)
   const hidden = 'GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n'
