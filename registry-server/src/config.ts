@@ -1,14 +1,24 @@
 /** What can be set, and its defaults. */
 
 import { commonSettings, duration, integer, leaf, port, size } from '@holdfast/registry-client/settings'
+import { inWords, LIMITS, PATTERNS } from '@holdfast/registry-client/protocol'
 import { z } from 'zod'
 
+const HOST = new RegExp(PATTERNS.host)
+
 export const settings = z.strictObject({
-  host: leaf(z.string().min(1).max(253), {
-    flag: 'host',
-    value: 'ADDRESS',
-    doc: 'the address to listen on; anything but loopback lets the network in',
-  }).default('127.0.0.1'),
+  host: leaf(
+    z.string().superRefine((value, context) => {
+      if (value.length <= LIMITS.hostChars && HOST.test(value)) return
+      const message = `must be ${inWords(PATTERNS.host)}, got ${JSON.stringify(value.slice(0, 60))}`
+      context.addIssue({ code: 'custom', message, input: value })
+    }),
+    {
+      flag: 'host',
+      value: 'ADDRESS',
+      doc: 'the address to listen on; anything but loopback lets the network in',
+    },
+  ).default('127.0.0.1'),
   port: leaf(port(), { flag: 'port', value: 'PORT', doc: 'the port of the HTTP API; 0 picks a free one' }).default(
     7400,
   ),

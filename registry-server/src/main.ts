@@ -57,7 +57,7 @@ function describe(error: unknown): string {
   if (error instanceof SettingsError) return `the configuration cannot be used:\n${error.message}`
   if (error instanceof StoreRefused) return error.message
   if (!(error instanceof Error)) return String(error)
-  const { code } = error as NodeJS.ErrnoException
-  if (code === 'EADDRINUSE' || code === 'EACCES' || code === 'EADDRNOTAVAIL') return error.message
+  // What the system refuses says by itself what was tried: a port that is taken, a name that nobody knows.
+  if ((error as NodeJS.ErrnoException).syscall !== undefined) return error.message
   return error.stack ?? error.message
 }

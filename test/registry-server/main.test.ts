@@ -7,7 +7,7 @@ import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { test } from 'node:test'
 import { fileURLToPath } from 'node:url'
-import { caller, temporaryDirectory } from './support.ts'
+import { caller, configOf, temporaryDirectory } from './support.ts'
 
 const PROGRAM = fileURLToPath(new URL('../../registry-server/bin/holdfast-registry.js', import.meta.url))
 
@@ -80,6 +80,31 @@ test('every problem of the configuration is named at once, and the status is 2',
     /--prot: unknown option; did you mean --port/,
   ])
     assert.match(stderr, what)
+})
+
+test('a host that is none is a problem of the configuration, one that nobody knows a message', async (context) => {
+  const directory = await temporaryDirectory(context)
+  for (const host of ['a b', '[::1]', 'a/b', 'x'.repeat(254)]) {
+    const { code, stderr } = await start(['--port', '0', '--data-dir', directory, '--host', host]).ended
+    assert.equal(code, 2, host)
+    assert.match(stderr, /\nhost: must be an IP address or a DNS name, got /)
+  }
+  const unknown = await start(['--port', '0', '--data-dir', directory, '--host', 'no-such-host.invalid']).ended
+  assert.equal(unknown.code, 1)
+  assert.match(unknown.stderr, /no-such-host\.invalid/)
+  assert.doesNotMatch(unknown.stderr, /\n {4}at /)
+  for (const host of ['::', '0.0.0.0', '::1', '127.0.0.1', 'localhost', 'registry.example.org'])
+    assert.equal(configOf(directory, { host }).host, host)
+})
+
+test('a data directory where nothing can be made ends the program with a message', async () => {
+  for (const directory of ['/proc/holdfast/data', '/proc/self', '/dev/null']) {
+    const { code, stdout, stderr } = await start(['--port', '0', '--data-dir', directory]).ended
+    assert.deepEqual([code, stdout], [1, ''], directory)
+    const message = stderr.split('\n').find((line) => line.startsWith('holdfast-registry: '))
+    assert.ok(message?.includes(directory), stderr)
+    assert.doesNotMatch(stderr, /\/proc\/self\/fd|\n {4}at /)
+  }
 })
 
 test('--help and --version answer without starting anything', async () => {

@@ -32,7 +32,8 @@ export async function lockDirectory(directory: string, identifier: string): Prom
     descriptor === undefined ? join(directory, file) : `/proc/self/fd/${descriptor}/${file}`
   const server = await listen(at(name)).catch((error: unknown) => {
     if (descriptor !== undefined) closeSync(descriptor)
-    throw new StoreRefused(`cannot lock ${directory}: ${String(error)}`, error)
+    const reason = String(error).replaceAll(at(name), join(directory, name))
+    throw new StoreRefused(`cannot lock ${directory}: ${reason}`, error)
   })
   const release = async () => {
     await closed(server)

@@ -7,7 +7,7 @@
  */
 
 import { spawn } from 'node:child_process'
-import { existsSync, mkdirSync, openSync, closeSync, fsyncSync, renameSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, openSync, closeSync, fsyncSync, renameSync, rmSync, statSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { lockDirectory } from './directory-lock.ts'
@@ -41,9 +41,7 @@ export interface OpenedDirectory {
 export async function openDirectory(options: DirectoryOptions): Promise<OpenedDirectory> {
   const directory = resolve(options.directory)
   try {
-    const made = mkdirSync(directory, { recursive: true, mode: 0o700 })
-    // A directory is there after a power cut only when its parent is synced.
-    for (let at = directory; made !== undefined && at.startsWith(made); at = dirname(at)) syncDirectory(dirname(at))
+    makeDirectory(directory)
   } catch (error) {
     throw new StoreRefused(`cannot create the data directory ${directory}: ${String(error)}`, error)
   }
@@ -75,6 +73,23 @@ async function create(directory: string, location: string, options: DirectoryOpt
   } catch (error) {
     throw new StoreRefused(`cannot create ${location}: ${String(error)}`, error)
   }
+}
+
+/** One by one: where no files can be made, as under /proc, Node's own recursive way never ends. */
+function makeDirectory(directory: string): void {
+  const missing: string[] = []
+  for (let at = directory; !existsSync(at) && at !== dirname(at); at = dirname(at)) missing.push(at)
+  for (const at of missing.reverse()) {
+    try {
+      mkdirSync(at, { mode: 0o700 })
+    } catch (error) {
+      // Someone else may have been faster.
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
+    }
+    // A directory is there after a power cut only when its parent is synced.
+    syncDirectory(dirname(at))
+  }
+  if (!statSync(directory).isDirectory()) throw new Error('there is something else in its place')
 }
 
 function syncDirectory(directory: string): void {
