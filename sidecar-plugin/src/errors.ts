@@ -28,7 +28,6 @@ export const REASONS = {
   unresolved: { status: 503, source: 'internal', title: 'The service could not be resolved' },
   overloaded: { status: 503, source: 'internal', title: 'Too many requests wait for the node' },
   draining: { status: 503, source: 'internal', title: 'The sidecar is draining' },
-  not_ready: { status: 503, source: 'internal', title: 'The sidecar is not ready' },
   deadline: { status: 504, source: 'upstream', title: 'No answer in time' },
   loop_detected: { status: 508, source: 'internal', title: 'The request came back to a sidecar that had sent it' },
 } as const satisfies Record<string, { status: number; source: ErrorSource; title: string }>
@@ -39,13 +38,7 @@ export type Reason = keyof typeof REASONS
  * Answers of a peer sidecar that prove that its service never saw the request, so that it may be sent elsewhere
  * whatever its method.
  */
-export const REFUSALS: ReadonlySet<string> = new Set<Reason>([
-  'not_here',
-  'upstream_connect',
-  'overloaded',
-  'draining',
-  'not_ready',
-])
+export const REFUSALS: ReadonlySet<string> = new Set<Reason>(['not_here', 'upstream_connect', 'overloaded', 'draining'])
 
 /** A request that the sidecar itself ended. */
 export class SidecarError extends Error {
@@ -71,11 +64,6 @@ export class SidecarError extends Error {
   /** The reason, for those who switch on `code` as with every other error. */
   get code(): Reason {
     return this.reason
-  }
-
-  /** Whether the same request may succeed on another node. */
-  get retryable(): boolean {
-    return !this.delivered && this.source === 'upstream' && this.reason !== 'deadline'
   }
 }
 

@@ -51,7 +51,7 @@ describe('a request that was not delivered is sent to another node', () => {
       assert.deepEqual(called, ['a', 'b'])
     })
 
-  for (const reason of ['not_here', 'upstream_connect', 'draining', 'not_ready'] as const)
+  for (const reason of ['not_here', 'upstream_connect', 'draining'] as const)
     test(`when the peer says ${reason}`, async () => {
       const body = new Readable({ read() {} })
       const { serve, called } = mesh({ a: answersWith({ status: 503, reason, body }), b: answersWith() })
