@@ -122,15 +122,20 @@ export const sidecarSettings = z.strictObject({
   services: z
     .array(localSpecSchema)
     .max(1_000)
-    .default([])
-    .superRefine((services, context) => {
-      const seen = new Set<string>()
-      for (const [index, { service }] of services.entries()) {
-        if (seen.has(service))
-          context.addIssue({ code: 'custom', path: [index, 'service'], message: `a second service ${service}` })
-        seen.add(service)
-      }
-    }),
+    .superRefine(
+      (services, context) => {
+        const seen = new Set<unknown>()
+        for (const [index, entry] of (services as readonly unknown[]).entries()) {
+          const service = (entry as { service?: unknown } | null | undefined)?.service
+          if (typeof service === 'string' && seen.has(service))
+            context.addIssue({ code: 'custom', path: [index, 'service'], message: `a second service ${service}` })
+          seen.add(service)
+        }
+      },
+      // Beside whatever else is wrong, with these services or elsewhere: all problems are reported at once.
+      { when: ({ value }) => Array.isArray(value) },
+    )
+    .default([]),
   ...commonSettings,
 })
 

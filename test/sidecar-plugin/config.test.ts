@@ -115,6 +115,18 @@ services:
     const file = 'services: [{ service: a, port: 1 }, { service: a, port: 2 }]'
     assert.match(problemsOf(() => load([], { file }))['services.1.service']!, /second service a/)
   })
+
+  test('two services of one name beside everything else that is wrong', () => {
+    const file = 'services: [{ service: a, port: 1 }, 7, { service: a, port: 0 }, { service: a, port: 2 }]'
+    const problems = problemsOf(() => load(['--zone', 'Z'], { file }))
+    assert.deepEqual(Object.keys(problems).sort(), [
+      'services.1',
+      'services.2.port',
+      'services.2.service',
+      'services.3.service',
+      'zone',
+    ])
+  })
 })
 
 test('the help names every flag that scripts rely on', () => {
