@@ -18,6 +18,9 @@ import { WatchStreams } from './watch/watch-streams.ts'
 /** Clients take two and a half of these in silence for a dead path. */
 const PING_MS = 10_000
 
+/** How long a stop waits for the rest of a request: one on its way is there by then, and nothing of it was begun. */
+const UNFINISHED_MS = 1_000
+
 export interface RegistryOptions {
   readonly config: RegistryConfig
   readonly log: Log
@@ -100,6 +103,7 @@ export async function createRegistry(options: RegistryOptions): Promise<Registry
       lifecycle.phase = 'stopping'
       leases.close()
       hub.close()
+      const cut = clock.after(UNFINISHED_MS, () => exchanges.cutUnfinished())
       const force = clock.after(config.shutdown, () => {
         streams.destroy()
         api.server.closeAllConnections()
@@ -107,6 +111,7 @@ export async function createRegistry(options: RegistryOptions): Promise<Registry
       try {
         await api.close()
       } finally {
+        cut()
         force()
         await store.close()
       }

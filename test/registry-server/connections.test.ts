@@ -303,16 +303,43 @@ test('a stop ends waits and idle connections, and finishes what was begun', asyn
   assert.equal((await poll).status, 200)
 })
 
+test('a stop waits a second for the rest of a request, and cuts what has not come then', async (context) => {
+  const clock = new ManualClock()
+  const { url, registry } = await startRegistry(context, { clock })
+  const begun = [open(context, url), open(context, url)] as const
+  const body = JSON.stringify([{ service: 'stock', id: 'a', ...someNode }])
+  for (const socket of begun)
+    socket.write(
+      'PUT /v1/nodes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n' +
+        `content-length: ${body.length}\r\n\r\n${body.slice(0, 5)}`,
+    )
+  await caller(url)('GET', '/healthz')
+  const closed = registry.close()
+  await clock.advance(900)
+  begun[0].write(body.slice(5))
+  const [answer] = (await once(begun[0], 'data')) as [Buffer]
+  assert.match(answer.toString(), /^HTTP\/1\.1 200/)
+  const gone = once(begun[1], 'close')
+  await clock.advance(200)
+  await Promise.all([closed, gone])
+  assert.equal(clock.pending, 0)
+})
+
 test('a stop is forced after its time when a client does not end', async (context) => {
   const clock = new ManualClock()
   const { url, registry } = await startRegistry(context, { clock })
-  const socket = open(context, url)
-  socket.write('PUT /v1/nodes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n[')
-  await caller(url)('GET', '/healthz')
-  const closed = registry.close()
-  const gone = once(socket, 'close')
-  await clock.advance(10_000)
-  await Promise.all([closed, gone])
+  const { hostname, port } = new URL(url)
+  const socket = connect({ port: Number(port), host: hostname, allowHalfOpen: true })
+  context.after(() => socket.destroy())
+  socket.write('GET /v1/watch?service=stock HTTP/1.1\r\nhost: x\r\n\r\n')
+  await once(socket, 'data')
+  let isClosed = false
+  const closed = registry.close().then(() => (isClosed = true))
+  await once(socket, 'end')
+  await clock.advance(9_000)
+  assert.equal(isClosed, false)
+  await clock.advance(1_000)
+  await closed
 })
 
 test('a port that is taken is an error that names it', async (context) => {

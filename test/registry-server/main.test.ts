@@ -137,11 +137,11 @@ test('a second signal ends a stop that waits', async (context) => {
   const directory = await temporaryDirectory(context)
   const { child, said, ended } = start(['--port', '0', '--data-dir', directory, '--log-level', 'info'])
   const url = new URL(/http:\/\/[^ ]+/.exec(await ready(child))![0])
-  // A request whose body does not come holds the stop up until its time is over.
-  const socket = connect(Number(url.port), url.hostname)
+  // A stream whose client does not end its side holds the stop up until its time is over.
+  const socket = connect({ port: Number(url.port), host: url.hostname, allowHalfOpen: true })
   socket.on('error', () => {})
-  socket.write('PUT /v1/nodes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n[')
-  await caller(url.origin)('GET', '/healthz')
+  socket.write('GET /v1/watch?service=stock HTTP/1.1\r\nhost: x\r\n\r\n')
+  await once(socket, 'data')
   child.kill('SIGTERM')
   while (!said.stderr.includes('stopping')) await once(child.stderr, 'data')
   child.kill('SIGTERM')

@@ -44,6 +44,11 @@ export class Exchanges {
     else last.response.once('close', then)
   }
 
+  /** Ends connections whose request has not come whole. */
+  cutUnfinished(): void {
+    for (const [socket, open] of this.#open) if ([...open].some(({ request }) => !request.complete)) socket.destroy()
+  }
+
   #begin(exchange: Exchange): void {
     const { socket } = exchange.request
     let open = this.#open.get(socket)
