@@ -1,6 +1,6 @@
 /** What can be set, and its defaults. */
 
-import { commonSettings, duration, integer, leaf, port, size } from '@holdfast/registry-client/settings'
+import { commonSettings, duration, integer, leaf, port, size, toggle } from '@holdfast/registry-client/settings'
 import { inWords, LIMITS, PATTERNS } from '@holdfast/registry-client/protocol'
 import { z } from 'zod'
 
@@ -27,6 +27,10 @@ export const settings = z.strictObject({
     value: 'DIR',
     doc: 'where the embedded store keeps its data; one registry each',
   }).default('./holdfast-data'),
+  newEpoch: leaf(toggle(), {
+    flag: 'new-epoch',
+    doc: 'for one start on a restored backup: gives the store a new identity, so that clients who are ahead of it follow it',
+  }).default(false),
   store: leaf(
     z.string().superRefine((value, context) => {
       if (value === 'embedded') return

@@ -71,6 +71,7 @@ export async function createRegistry(options: RegistryOptions): Promise<Registry
     (() =>
       openEmbeddedStore({
         directory: config.dataDir,
+        newEpoch: config.newEpoch,
         identifier,
         clock,
         log,

@@ -54,6 +54,21 @@ test('flags win over the environment, that over the file', async (context) => {
   await once(child, 'close')
 })
 
+test('--new-epoch gives a store another identity, once', async (context) => {
+  const directory = await temporaryDirectory(context)
+  const epochs: string[] = []
+  for (const flags of [[], ['--new-epoch'], []]) {
+    const { child } = start(['--port', '0', '--data-dir', directory, ...flags])
+    const [url] = /http:\/\/[^ ]+/.exec(await ready(child))!
+    epochs.push((await caller(url)('GET', '/v1/status')).body.epoch)
+    child.kill('SIGTERM')
+    await once(child, 'close')
+  }
+  const [first, second, third] = epochs
+  assert.notEqual(second, first)
+  assert.equal(third, second)
+})
+
 test('every problem of the configuration is named at once, and the status is 2', async (context) => {
   const directory = await temporaryDirectory(context)
   const file = path.join(directory, 'registry.yaml')
@@ -110,7 +125,16 @@ test('a data directory where nothing can be made ends the program with a message
 test('--help and --version answer without starting anything', async () => {
   const help = await start(['--help']).ended
   assert.equal(help.code, 0)
-  for (const flag of ['--host', '--port', '--data-dir', '--store', '--log-level', '--config', '--version'])
+  for (const flag of [
+    '--host',
+    '--port',
+    '--data-dir',
+    '--store',
+    '--new-epoch',
+    '--log-level',
+    '--config',
+    '--version',
+  ])
     assert.ok(help.stdout.includes(flag), flag)
   const asked = await start(['--version']).ended
   assert.match(asked.stdout, /^\d+\.\d+\.\d+\n$/)

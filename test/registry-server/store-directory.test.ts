@@ -19,7 +19,7 @@ const PAGE = 4096
 
 let serial = 0
 
-function openIn(directory: string) {
+function openIn(directory: string, options: { newEpoch?: boolean } = {}) {
   return openEmbeddedStore({
     directory,
     clock: new ManualClock(),
@@ -27,6 +27,7 @@ function openIn(directory: string) {
     identifier: () => `id${++serial}`,
     historyRevisions: 10_000,
     historyChanges: 1_000_000,
+    ...options,
   })
 }
 
@@ -85,6 +86,7 @@ async function refuses(directory: string, what: RegExp): Promise<void> {
     assert.match(error.message, what)
     assert.ok(error.message.includes(path.join(directory, 'store')), error.message)
     assert.match(error.message, /move the directory away/)
+    assert.match(error.message, /backup .* --new-epoch/)
     return true
   })
 }
@@ -181,6 +183,30 @@ test('whatever page is damaged, the store is refused or has every record; nobody
     const nodes = Object.values(services).reduce((sum, service) => sum + service.nodes.length, 0)
     assert.equal(nodes, 1000, `seed ${seed}, round ${round}`)
   }
+})
+
+test('a restored backup gets a new epoch when it is asked for, with all that it holds', async (context) => {
+  const { directory } = await filled(context)
+  const before = await openIn(directory)
+  const [{ epoch }, picture] = [before, await pictureOf(before)]
+  await before.close()
+  const renamed = await openIn(directory, { newEpoch: true })
+  assert.notEqual(renamed.epoch, epoch)
+  assert.deepEqual(await pictureOf(renamed), picture)
+  await renamed.transact((tx) => tx.putLease({ id: 'l', ttlMs: 5_000, owner: 'x' }))
+  await renamed.close()
+  const after = await openIn(directory)
+  assert.equal(after.epoch, renamed.epoch)
+  assert.equal((await pictureOf(after)).revision, picture.revision + 1)
+  await after.close()
+})
+
+test('a damaged store gets no new epoch', async (context) => {
+  const { directory, file } = await filled(context)
+  writeFileSync(file, readFileSync(file).subarray(0, 10 * PAGE))
+  const damaged = readFileSync(file)
+  await assert.rejects(openIn(directory, { newEpoch: true }), { code: 'store_refused' })
+  assert.deepEqual(readFileSync(file), damaged)
 })
 
 test('a creation that was interrupted is begun anew', async (context) => {

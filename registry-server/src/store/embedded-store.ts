@@ -20,7 +20,7 @@ import {
 } from './records.ts'
 import { changesOf, type HistoryMark, type HistoryMarks, type HistoryPlan } from './history-marks.ts'
 import { openDirectory, type DirectoryOptions } from './store-directory.ts'
-import { initialise, load, readHistory, readMeta, type Loaded } from './store-loader.ts'
+import { changeEpoch, initialise, load, readHistory, readMeta, type Loaded } from './store-loader.ts'
 import type { StoreMemory } from './store-state.ts'
 import { type Draft } from './store-state.ts'
 import {
@@ -270,7 +270,10 @@ export class EmbeddedStore implements Store {
 }
 
 export type EmbeddedDirectoryOptions = Omit<EmbeddedStoreOptions, 'open' | 'location' | 'onClose'> &
-  Omit<DirectoryOptions, 'initialise'>
+  Omit<DirectoryOptions, 'initialise'> & {
+    /** Gives the store a new epoch once it has proved to be whole. */
+    readonly newEpoch?: boolean
+  }
 
 /**
  * Opens the store of a data directory, creating it where none is.
@@ -279,7 +282,18 @@ export type EmbeddedDirectoryOptions = Omit<EmbeddedStoreOptions, 'open' | 'loca
 export async function openEmbeddedStore(options: EmbeddedDirectoryOptions): Promise<EmbeddedStore> {
   const { location, open, release } = await openDirectory({ ...options, initialise })
   try {
-    return await EmbeddedStore.open({ ...options, location, open, onClose: release })
+    const opened = () => EmbeddedStore.open({ ...options, location, open, onClose: release })
+    if (options.newEpoch !== true) return await opened()
+    // Read whole before anything is changed, and again after.
+    const whole = await EmbeddedStore.open({ ...options, location, open })
+    await whole.close()
+    const database = open()
+    try {
+      await changeEpoch(database, options.identifier())
+    } finally {
+      await database.close()
+    }
+    return await opened()
   } catch (error) {
     await release()
     throw error

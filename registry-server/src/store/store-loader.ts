@@ -73,6 +73,11 @@ export async function initialise(database: Database, epoch: string): Promise<voi
   await database.commit(encodeValues([[META_KEY, meta]]))
 }
 
+/** Makes a store another one with the same content: cursors of the old one mean nothing to it. */
+export async function changeEpoch(database: Database, epoch: string): Promise<void> {
+  await database.commit(encodeValues([[META_KEY, { ...readMeta(database), epoch }]]))
+}
+
 /** @throws Error when it is missing, damaged or of another version */
 export function readMeta(database: Database): Meta {
   const value = database.get(META_KEY)

@@ -214,7 +214,8 @@ export function damaged(location: string, error: unknown): StoreRefused {
     `the store in ${location} is damaged and was not opened: ${reason}. Nothing was changed. To go on, move the ` +
       'directory away and start again with an empty one: registrants register again by themselves, and clients keep ' +
       'serving from their caches meanwhile; policies, overrides and static nodes have to be written again. Or put a ' +
-      'backup of the directory in its place.',
+      'backup of the directory in its place and start once with --new-epoch: clients have seen more than it holds, and ' +
+      'would otherwise take what it says for old.',
     error,
   )
 }
