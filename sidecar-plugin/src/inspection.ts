@@ -5,12 +5,14 @@ import { formatDuration } from '@holdfast/registry-client/clock'
 import { encodeView } from '@holdfast/registry-client/protocol'
 import type { SidecarConfig } from './config.ts'
 import { localSpecDocument } from './local/local-spec.ts'
+import { maskPasswords } from './masked.ts'
 
 /** The effective configuration as its file would say it. */
 export function shownConfig(config: SidecarConfig): object {
   const { settle, idle, timeout } = config.drain
   return {
     ...config,
+    registry: config.registry.map(maskPasswords),
     drain: { settle: formatDuration(settle), idle: formatDuration(idle), timeout: formatDuration(timeout) },
     services: config.services.map(localSpecDocument),
   }

@@ -22,6 +22,7 @@ import { DEFAULT_ATTEMPTS, retry } from './layers/retry.ts'
 import { Listener, type ListenerLimits } from './listener.ts'
 import { LocalServices } from './local/local-services.ts'
 import type { LocalSpec } from './local/local-spec.ts'
+import { masked } from './masked.ts'
 import { policyReader } from './policy-reader.ts'
 import { LocalRegistration } from './local/local-registration.ts'
 import { RegistrationFile } from './local/registration-file.ts'
@@ -211,7 +212,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
         })
       },
       config: () => shownConfig(config),
-      stats: () => ({ ...stats.snapshot(), registrations: countStates(services), client: client.status() }),
+      stats: () => ({ ...stats.snapshot(), registrations: countStates(services), client: masked(client.status()) }),
       metrics: () => stats.registry.metrics(),
       drain: askDrain,
     },

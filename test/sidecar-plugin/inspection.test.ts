@@ -24,11 +24,13 @@ test('an explanation names who can be chosen, and of each other node why not', (
 
 test('the effective configuration reads like its file, durations with their units', () => {
   const { config } = loadConfig({
-    argv: ['--config', 'x'],
+    argv: ['--config', 'x', '--registry', 'http://user:hunter2@host:7400'],
     env: {},
     readFile: () => 'services: [{ service: stock, port: 80, healthCheck: { interval: 1500ms } }]',
   })
   const shown = shownConfig(config) as { drain: object; services: { healthCheck: { interval: string } }[] }
+  assert.doesNotMatch(JSON.stringify(shown), /hunter2/)
+  assert.match(JSON.stringify(shown), /http:\/\/user:\*\*\*@host:7400/)
   assert.deepEqual(shown.drain, { settle: '1s', idle: '5s', timeout: '30s' })
   assert.equal(shown.services[0]!.healthCheck.interval, '1500ms')
 })
