@@ -6,6 +6,14 @@ import type { z } from 'zod'
 import { localBodySchema, localSpecOf, type LocalSpec } from './local/local-spec.ts'
 import type { LocalReport } from './local/local-services.ts'
 
+/** A request that somebody thinks of. */
+export interface AskedRequest {
+  readonly method: string
+  readonly path: string
+  /** By names in lower case. */
+  readonly headers: Readonly<Record<string, string>>
+}
+
 /** What the admin API commands and shows; the composer hands it over. */
 export interface AdminSubject {
   /** Undefined once ready; why not before, and while draining. */
@@ -16,7 +24,7 @@ export interface AdminSubject {
   views(): readonly object[]
   /** Undefined when memory holds none. */
   view(service: string, namespace: string): object | undefined
-  explain(service: string, namespace: string, path: string): object | undefined
+  explain(service: string, namespace: string, request: AskedRequest): object | undefined
   config(): object
   stats(): object
   metrics(): Promise<string>
@@ -122,10 +130,15 @@ function addRoutes(app: FastifyInstance, subject: AdminSubject, home: string): v
     return found(subject.view(serviceOf(request.params.service), namespaceOf(namespace, home)), request.params.service)
   })
   app.get('/v1/explain', (request) => {
-    const { service, namespace, path = '/' } = queryOf(request, ['service', 'namespace', 'path'])
+    const query = queryOf(request, ['service', 'namespace', 'method', 'path'], HEADER_PARAMETER)
+    const { service, namespace, method = 'GET', path = '/' } = query
     if (service === undefined) throw invalid([{ path: 'query.service', message: 'is required' }])
     const name = serviceOf(service, 'query.service')
-    return found(subject.explain(name, namespaceOf(namespace, home), path), name)
+    const headers = Object.entries(query as Record<string, string>).flatMap(([key, value]) =>
+      HEADER_PARAMETER.test(key) ? [[key.slice(key.indexOf('.') + 1).toLowerCase(), value] as const] : [],
+    )
+    const asked = { method, path, headers: Object.fromEntries(headers) }
+    return found(subject.explain(name, namespaceOf(namespace, home), asked), name)
   })
   app.get('/v1/config', (request) => {
     queryOf(request, [])
@@ -196,10 +209,19 @@ function parse<T extends z.ZodType>(schema: T, input: unknown): z.output<T> {
   )
 }
 
-function queryOf<const K extends string>(request: FastifyRequest, known: readonly K[]): Partial<Record<K, string>> {
+/** `header.NAME` */
+const HEADER_PARAMETER = /^header\.[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$/
+
+/** @param pattern of further parameters that are known */
+function queryOf<const K extends string>(
+  request: FastifyRequest,
+  known: readonly K[],
+  pattern?: RegExp,
+): Partial<Record<K, string>> {
   const query = request.query as Record<string, string | string[]>
   const errors = Object.entries(query).flatMap(([key, value]) => {
-    if (!(known as readonly string[]).includes(key)) return [{ path: `query.${key}`, message: 'unknown parameter' }]
+    if (!(known as readonly string[]).includes(key) && !pattern?.test(key))
+      return [{ path: `query.${key}`, message: 'unknown parameter' }]
     return typeof value === 'string' ? [] : [{ path: `query.${key}`, message: 'must be given once' }]
   })
   if (errors.length > 0) throw invalid(errors)

@@ -2,7 +2,7 @@
 
 import type { NodeReport, Resolved } from '@holdfast/registry-client'
 import { formatDuration } from '@holdfast/registry-client/clock'
-import { encodeView } from '@holdfast/registry-client/protocol'
+import { encodeView, type ServiceNode } from '@holdfast/registry-client/protocol'
 import type { SidecarConfig } from './config.ts'
 import { localSpecDocument } from './local/local-spec.ts'
 import { maskPasswords } from './masked.ts'
@@ -25,46 +25,53 @@ export function shownView(resolved: Resolved): object {
 }
 
 /**
- * Which nodes a request could go to, and why not to the others. Which one it would be is drawn anew for each request,
- * so it is not pretended to be known; nothing is changed by asking.
+ * Which nodes a request could go to, each with its share of such requests, and why not to the others. Which one it
+ * would be is decided anew for each request, so it is not pretended to be known; nothing is changed by asking.
  */
 export function explain(asked: {
   readonly service: string
   readonly namespace: string
+  readonly method: string
   readonly path: string
-  readonly known: Resolved
+  readonly headers: Readonly<Record<string, string>>
+  readonly known: Pick<Resolved, 'nodes' | 'source' | 'age'>
   readonly calls: readonly NodeReport[]
   readonly timeoutMs: number
   readonly retries: number
+  readonly strategy: string
 }): object {
-  const { known, calls, ...question } = asked
+  const { known, calls, strategy, ...question } = asked
   const reports = new Map(calls.map((report) => [report.id, report]))
-  const nodes = known.nodes.map((node) => {
-    const ejectedMs = reports.get(node.id)?.ejectedForMs ?? 0
-    const why =
-      node.status !== 'up'
-        ? `its status is ${node.status}`
-        : node.weight === 0
-          ? 'its weight is 0'
-          : ejectedMs > 0
-            ? `calls to it failed: left out for another ${formatDuration(Math.ceil(ejectedMs))} unless too few remain`
-            : undefined
-    return {
+  const ejectedMs = (node: ServiceNode) => reports.get(node.id)?.ejectedForMs ?? 0
+  const able = known.nodes.filter((node) => node.status === 'up' && node.weight > 0)
+  const trusted = able.filter((node) => ejectedMs(node) === 0)
+  // As the selector does: a node that may work beats none.
+  const candidates = new Set(trusted.length > 0 ? trusted : able)
+  let total = 0
+  for (const { weight } of candidates) total += weight
+  const why = (node: ServiceNode) => {
+    if (node.status !== 'up') return `its status is ${node.status}`
+    if (node.weight === 0) return 'its weight is 0'
+    if (ejectedMs(node) === 0) return 'it is up'
+    const verdict = candidates.has(node) ? 'none is left without failures' : 'it is left out'
+    return `calls to it failed: ${verdict}, for another ${formatDuration(Math.ceil(ejectedMs(node)))}`
+  }
+  return {
+    ...question,
+    source: known.source,
+    age: Math.round(known.age),
+    strategy,
+    candidates: [...candidates].map((node) => node.id),
+    nodes: known.nodes.map((node) => ({
       id: node.id,
       host: node.host,
       port: node.port,
       status: node.status,
       weight: node.weight,
-      candidate: why === undefined,
-      ...(why !== undefined && { why }),
+      candidate: candidates.has(node),
+      why: why(node),
+      share: candidates.has(node) ? Math.round((node.weight / total) * 10_000) / 10_000 : 0,
       calls: reports.get(node.id),
-    }
-  })
-  return {
-    ...question,
-    source: known.source,
-    age: Math.round(known.age),
-    candidates: nodes.filter((node) => node.candidate).map((node) => node.id),
-    nodes,
+    })),
   }
 }

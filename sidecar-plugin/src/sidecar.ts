@@ -1,6 +1,13 @@
 import { join } from 'node:path'
 import { connect, type RegistryClient } from '@holdfast/registry-client'
-import { sleep, systemClock, systemRandom, type Clock, type Random } from '@holdfast/registry-client/clock'
+import {
+  parseDuration,
+  sleep,
+  systemClock,
+  systemRandom,
+  type Clock,
+  type Random,
+} from '@holdfast/registry-client/clock'
 import { openAccessLog } from './access-log-file.ts'
 import { createAdmin } from './admin.ts'
 import type { SidecarConfig } from './config.ts'
@@ -197,18 +204,22 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
         const view = client.peek(service, { namespace: of })
         return view && shownView(view)
       },
-      explain: (service, of, path) => {
+      explain: (service, of, request) => {
         const known = client.peek(service, { namespace: of })
         if (known === undefined) return undefined
         const policy = policyOf(known.policy)
         return explain({
           service,
           namespace: of,
-          path,
+          ...request,
           known,
           calls: client.nodeReports(service, { namespace: of }),
-          timeoutMs: policy?.timeoutMs ?? DEFAULT_TIMEOUT_MS,
+          timeoutMs: Math.min(
+            parseDuration(request.headers['x-holdfast-timeout']) ?? Infinity,
+            policy?.timeoutMs ?? DEFAULT_TIMEOUT_MS,
+          ),
           retries: policy?.retryAttempts ?? DEFAULT_ATTEMPTS,
+          strategy: policy?.strategy === 'random' ? 'random' : 'round_robin',
         })
       },
       config: () => shownConfig(config),

@@ -34,7 +34,7 @@ function start(over: Partial<AdminSubject> = {}) {
     registrations: () => [...specs.values()].map(reportOf),
     views: () => [{ service: 'stock' }],
     view: (service, namespace) => (service === 'stock' ? { service, namespace, source: 'file' } : undefined),
-    explain: (service, namespace, path) => (service === 'stock' ? { service, namespace, path } : undefined),
+    explain: (service, namespace, asked) => (service === 'stock' ? { service, namespace, ...asked } : undefined),
     config: () => ({ namespace: 'default' }),
     stats: () => ({ requests: 1 }),
     metrics: () => Promise.resolve('# metrics\n'),
@@ -157,6 +157,10 @@ describe('what is shown', () => {
   test('is an explanation, for those who name a service', async () => {
     const { call } = start()
     assert.equal((await call('GET', '/v1/explain?service=stock&path=/items')).body.path, '/items')
+    const asked = await call('GET', '/v1/explain?service=stock&method=POST&header.X-User=me&header.cookie=a%3Db')
+    assert.equal(asked.body.method, 'POST')
+    assert.deepEqual(asked.body.headers, { 'x-user': 'me', cookie: 'a=b' })
+    assert.equal((await call('GET', '/v1/explain?service=stock&header.=me')).status, 400)
     assert.equal((await call('GET', '/v1/explain')).body.errors![0]!.path, 'query.service')
   })
 

@@ -1,25 +1,57 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import type { NodeReport, Resolved } from '@holdfast/registry-client'
 import { loadConfig } from '../../sidecar-plugin/src/config.ts'
 import { explain, shownConfig } from '../../sidecar-plugin/src/inspection.ts'
 import { FakeClient } from './fakes.ts'
 
-test('an explanation names who can be chosen, and of each other node why not', () => {
-  const client = new FakeClient()
-  client.set('stock', [{ id: 'a' }, { id: 'b', status: 'draining' }, { id: 'c' }])
-  const shown = explain({
+function explained(known: Resolved, calls: readonly NodeReport[]) {
+  return explain({
     service: 'stock',
     namespace: 'default',
+    method: 'GET',
     path: '/items',
-    known: client.peek('stock')!,
-    calls: [{ id: 'c', pending: 0, failures: 3, ejectedForMs: 1_999.5 }],
+    headers: { 'x-user': 'me' },
+    known,
+    calls,
     timeoutMs: 15_000,
     retries: 2,
-  }) as { candidates: string[]; nodes: { id: string; why?: string }[]; path: string }
+    strategy: 'round_robin',
+  }) as {
+    candidates: string[]
+    nodes: { id: string; candidate: boolean; why: string; share: number }[]
+    path: string
+    headers: object
+    strategy: string
+  }
+}
+const failing = (id: string): NodeReport => ({ id, pending: 0, failures: 3, ejectedForMs: 1_999.5 })
+
+test('an explanation names who can be chosen and how often, and of each other node why not', () => {
+  const client = new FakeClient()
+  client.set('stock', [{ id: 'a' }, { id: 'b', status: 'draining' }, { id: 'c' }, { id: 'd' }])
+  const known = client.peek('stock')!
+  const nodes = known.nodes.map((node) => (node.id === 'd' ? { ...node, weight: 300 } : node))
+  const shown = explained({ ...known, nodes }, [failing('c')])
+  assert.deepEqual(shown.candidates, ['a', 'd'])
+  assert.deepEqual([shown.path, shown.headers, shown.strategy], ['/items', { 'x-user': 'me' }, 'round_robin'])
+  assert.deepEqual(
+    shown.nodes.map(({ share }) => share),
+    [0.25, 0, 0, 0.75],
+  )
+  assert.deepEqual(
+    shown.nodes.map(({ why }) => why),
+    ['it is up', 'its status is draining', 'calls to it failed: it is left out, for another 2s', 'it is up'],
+  )
+})
+
+test('an explanation keeps failing nodes as candidates when there are no others, as the selector does', () => {
+  const client = new FakeClient()
+  client.set('stock', [{ id: 'a' }, { id: 'b', status: 'down' }])
+  const shown = explained(client.peek('stock')!, [failing('a')])
   assert.deepEqual(shown.candidates, ['a'])
-  assert.equal(shown.path, '/items')
-  assert.equal(shown.nodes[1]!.why, 'its status is draining')
-  assert.match(shown.nodes[2]!.why!, /left out for another 2s/)
+  assert.match(shown.nodes[0]!.why, /none is left without failures/)
+  assert.equal(shown.nodes[0]!.share, 1)
 })
 
 test('the effective configuration reads like its file, durations with their units', () => {

@@ -190,6 +190,16 @@ describe('a call through both sidecars', () => {
   })
 })
 
+test('an explanation of a request reads the policy of its service, and the time that the request states', async (t) => {
+  const { sidecar, client } = await start(t)
+  client.set('stock', [{ id: 'n' }], { timeout: '2s', loadBalancing: { strategy: 'random' } })
+  const ask = async (query: string) =>
+    JSON.parse((await call(sidecar.ports.admin, { path: `/v1/explain?service=stock${query}` })).text) as object
+  const shown = await ask('&header.x-holdfast-timeout=1s')
+  assert.deepEqual({ ...shown, timeoutMs: 1_000, strategy: 'random', candidates: ['n'] }, shown)
+  assert.deepEqual({ ...(await ask('')), timeoutMs: 2_000, headers: {} }, await ask(''))
+})
+
 describe('what the sidecar answers by itself', () => {
   test('says why', async (t) => {
     const { sidecar, client } = await start(t)
