@@ -42,6 +42,13 @@ describe('a stated timeout', () => {
     assert.equal(exchange.signal.aborted, true)
   })
 
+  test('of nothing ends at once, as any other', async () => {
+    const { clock, outcome, done } = begin({}, 0)
+    await clock.advance(0)
+    await done
+    assert.equal(outcome().error?.reason, 'deadline')
+  })
+
   test('is the least of the policy’s and the caller’s', async () => {
     const lower = begin({ control: new Map([['timeout', '250ms']]) }, 2_000)
     await lower.clock.advance(250)
