@@ -212,7 +212,9 @@ async function override(words: readonly string[], { settings, streams, call }: C
   if (clear === (status !== undefined || weight !== undefined))
     throw new UsageError('override: give --status and --weight, or --clear')
   const path = `/v1/services/${service}/nodes/${encodeURIComponent(node!)}?namespace=${settings.namespace}`
-  const answer = (await call('PATCH', path, { override: clear ? null : { status, weight } })) as ServiceNode
+  const answer = (await call('PATCH', path, { override: clear ? null : { status, weight } })) as ServiceNode | undefined
+  // Of a node that is not there now nothing is left to show.
+  if (answer === undefined) return settings.json ? undefined : streams.out(`the override of ${node} is cleared`)
   streams.out(settings.json ? JSON.stringify(answer, undefined, 2) : nodeTable([answer]))
 }
 
