@@ -89,8 +89,10 @@ function change(): string {
 async function ours(transport: Transport): Promise<{ ms: number; bytes: number; memory: number }> {
   const server = await startRegistry()
   await load(server.port, { connections: 1, requests: 1, next: change })
+  await server.collectGarbage()
   const before = memoryOf(server.pid).own
   const people = await audience(server.port, hello(transport), true)
+  await server.collectGarbage()
   const memory = (memoryOf(server.pid).own - before) / SUBSCRIBERS
   // How long a frame is: sent once and waited for until no more of it comes.
   void people.expect(Infinity)

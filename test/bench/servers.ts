@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
+import { WebSocket } from 'ws'
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url))
 
@@ -14,18 +15,34 @@ export interface Server {
   readonly port: number
   readonly pid: number
   readonly directory: string
+  /** A full collection in the server: what it holds shows only without what it has dropped. */
+  collectGarbage(): Promise<void>
   stop(): Promise<void>
 }
 
 /** Starts a script that prints a URL when it is ready, on the first core where `taskset` is there. */
 export async function serve(script: string, args: (directory: string) => readonly string[]): Promise<Server> {
   const directory = mkdtempSync(path.join(tmpdir(), 'holdfast-bench-'))
-  const command = [process.execPath, '--import', 'tsx', path.join(ROOT, script), ...args(directory)]
+  const command = [
+    process.execPath,
+    '--inspect=127.0.0.1:0',
+    '--import',
+    'tsx',
+    path.join(ROOT, script),
+    ...args(directory),
+  ]
   const [program, ...rest] = hasTaskset() ? ['taskset', '-c', '0', ...command] : command
   const child = spawn(program!, rest, {
-    stdio: ['ignore', 'pipe', 'inherit'],
+    stdio: ['ignore', 'pipe', 'pipe'],
     cwd: ROOT,
     env: { ...process.env, HOLDFAST_LOG_LEVEL: 'warn' },
+  })
+  const inspector = new Promise<string>((resolve) => {
+    createInterface({ input: child.stderr }).on('line', (line) => {
+      const match = /^Debugger listening on (ws:\S+)/.exec(line)
+      if (match) resolve(match[1]!)
+      else if (!/^For help, see|^Debugger/.test(line)) console.error(line)
+    })
   })
   const port = await new Promise<number>((resolve, reject) => {
     createInterface({ input: child.stdout }).on('line', (line) => {
@@ -38,6 +55,15 @@ export async function serve(script: string, args: (directory: string) => readonl
     port,
     pid: child.pid!,
     directory,
+    collectGarbage: async () => {
+      const socket = new WebSocket(await inspector)
+      await once(socket, 'open')
+      for (const [id, method] of ['HeapProfiler.enable', 'HeapProfiler.collectGarbage'].entries()) {
+        socket.send(JSON.stringify({ id, method }))
+        await once(socket, 'message')
+      }
+      socket.terminate()
+    },
     stop: async () => {
       child.kill('SIGTERM')
       await once(child, 'exit')
