@@ -35,8 +35,8 @@ const all = [...PACKAGES.flatMap((name) => sourcesOf(name)), ...sourcesOf('test'
 test('packages import one another in one direction only', () => {
   const allowed: Record<string, RegExp> = {
     'registry-client': /^$/,
-    'registry-server': /^@holdfast\/registry-client\/(protocol|policy|clock|settings)$/,
-    'sidecar-plugin': /^@holdfast\/registry-client(\/(protocol|policy|clock|settings))?$/,
+    'registry-server': /^@holdfast\/registry-client\/(protocol|policy|clock|settings|log)$/,
+    'sidecar-plugin': /^@holdfast\/registry-client(\/(protocol|policy|clock|settings|log))?$/,
   }
   for (const name of PACKAGES)
     for (const { file, imports } of sourcesOf(`${name}/src`))

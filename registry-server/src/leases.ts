@@ -8,7 +8,7 @@
 
 import { every, type Clock } from '@holdfast/registry-client/clock'
 import { endLease, LeaseNotFound, TooManyLeases, type LeaseGranter } from './lease-rules.ts'
-import type { Log } from './log.ts'
+import type { Log } from '@holdfast/registry-client/log'
 import type { Lease, Store, StoreListener, StoreState, Committed, Transaction } from './store/store.ts'
 
 const SWEEP_MS = 250

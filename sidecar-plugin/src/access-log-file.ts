@@ -1,5 +1,5 @@
 import { pino } from 'pino'
-import type { Log } from './registry.ts'
+import type { Log } from '@holdfast/registry-client/log'
 
 /** What waits for a slow disk, at most. Past it lines are dropped and counted: a log must not stop a request. */
 const QUEUE_BYTES = 4_194_304

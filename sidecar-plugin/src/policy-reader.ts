@@ -1,6 +1,6 @@
 import { parsePolicy, PolicyError, type Policy } from '@holdfast/registry-client/policy'
 import type { PolicyDocument } from '@holdfast/registry-client/protocol'
-import type { Log } from './registry.ts'
+import type { Log } from '@holdfast/registry-client/log'
 
 /** What a policy document means; undefined for none, and for one that cannot be read. */
 export type PolicyReader = (document: PolicyDocument | undefined) => Policy | undefined

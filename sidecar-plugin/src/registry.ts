@@ -55,11 +55,3 @@ export interface Handle {
 export interface Registrar {
   register(spec: NodeSpec): Promise<Handle>
 }
-
-/** pino fits. */
-export interface Log {
-  debug(fields: object, message: string): void
-  info(fields: object, message: string): void
-  warn(fields: object, message: string): void
-  error(fields: object, message: string): void
-}

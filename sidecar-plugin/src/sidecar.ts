@@ -33,7 +33,7 @@ import { masked } from './masked.ts'
 import { policyReader } from './policy-reader.ts'
 import { LocalRegistration } from './local/local-registration.ts'
 import { RegistrationFile } from './local/registration-file.ts'
-import type { Log } from './registry.ts'
+import type { Log } from '@holdfast/registry-client/log'
 import { Stats } from './stats.ts'
 
 /** What a sidecar uses of the client library. */

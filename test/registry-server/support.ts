@@ -10,7 +10,7 @@ import { ManualClock } from '../support/manual-clock.ts'
 import { settings, type RegistryConfig } from '../../registry-server/src/config.ts'
 import { createRegistry, type Registry, type RegistryOptions } from '../../registry-server/src/server.ts'
 import type { HistoryLine } from '../../registry-server/src/watch/service-view.ts'
-import type { Log } from '../../registry-server/src/log.ts'
+import type { Log } from '@holdfast/registry-client/log'
 
 export const silent: Log = { debug() {}, info() {}, warn() {}, error() {} }
 

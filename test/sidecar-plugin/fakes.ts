@@ -19,7 +19,8 @@ import {
   type Reply,
   type RequestBody,
 } from '../../sidecar-plugin/src/layer.ts'
-import type { Handle, Log, NodeSpec } from '../../sidecar-plugin/src/registry.ts'
+import type { Log } from '@holdfast/registry-client/log'
+import type { Handle, NodeSpec } from '../../sidecar-plugin/src/registry.ts'
 
 export const quietLog: Log = { debug() {}, info() {}, warn() {}, error() {} }
 

@@ -6,7 +6,7 @@
  */
 
 import type { Clock } from '@holdfast/registry-client/clock'
-import type { Log } from '../log.ts'
+import type { Log } from '@holdfast/registry-client/log'
 import type { Database } from './lmdb-database.ts'
 import {
   encodeHistory,

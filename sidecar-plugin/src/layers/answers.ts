@@ -1,6 +1,6 @@
 import { asSidecarError, problemReply } from '../errors.ts'
 import type { Layer } from '../layer.ts'
-import type { Log } from '../registry.ts'
+import type { Log } from '@holdfast/registry-client/log'
 
 /**
  * Turns every failure into its answer: the one place where an error becomes a status. Stands below log and metrics,

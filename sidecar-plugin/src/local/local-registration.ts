@@ -1,6 +1,7 @@
 import { Backoff, sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
 import type { HealthCheck, Probe, ProbeResult } from './health-check.ts'
-import type { Handle, Log, NodeSpec, Registrar } from '../registry.ts'
+import type { Log } from '@holdfast/registry-client/log'
+import type { Handle, NodeSpec, Registrar } from '../registry.ts'
 
 /**
  * What is wanted of the registry. `absent` before the first success and while the service is stopped; `gone` for good.

@@ -2,7 +2,7 @@ import { mkdir, open, readFile, rename, rm } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { z } from 'zod'
 import { localSpecDocument, localSpecOf, localSpecSchema, type LocalSpec } from './local-spec.ts'
-import type { Log } from '../registry.ts'
+import type { Log } from '@holdfast/registry-client/log'
 
 const schema = z.strictObject({ version: z.literal(1), registrations: z.array(localSpecSchema) })
 
