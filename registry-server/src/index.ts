@@ -1,6 +1,6 @@
 export { createRegistry, type Registry, type RegistryOptions } from './server.ts'
 export { settings, type RegistryConfig } from './config.ts'
-export { openEmbeddedStore, type EmbeddedDirectoryOptions } from './store/embedded-store.ts'
+export { openEmbeddedStore, type EmbeddedDirectoryOptions } from './store/embedded/embedded-store.ts'
 export {
   StoreRefused,
   StoreUnavailable,

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { test, type TestContext } from 'node:test'
-import { openEmbeddedStore } from '../../registry-server/src/store/embedded-store.ts'
+import { openEmbeddedStore } from '../../registry-server/src/store/embedded/embedded-store.ts'
 import { Leases } from '../../registry-server/src/leases.ts'
 import type { Committed, Store } from '../../registry-server/src/store/store.ts'
 import { node } from '../store.contract.ts'
@@ -31,6 +31,9 @@ async function setUp(context: TestContext, directory?: string) {
       writes.push(outcome.catch(() => {}))
       return outcome
     },
+    read: (body) => inner.read(body),
+    sync: () => inner.sync(),
+    replicas: inner.replicas,
     watch: (listener) => inner.watch(listener),
     status: () => inner.status(),
     close: () => inner.close(),

@@ -31,16 +31,16 @@ export function overrideRoutes(app: FastifyInstance, parts: () => RegistryParts)
       const namespace = namespaceOf(request.query)
       const page = pageOf(request.query, ({ key }: Held) => key)
       const after = page.after ?? ''
-      const { result } = await parts().store.transact((tx) => {
+      const held = await parts().store.read((state) => {
         const found: Held[] = []
-        for (const { ref, override } of tx.overrides()) {
+        for (const { ref, override } of state.overrides()) {
           const key = `${ref.namespace}/${ref.service}/${ref.id}`
           if ((namespace === '*' || namespace === ref.namespace) && key > after)
-            found.push({ key, ref, override, present: tx.node(ref) !== undefined })
+            found.push({ key, ref, override, present: state.node(ref) !== undefined })
         }
         return found.sort((a, b) => (a.key < b.key ? -1 : 1))
       })
-      const { items, next } = page.take(result)
+      const { items, next } = page.take(held)
       const overrides = items.map(({ ref, override, present }) => ({ ...ref, override, present }))
       return reply.send({ overrides, ...(next && { next }) })
     },

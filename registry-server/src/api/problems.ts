@@ -4,7 +4,7 @@ import { inWords, type Problem, type ProblemCode } from '@holdfast/registry-clie
 import { PolicyError } from '@holdfast/registry-client/policy'
 import { LeaseNotFound, TooManyLeases } from '../lease-rules.ts'
 import { StaleIncarnation, TooManyOverrides } from '../registration.ts'
-import { StoreUnavailable } from '../store/store.ts'
+import { StoreUnavailable, TransactionTooLarge } from '../store/store.ts'
 
 const TITLES: Record<ProblemCode, readonly [status: number, title: string]> = {
   invalid_request: [400, 'The request cannot be understood'],
@@ -142,7 +142,8 @@ export function refusalOf(error: unknown): Refusal {
     error instanceof LeaseNotFound ||
     error instanceof TooManyLeases ||
     error instanceof TooManyOverrides ||
-    error instanceof StoreUnavailable
+    error instanceof StoreUnavailable ||
+    error instanceof TransactionTooLarge
   )
     return new Refusal(error.code, { detail: error.message })
   if (error instanceof PolicyError) {

@@ -161,7 +161,7 @@ export function nodeRoutes(app: FastifyInstance, parts: () => RegistryParts, max
       const node = view.nodes.get(request.params.id)
       if (node === undefined) {
         // Nothing else shows that an override waits for the node's return.
-        const { result: override } = await parts().store.transact((tx) => tx.override(refOf(request)))
+        const override = await parts().store.read((state) => state.override(refOf(request)))
         throw new Refusal(
           'node_not_found',
           override && {

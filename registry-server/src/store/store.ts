@@ -8,8 +8,9 @@
  * 3. Listeners learn of each in order, exactly once, and before its author is answered.
  * 4. A body that throws writes nothing. One that changes nothing makes no revision, and is answered only when all that
  *    it saw is durable.
- * 5. When the disk fails, every transaction that is not known to be durable is refused with {@link StoreUnavailable},
- *    and the state is the last durable one again. Later transactions work as soon as the disk does.
+ * 5. When the disk or the cluster behind it fails, every transaction that is not known to be durable is refused with
+ *    {@link StoreUnavailable}, and the state is the last durable one again. Later transactions work as soon as it does.
+ * 6. A transaction is decided on the newest state there is, whoever wrote it, also one that changes nothing.
  */
 
 import type {
@@ -41,6 +42,8 @@ export interface Lease {
   readonly owner: string
   /** Made by one node's registration for that node alone, and gone with it. */
   readonly own?: true
+  /** The replica that counts its time, by {@link Replicas.self}. */
+  readonly holder?: string
 }
 
 /** What outlives a service's nodes, for ever: a cursor that clients hold must mean something after any restart. */
@@ -117,17 +120,17 @@ export interface StoreState {
 }
 
 export interface StoreListener {
-  /** Called once, before any transaction. */
+  /**
+   * Called before any transaction, and again when the store was cut off for longer than history reaches back: the state
+   * then takes the place of what was known, and is never older.
+   */
   load(state: StoreState): void
   /** The transactions of one group commit, in order, and how far history has been trimmed with them. Must not throw. */
   apply(transactions: readonly Committed[], floor: number): void
 }
 
-/**
- * The latest state, which may not be durable yet, and what a body wants changed in it. Reads see the body's own writes.
- * Valid only while the body runs.
- */
-export interface Transaction {
+/** State for the moment of one call. */
+export interface StoreReader {
   node(ref: NodeRef): NodeEntry | undefined
   override(ref: NodeRef): Override | undefined
   policy(namespace: string, service: string): PolicyDocument | undefined
@@ -137,6 +140,13 @@ export interface Transaction {
   /** Those of nodes that are not there included, in no order. */
   overrides(): Iterable<{ readonly ref: NodeRef; readonly override: Override }>
   nodesOfLease(id: string): readonly NodeRef[]
+}
+
+/**
+ * The latest state, which may not be durable yet, and what a body wants changed in it. Reads see the body's own writes.
+ * Valid only while the body runs.
+ */
+export interface Transaction extends StoreReader {
   /** @param why left out when the same body notes the reason with an override */
   putNode(ref: NodeRef, entry: NodeEntry, why: Why | undefined): void
   removeNode(ref: NodeRef, why: Why & { readonly cause: RemovalCause }): void
@@ -170,6 +180,49 @@ export interface StoreStatus {
   readonly pending: number
   readonly commits: number
   readonly failures: number
+  /** For how long the state may have been overtaken by writes elsewhere; 0 where nobody else writes. */
+  readonly ageMs: number
+  /** Why nothing can be written now; undefined when it can. */
+  readonly lost: string | undefined
+  /** Records that cannot be read, and are left out. */
+  readonly setAside: readonly { readonly key: string; readonly reason: string }[]
+}
+
+/** One process on a store that several share. */
+export interface Replica {
+  readonly id: string
+  /** For people: where it runs. */
+  readonly name: string
+  /** ISO 8601, when it joined. */
+  readonly since: string
+}
+
+export interface ReplicasListener {
+  /** Others have come or gone, or this one was given up and is back. */
+  membersChanged(): void
+  /** Leases that were renewed at another replica. */
+  heard(leases: readonly string[], at: string): void
+}
+
+/** The processes that share a store. Who is gone is agreed upon by the store's own leases, not by each on its own. */
+export interface Replicas {
+  /** This process, as in {@link Lease.holder}. Undefined where there can be no other. */
+  readonly self: string | undefined
+  /** Also this one, by the same measure: once false, others may have taken its leases over. */
+  isAlive(id: string): boolean
+  /** Tells all others, soon and together with more, which leases were renewed here. Best effort. */
+  tell(lease: string): void
+  list(): readonly Replica[]
+  listen(listener: ReplicasListener): void
+}
+
+/** Nobody else. */
+export const ALONE: Replicas = {
+  self: undefined,
+  isAlive: () => false,
+  tell() {},
+  list: () => [],
+  listen() {},
 }
 
 export interface Store {
@@ -181,6 +234,14 @@ export interface Store {
    * @throws StoreUnavailable when it is not known to be durable; whatever `body` throws
    */
   transact<T>(body: (tx: Transaction) => T): Promise<Outcome<T>>
+  /** Runs `body` on the last durable state that is known here, also while nothing can be written. */
+  read<T>(body: (state: StoreReader) => T): Promise<T>
+  /**
+   * Resolves once listeners have been told of everything that anyone was acknowledged before this call.
+   * @throws StoreUnavailable when that cannot be known
+   */
+  sync(): Promise<void>
+  readonly replicas: Replicas
   /** Tells a listener the durable state, then each transaction after it. Returns how to stop. */
   watch(listener: StoreListener): Promise<() => void>
   status(): StoreStatus
@@ -195,6 +256,15 @@ export class StoreUnavailable extends Error {
   constructor(reason: string, cause?: unknown) {
     super(`the store cannot write: ${reason}`, { cause })
     this.name = 'StoreUnavailable'
+  }
+}
+
+/** A transaction of more than the engine takes in one piece. Nothing of it was written. */
+export class TransactionTooLarge extends Error {
+  readonly code = 'body_too_large'
+  constructor(reason: string) {
+    super(`too much for one transaction: ${reason}`)
+    this.name = 'TransactionTooLarge'
   }
 }
 

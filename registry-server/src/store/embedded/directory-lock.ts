@@ -11,7 +11,7 @@ import { createHash } from 'node:crypto'
 import { closeSync, openSync, readdirSync, rmSync } from 'node:fs'
 import { connect, createServer, type Server } from 'node:net'
 import { join, resolve } from 'node:path'
-import { StoreRefused } from './store.ts'
+import { StoreRefused } from '../store.ts'
 
 const NAME = /^lock-[\w-]+\.sock$/
 

@@ -8,32 +8,27 @@
 import type { Clock } from '@holdfast/registry-client/clock'
 import type { Log } from '@holdfast/registry-client/log'
 import type { Database } from './lmdb-database.ts'
-import {
-  encodeHistory,
-  encodeValues,
-  FORMAT,
-  historyKey,
-  keyOf,
-  META_KEY,
-  type EncodedWrites,
-  type Meta,
-} from './records.ts'
-import { changesOf, type HistoryMark, type HistoryMarks, type HistoryPlan } from './history-marks.ts'
+import { encodeHistory, historyKey, keyOf } from '../records.ts'
+import { changesOf, type HistoryMark, type HistoryMarks, type HistoryPlan } from '../history-marks.ts'
 import { openDirectory, type DirectoryOptions } from './store-directory.ts'
 import { changeEpoch, initialise, load, readHistory, readMeta, type Loaded } from './store-loader.ts'
-import type { StoreMemory } from './store-state.ts'
-import { type Draft } from './store-state.ts'
+import { encodeValues, FORMAT, META_KEY, type EncodedWrites, type Meta } from './stored-values.ts'
+import type { StoreMemory } from '../store-state.ts'
+import { type Draft } from '../store-state.ts'
 import {
+  ALONE,
   damaged,
   StoreRefused,
   StoreUnavailable,
   type Committed,
   type Outcome,
+  type Replicas,
   type Store,
   type StoreListener,
+  type StoreReader,
   type StoreStatus,
   type Transaction,
-} from './store.ts'
+} from '../store.ts'
 
 /** Transactions that may wait for the disk. Each is a request that waits for its answer; more are refused at once. */
 const MAX_PENDING = 20_000
@@ -71,6 +66,7 @@ interface Encoded {
 
 export class EmbeddedStore implements Store {
   readonly epoch: string
+  readonly replicas: Replicas = ALONE
   readonly #options: EmbeddedStoreOptions
   readonly #memory: StoreMemory
   readonly #listeners = new Set<StoreListener>()
@@ -130,6 +126,14 @@ export class EmbeddedStore implements Store {
     })
   }
 
+  /** What is in memory ahead of the disk counts only once it is durable. */
+  async read<T>(body: (state: StoreReader) => T): Promise<T> {
+    return (await this.transact(body)).result
+  }
+
+  /** Nobody else writes here, so this is always the newest. */
+  async sync(): Promise<void> {}
+
   async watch(listener: StoreListener): Promise<() => void> {
     while (this.#draining) await this.#draining
     listener.load({
@@ -152,6 +156,9 @@ export class EmbeddedStore implements Store {
       pending: this.#queue.length,
       commits: this.#commits,
       failures: this.#failures,
+      ageMs: 0,
+      lost: undefined,
+      setAside: [],
     }
   }
 

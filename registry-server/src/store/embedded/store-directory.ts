@@ -12,9 +12,9 @@ import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { lockDirectory } from './directory-lock.ts'
 import { openLmdb, type Database } from './lmdb-database.ts'
-import { damaged, StoreRefused } from './store.ts'
+import { damaged, StoreRefused } from '../store.ts'
 
-const CHECK = fileURLToPath(new URL('../../bin/check-store.js', import.meta.url))
+const CHECK = fileURLToPath(new URL('../../../bin/check-store.js', import.meta.url))
 
 export interface DirectoryOptions {
   readonly directory: string

@@ -1,20 +1,11 @@
 /** How a store's memory and its database become one another: the first record, and loading. */
 
-import { changesOf, HistoryMarks, type HistoryBounds, type HistoryMark } from './history-marks.ts'
+import { changesOf, HistoryMarks, type HistoryBounds, type HistoryMark } from '../history-marks.ts'
 import type { Database } from './lmdb-database.ts'
-import {
-  decodeHistory,
-  decodeRecord,
-  decodeValue,
-  encodeValues,
-  FORMAT,
-  HISTORY_PREFIX,
-  historyKey,
-  META_KEY,
-  type Meta,
-} from './records.ts'
-import { StoreMemory } from './store-state.ts'
-import type { HistoryEntry } from './store.ts'
+import { decodeHistory, decodeRecord, HISTORY_PREFIX, historyKey } from '../records.ts'
+import { decodeValue, encodeValues, FORMAT, META_KEY, type Meta } from './stored-values.ts'
+import { StoreMemory } from '../store-state.ts'
+import type { HistoryEntry } from '../store.ts'
 
 /** Records decoded in one turn of the event loop while loading: some 20 ms, so that health checks are answered. */
 const LOAD_PAGE = 4_000
