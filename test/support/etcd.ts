@@ -385,6 +385,8 @@ export class Gateway {
       signal: AbortSignal.timeout(ANSWER_MS),
     }
     const request = tls === undefined ? http.request(options) : https.request(options)
+    // What goes wrong before the answer is thrown below; after it, by the reading of the answer.
+    request.on('error', () => {})
     request.end(body && JSON.stringify(body))
     const [response] = (await once(request, 'response')) as [http.IncomingMessage]
     response.setEncoding('utf8')
@@ -479,7 +481,7 @@ export class Member {
       if (this.#log.length > LOG_LINES) this.#log.shift()
     })
     // Closed comes after the exit, with the last lines read.
-    this.#gone = once(child, 'close')
+    this.#gone = new Promise((resolve) => child.once('close', resolve))
     await once(child, 'spawn')
     if (options.wait !== false) await this.untilHealthy()
   }
