@@ -425,6 +425,7 @@ class PortTakenError extends Error {}
 export class Member {
   readonly name: string
   readonly clientPort: number
+  readonly dataDir: string
   readonly gateway: Gateway
   readonly #command: readonly string[]
   readonly #log: string[] = []
@@ -432,9 +433,10 @@ export class Member {
   #gone: Promise<unknown> = Promise.resolve()
   #isFrozen = false
 
-  constructor(name: string, clientPort: number, gateway: Gateway, command: readonly string[]) {
+  constructor(name: string, clientPort: number, dataDir: string, gateway: Gateway, command: readonly string[]) {
     this.name = name
     this.clientPort = clientPort
+    this.dataDir = dataDir
     this.gateway = gateway
     this.#command = command
   }
@@ -637,9 +639,10 @@ async function makeMembers(
   const initialCluster = planned.map(({ name, peerUrl }) => `${name}=${peerUrl}`).join(',')
   return planned.map(({ name, clientPort, peerUrl }) => {
     const clientUrl = `${scheme}://127.0.0.1:${clientPort}`
+    const dataDir = path.join(directory, name)
     const args = [
       `--name=${name}`,
-      `--data-dir=${path.join(directory, name)}`,
+      `--data-dir=${dataDir}`,
       `--listen-client-urls=${clientUrl}`,
       `--advertise-client-urls=${clientUrl}`,
       `--listen-peer-urls=${peerUrl}`,
@@ -657,7 +660,7 @@ async function makeMembers(
       ...(certificates && clientCertAuth ? ['--client-cert-auth', `--trusted-ca-file=${certificates.caFile}`] : []),
       ...flags,
     ]
-    return new Member(name, clientPort, new Gateway(clientPort, access), [...command, ...args])
+    return new Member(name, clientPort, dataDir, new Gateway(clientPort, access), [...command, ...args])
   })
 }
 
