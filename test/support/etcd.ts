@@ -25,7 +25,7 @@ const START_ATTEMPTS = 5
 
 const runProgram = promisify(execFile)
 
-/** What ends things with a test: its context, or `{ after }` of node:test for a whole file. */
+/** What ends things with a test: its context; or, at the top level of a file, `{ after }` of node:test. */
 export type Cleanup = Pick<TestContext, 'after'>
 
 /**
@@ -104,11 +104,14 @@ export interface Certificates {
   readonly serverKeyFile: string
   readonly clientCertFile: string
   readonly clientKeyFile: string
+  /** A client certificate that names nobody: with auth enabled, etcd's JSON gateway refuses one that names a user. */
+  readonly namelessCertFile: string
+  readonly namelessKeyFile: string
 }
 
 /**
- * A certificate authority of the test's own, with a server certificate for 127.0.0.1 and localhost and a client
- * certificate.
+ * A certificate authority of the test's own, with a server certificate for 127.0.0.1 and localhost and client
+ * certificates.
  * @param clientName the client certificate's common name, which is the user that it stands for once auth is enabled
  */
 export async function makeCertificates(context: Cleanup, clientName = 'holdfast'): Promise<Certificates> {
@@ -120,7 +123,7 @@ export async function makeCertificates(context: Cleanup, clientName = 'holdfast'
   const days = ['-days', '3650']
   const request = (name: string, subject: string, more: readonly string[] = []) => {
     const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-keyout', file(`${name}.key`)]
-    return runProgram(openssl, ['req', '-new', ...key, '-subj', `/CN=${subject}`, ...more])
+    return runProgram(openssl, ['req', '-new', ...key, '-subj', subject, ...more])
   }
   const sign = async (name: string, subject: string, extensions: string) => {
     await Promise.all([
@@ -131,17 +134,20 @@ export async function makeCertificates(context: Cleanup, clientName = 'holdfast'
     const files = ['-in', file(`${name}.csr`), '-extfile', file(`${name}.ext`), '-out', file(`${name}.pem`)]
     await runProgram(openssl, ['x509', '-req', ...authority, ...days, ...files])
   }
-  await request('ca', 'holdfast test authority', ['-x509', ...days, '-out', file('ca.pem')])
+  await request('ca', '/CN=holdfast test authority', ['-x509', ...days, '-out', file('ca.pem')])
   // etcd's own JSON gateway shows the server's certificate to etcd as a client does.
   const names = 'subjectAltName=IP:127.0.0.1,DNS:localhost'
-  await sign('server', 'localhost', `${names}\nextendedKeyUsage=serverAuth,clientAuth`)
-  await sign('client', clientName, 'extendedKeyUsage=clientAuth')
+  await sign('server', '/CN=localhost', `${names}\nextendedKeyUsage=serverAuth,clientAuth`)
+  await sign('client', `/CN=${clientName}`, 'extendedKeyUsage=clientAuth')
+  await sign('nameless', '/', 'extendedKeyUsage=clientAuth')
   return {
     caFile: file('ca.pem'),
     serverCertFile: file('server.pem'),
     serverKeyFile: file('server.key'),
     clientCertFile: file('client.pem'),
     clientKeyFile: file('client.key'),
+    namelessCertFile: file('nameless.pem'),
+    namelessKeyFile: file('nameless.key'),
   }
 }
 
@@ -626,8 +632,8 @@ async function makeMembers(
   const { flags = [], certificates, clientCertAuth, timing } = options
   const tls = certificates && {
     ca: readFileSync(certificates.caFile),
-    cert: readFileSync(certificates.clientCertFile),
-    key: readFileSync(certificates.clientKeyFile),
+    cert: readFileSync(certificates.namelessCertFile),
+    key: readFileSync(certificates.namelessKeyFile),
   }
   const access: Access = { tls, user: undefined, token: undefined }
   const scheme = certificates ? 'https' : 'http'
