@@ -296,7 +296,9 @@ export function storeContract(engine: string, open: () => Promise<StoreHarness>)
     })
     await pending
     await store.transact(put('c'))
-    assert.deepEqual(told, ['state 2', 'change 3'])
+    // An engine may tell of the one that was under way as part of the state or after it, but not both.
+    const all = ['state 1', 'change 2', 'change 3']
+    assert.deepEqual(told, told.length === 3 ? all : ['state 2', 'change 3'])
   })
 
   promise('a closed store refuses', async ({ store }) => {

@@ -43,7 +43,7 @@ function innerContext(context: TestContext): Cleanup & { end: () => Promise<void
     for (const hook of hooks.splice(0)) await hook()
   }
   context.after(end)
-  return { after: (hook) => void hooks.push(hook as () => unknown), end }
+  return { after: (hook) => void hooks.push(hook), end }
 }
 
 test('a put is read back after a kill and a start on the same data', { skip }, async (context) => {

@@ -13,7 +13,6 @@ import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
-import type { TestContext } from 'node:test'
 import { promisify } from 'node:util'
 
 const READY_MS = 30_000
@@ -26,7 +25,7 @@ const START_ATTEMPTS = 5
 const runProgram = promisify(execFile)
 
 /** What ends things with a test: its context; or, at the top level of a file, `{ after }` of node:test. */
-export type Cleanup = Pick<TestContext, 'after'>
+export type Cleanup = { after(fn: () => void | Promise<void>): void }
 
 /**
  * Run by one process of the machine at a time. A failure is remembered for ten minutes: without a network each test

@@ -71,46 +71,62 @@ function itemOf(key: string, item: ChangeItem): ChangeItem {
 }
 
 /**
- * Reads a record other than meta and history back into the write that made it. Undefined for an unknown kind.
+ * Reads a record other than history back into the write that made it.
+ * @param value undefined for a removal
+ * @returns undefined for an unknown kind
  * @throws DamagedRecord, ProtocolError
  */
 export function decodeRecord(key: string, value: unknown): Write | undefined {
   const [kind, ...names] = key.split('/') as [string, ...string[]]
   switch (kind) {
     case 'node': {
-      const { node, lease } = value as NodeEntry
       const ref = refOf(key, names)
-      const entry = Object.freeze({ node: decodeNode(node, key), ...(lease !== undefined && { lease }) })
-      if (entry.node.id !== ref.id || entry.node.leased !== (lease !== undefined))
-        throw new DamagedRecord(key, 'contradicts itself')
-      return { kind, ref, value: entry }
+      return { kind, ref, value: value === undefined ? undefined : nodeEntryOf(key, ref, value as NodeEntry) }
     }
-    case 'override': {
-      const override = value as Override
-      if (override.status !== undefined && !NODE_STATUSES.includes(override.status))
-        throw new DamagedRecord(key, 'no such status')
-      return { kind, ref: refOf(key, names), value: Object.freeze(override) }
-    }
+    case 'override':
+      return { kind, ref: refOf(key, names), value: value === undefined ? undefined : overrideOf(key, value as Override) }
     case 'policy':
-      return { kind, ...serviceOf(key, names), value: deepFreeze(value as PolicyDocument) }
-    case 'service': {
-      const record = value as ServiceRecord
-      if (!Number.isSafeInteger(record.revision)) throw new DamagedRecord(key, 'no revision')
-      const emptied = record.emptied && Object.freeze<Removal>(record.emptied)
-      return {
-        kind,
-        ...serviceOf(key, names),
-        value: Object.freeze({ revision: record.revision, ...(emptied && { emptied }) }),
-      }
-    }
+      return { kind, ...serviceOf(key, names), value: value === undefined ? undefined : policyOf(key, value) }
+    case 'service':
+      return { kind, ...serviceOf(key, names), value: value === undefined ? undefined : serviceRecordOf(key, value) }
     case 'lease': {
-      const lease = value as Lease
-      if (lease.id !== names[0] || !Number.isFinite(lease.ttlMs)) throw new DamagedRecord(key, 'contradicts its key')
-      return { kind, id: lease.id, value: Object.freeze(lease) }
+      const [id] = names
+      if (id === undefined || id === '') throw new DamagedRecord(key, 'a key without a lease')
+      return { kind, id, value: value === undefined ? undefined : leaseOf(key, id, value as Lease) }
     }
     default:
       return undefined
   }
+}
+
+function nodeEntryOf(key: string, ref: NodeRef, { node, lease }: NodeEntry): NodeEntry {
+  const entry = Object.freeze({ node: decodeNode(node, key), ...(lease !== undefined && { lease }) })
+  if (entry.node.id !== ref.id || entry.node.leased !== (lease !== undefined))
+    throw new DamagedRecord(key, 'contradicts itself')
+  return entry
+}
+
+function overrideOf(key: string, override: Override): Override {
+  if (override.status !== undefined && !NODE_STATUSES.includes(override.status))
+    throw new DamagedRecord(key, 'no such status')
+  return Object.freeze(override)
+}
+
+function policyOf(key: string, value: unknown): PolicyDocument {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw new DamagedRecord(key, 'no policy')
+  return deepFreeze(value as PolicyDocument)
+}
+
+function serviceRecordOf(key: string, value: unknown): ServiceRecord {
+  const record = value as ServiceRecord
+  if (!Number.isSafeInteger(record.revision)) throw new DamagedRecord(key, 'no revision')
+  const emptied = record.emptied && Object.freeze<Removal>(record.emptied)
+  return Object.freeze({ revision: record.revision, ...(emptied && { emptied }) })
+}
+
+function leaseOf(key: string, id: string, lease: Lease): Lease {
+  if (lease.id !== id || !Number.isFinite(lease.ttlMs)) throw new DamagedRecord(key, 'contradicts its key')
+  return Object.freeze(lease)
 }
 
 function serviceOf(key: string, names: readonly string[]): { namespace: string; service: string } {

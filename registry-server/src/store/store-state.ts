@@ -13,6 +13,7 @@ import type {
   ServiceChange,
   ServiceRecord,
   ServiceState,
+  StoreReader,
   Transaction,
   Why,
 } from './store.ts'
@@ -35,6 +36,9 @@ export type Write =
     }
   | { readonly kind: 'lease'; readonly id: string; readonly value: Lease | undefined }
 
+/** A write as a transaction's body made it: what it changed, and why. */
+export type Deed = Write & { readonly why?: Why | undefined }
+
 interface Slot {
   readonly namespace: string
   readonly service: string
@@ -51,7 +55,7 @@ export interface StateCounts {
   leases: number
 }
 
-export class StoreMemory {
+export class StoreMemory implements StoreReader {
   readonly #services = new Map<string, Slot>()
   readonly #overrides = new Map<string, Override>()
   readonly #leases = new Map<string, Lease>()
@@ -112,8 +116,27 @@ export class StoreMemory {
     return this.#leases.get(id)
   }
 
+  leaseCount(): number {
+    return this.counts.leases
+  }
+
+  overrideCount(): number {
+    return this.counts.overrides
+  }
+
   nodesOfLease(id: string): readonly NodeRef[] {
     return [...(this.#leased.get(id)?.values() ?? [])]
+  }
+
+  /** All nodes under leases. */
+  *leased(): Iterable<{ readonly ref: NodeRef; readonly lease: string }> {
+    for (const [lease, refs] of this.#leased) for (const ref of refs.values()) yield { ref, lease }
+  }
+
+  /** Services with content but without a record of their own, which no engine ever writes. */
+  *unrecorded(): Iterable<{ readonly namespace: string; readonly service: string }> {
+    for (const { namespace, service, record } of this.#services.values())
+      if (record === undefined) yield { namespace, service }
   }
 
   /** Sets one record; returns the write that would set it back. */
@@ -206,7 +229,7 @@ interface Touched {
 export class Draft implements Transaction {
   readonly #memory: StoreMemory
   readonly #time: string
-  readonly #writes: Write[] = []
+  readonly #writes: Deed[] = []
   readonly #undo: Write[] = []
   readonly #touched = new Map<string, Touched>()
   readonly #leasesPut = new Map<string, Lease>()
@@ -225,7 +248,8 @@ export class Draft implements Transaction {
     return this.#committed
   }
 
-  get writes(): readonly Write[] {
+  /** In order; those of service records, which follow from the others, come last. */
+  get writes(): readonly Deed[] {
     return this.#writes
   }
 
@@ -246,11 +270,11 @@ export class Draft implements Transaction {
   }
 
   leaseCount(): number {
-    return this.#memory.counts.leases
+    return this.#memory.leaseCount()
   }
 
   overrideCount(): number {
-    return this.#memory.counts.overrides
+    return this.#memory.overrideCount()
   }
 
   overrides(): Iterable<{ ref: NodeRef; override: Override }> {
@@ -262,7 +286,7 @@ export class Draft implements Transaction {
   }
 
   putNode(ref: NodeRef, entry: NodeEntry, why: Why | undefined): void {
-    this.#set({ kind: 'node', ref, value: entry })
+    this.#set({ kind: 'node', ref, value: entry, why })
     const touched = this.#touch(ref.namespace, ref.service)
     touched.remove.delete(ref.id)
     touched.put.set(ref.id, entry.node)
@@ -271,7 +295,7 @@ export class Draft implements Transaction {
 
   removeNode(ref: NodeRef, why: Why & { readonly cause: RemovalCause }): void {
     if (this.#memory.node(ref) === undefined) return
-    this.#set({ kind: 'node', ref, value: undefined })
+    this.#set({ kind: 'node', ref, value: undefined, why })
     const touched = this.#touch(ref.namespace, ref.service)
     touched.put.delete(ref.id)
     const removal = Object.freeze({ id: ref.id, cause: why.cause, time: this.#time, revision: this.revision })
@@ -282,12 +306,12 @@ export class Draft implements Transaction {
   }
 
   putOverride(ref: NodeRef, override: Override | undefined, why: Why): void {
-    this.#set({ kind: 'override', ref, value: override })
+    this.#set({ kind: 'override', ref, value: override, why })
     note(this.#touch(ref.namespace, ref.service), 'override', why, ref.id)
   }
 
   putPolicy(namespace: string, service: string, policy: PolicyDocument | undefined, why: Why): void {
-    this.#set({ kind: 'policy', namespace, service, value: policy })
+    this.#set({ kind: 'policy', namespace, service, value: policy, why })
     const touched = this.#touch(namespace, service)
     touched.policy = policy ?? null
     note(touched, 'policy', why)
@@ -343,7 +367,7 @@ export class Draft implements Transaction {
     if (this.#committed) this.#memory.revision = this.revision - 1
   }
 
-  #set(write: Write): void {
+  #set(write: Deed): void {
     this.#undo.push(this.#memory.apply(write))
     this.#writes.push(write)
   }
@@ -356,6 +380,26 @@ export class Draft implements Transaction {
       this.#touched.set(key, touched)
     }
     return touched
+  }
+}
+
+/**
+ * Does again what another body did: on the same state it leaves the same, so that everyone who follows the same deeds
+ * has the same state.
+ */
+export function redo(tx: Transaction, deed: Deed): void {
+  switch (deed.kind) {
+    case 'node':
+      if (deed.value) return tx.putNode(deed.ref, deed.value, deed.why)
+      return tx.removeNode(deed.ref, deed.why as Why & { readonly cause: RemovalCause })
+    case 'override':
+      return tx.putOverride(deed.ref, deed.value, deed.why!)
+    case 'policy':
+      return tx.putPolicy(deed.namespace, deed.service, deed.value, deed.why!)
+    case 'lease':
+      return deed.value ? tx.putLease(deed.value) : tx.removeLease(deed.id)
+    case 'service':
+      throw new Error('records of services follow from the rest')
   }
 }
 

@@ -1,0 +1,143 @@
+/** Reads the whole state from etcd, as of one of its revisions. */
+
+import { changesOf, type HistoryMark } from '../history-marks.ts'
+import { decodeRecord } from '../records.ts'
+import { StoreMemory } from '../store-state.ts'
+import { StoreRefused, type HistoryEntry } from '../store.ts'
+import { EtcdFailure, type EtcdConnection, type KeyValue } from './etcd-connection.ts'
+import { decodeMeta, encodeMeta, LOG, META, STATE, type Meta } from './layout.ts'
+import { decodeLogHead } from './log-entry.ts'
+
+/** Records in one answer. The largest node is some 25 KB, so that an answer stays far below what a process can hold. */
+const PAGE = 4_000
+/** Entries of the log may be a megabyte each. */
+const LOG_PAGE = 200
+
+export interface SetAside {
+  readonly key: string
+  readonly reason: string
+}
+
+export interface LoadedState {
+  readonly meta: Meta
+  /** Of etcd, when `meta` was last written. */
+  readonly metaRevision: number
+  /** Of etcd, as of which all of this is. */
+  readonly revision: number
+  readonly memory: StoreMemory
+  readonly marks: HistoryMark[]
+  /** By commit, oldest first. */
+  readonly history: { readonly revision: number; readonly entries: readonly HistoryEntry[] }[]
+  /** Records that cannot be read: left out, so that everything else works. */
+  readonly setAside: readonly SetAside[]
+}
+
+/**
+ * Makes an empty prefix a store; leaves one that is there alone.
+ * @throws StoreRefused when something else is there
+ */
+export async function ensureStore(connection: EtcdConnection, location: string, epoch: string): Promise<void> {
+  const { item } = await connection.get(META)
+  if (item) return void readMeta(item, location)
+  const { items } = await connection.range({ prefix: '', limit: 1, keysOnly: true })
+  // Another replica may have made it in between.
+  if (items[0]?.key === META) return
+  if (items[0])
+    throw new StoreRefused(
+      `${location} holds ${JSON.stringify(items[0].key)} but no store of Holdfast: it belongs to another program, or an ` +
+        'import into it was cut off. Choose another --etcd-prefix, or remove its keys.',
+    )
+  await connection.transact({
+    compare: [{ key: META, revision: 0 }],
+    success: [{ put: META, value: encodeMeta({ epoch, revision: 0 }) }],
+    failure: [],
+  })
+}
+
+/** @throws StoreRefused that names the key */
+export function readMeta(item: KeyValue, location: string): Meta {
+  try {
+    return decodeMeta(item.value)
+  } catch (error) {
+    throw new StoreRefused(`${location}${META} cannot be used: ${(error as Error).message}`, error)
+  }
+}
+
+/**
+ * @param location for messages
+ * @throws EtcdFailure, StoreRefused
+ */
+export async function loadState(connection: EtcdConnection, location: string): Promise<LoadedState> {
+  const { item, revision } = await connection.get(META)
+  if (item === undefined) throw new EtcdFailure('unreachable', `${location}${META} is gone`)
+  const meta = readMeta(item, location)
+  const setAside: SetAside[] = []
+  const memory = new StoreMemory()
+  await readAll(connection, STATE, revision, PAGE, ({ key, value }) => {
+    try {
+      const write = decodeRecord(key.slice(STATE.length), JSON.parse(value.toString()))
+      if (write === undefined) throw new Error('of no known kind')
+      memory.apply(write)
+    } catch (error) {
+      setAside.push({ key, reason: (error as Error).message })
+    }
+  })
+  setAside.push(...mend(memory, meta.revision))
+  memory.revision = meta.revision
+  const marks: HistoryMark[] = []
+  let history: { readonly revision: number; readonly entries: readonly HistoryEntry[] }[] = []
+  let next: number | undefined
+  await readAll(connection, LOG, revision, LOG_PAGE, ({ key, value }) => {
+    try {
+      const head = decodeLogHead(key, value)
+      if (next !== undefined && head.first !== next) throw new Error(`follows on revision ${next - 1}`)
+      next = head.last + 1
+      marks.push({ revision: head.last, changes: changesOf(head.history) })
+      history.push({ revision: head.last, entries: head.history })
+    } catch (error) {
+      setAside.push({ key, reason: (error as Error).message })
+      // What came before cannot be told without it.
+      marks.length = 0
+      history = []
+      next = undefined
+    }
+  })
+  if (next !== undefined && next !== meta.revision + 1) {
+    setAside.push({ key: LOG, reason: `it ends at revision ${next - 1}, and the state is at ${meta.revision}` })
+    marks.length = 0
+    history = []
+  }
+  return { meta, metaRevision: item.revision, revision, memory, marks, history, setAside }
+}
+
+/** Takes out what contradicts the rest, and says what. */
+function* mend(memory: StoreMemory, revision: number): Iterable<SetAside> {
+  for (const { ref, lease } of [...memory.leased()]) {
+    if (memory.lease(lease)) continue
+    memory.apply({ kind: 'node', ref, value: undefined })
+    yield { key: `${STATE}node/${ref.namespace}/${ref.service}/${ref.id}`, reason: 'its lease is missing' }
+  }
+  for (const { namespace, service } of [...memory.unrecorded()]) {
+    // As new as can be, so that whoever has seen any of it is told what there is now.
+    memory.apply({ kind: 'service', namespace, service, value: Object.freeze({ revision }) })
+    yield { key: `${STATE}service/${namespace}/${service}`, reason: 'missing, though the service has content' }
+  }
+}
+
+async function readAll(
+  connection: EtcdConnection,
+  prefix: string,
+  at: number,
+  limit: number,
+  take: (item: KeyValue) => void,
+): Promise<void> {
+  let page = connection.range({ prefix, limit, at })
+  for (;;) {
+    const { items, more } = await page
+    const after = items.at(-1)?.key
+    // The next one is on its way while this one is read.
+    if (more && after !== undefined) page = connection.range({ prefix, limit, at, after })
+    for (const item of items) take(item)
+    if (!more) return
+  }
+}

@@ -1,0 +1,206 @@
+/**
+ * The replicas on one etcd. Each keeps a key under an etcd lease of its own, so that it is etcd that says who is gone,
+ * to all in one order. This lease is all that a replica has to renew there, however many registrants it serves.
+ */
+
+import type { Clock } from '@holdfast/registry-client/clock'
+import type { Log } from '@holdfast/registry-client/log'
+import type { Replica, Replicas, ReplicasListener } from '../store.ts'
+import type { EtcdConnection, FeedEvent, KeyValue } from './etcd-connection.ts'
+import { HEARD, REPLICA } from './layout.ts'
+
+/** Longer than an election and a new connection take together, so that neither looks like a death. */
+const TTL_SECONDS = 8
+/**
+ * By how much earlier than etcd a replica takes itself for given up. Its own count begins when it asks for the renewal
+ * and etcd's when it answers, so that this is spare for clocks that do not run alike.
+ */
+const SAFETY_MS = 1_000
+const RENEW_MS = 2_000
+const TELL_MS = 500
+/** Ids in one message, far below what etcd takes; the rest follows with the next. */
+const TOLD_AT_ONCE = 20_000
+
+export interface EtcdReplicasOptions {
+  readonly self: Replica
+  readonly clock: Clock
+  readonly log: Log
+}
+
+export class EtcdReplicas implements Replicas {
+  readonly #options: EtcdReplicasOptions
+  readonly #members = new Map<string, Replica>()
+  readonly #listeners = new Set<ReplicasListener>()
+  #connection: EtcdConnection | undefined
+  #lease: string | undefined
+  #confirmedMs = -Infinity
+  #heard = new Set<string>()
+  #cancelRenewal: () => void = () => {}
+  #cancelTell: (() => void) | undefined
+  #cancelDoubt: () => void = () => {}
+
+  constructor(options: EtcdReplicasOptions) {
+    this.#options = options
+  }
+
+  get self(): string {
+    return this.#options.self.id
+  }
+
+  isAlive(id: string): boolean {
+    if (id !== this.self) return this.#members.has(id)
+    return this.#options.clock.now() < this.#confirmedMs + TTL_SECONDS * 1000 - SAFETY_MS
+  }
+
+  tell(lease: string): void {
+    this.#heard.add(lease)
+    this.#cancelTell ??= this.#options.clock.after(TELL_MS, () => void this.#tellNow())
+  }
+
+  list(): readonly Replica[] {
+    const others = [...this.#members.values()].filter(({ id }) => id !== this.self)
+    return this.isAlive(this.self) ? [this.#options.self, ...others] : others
+  }
+
+  listen(listener: ReplicasListener): void {
+    this.#listeners.add(listener)
+  }
+
+  /** All keys of replicas that there are now. */
+  load(items: readonly KeyValue[]): void {
+    const before = [...this.#members.keys()].sort().join()
+    this.#members.clear()
+    for (const { key, value } of items) this.#add(key, value)
+    if ([...this.#members.keys()].sort().join() !== before) this.#changed()
+  }
+
+  /** @returns whether the event was about replicas */
+  receive({ key, value }: FeedEvent): boolean {
+    if (key.startsWith(REPLICA)) {
+      if (value) this.#add(key, value)
+      else this.#remove(key.slice(REPLICA.length))
+      this.#changed()
+      return true
+    }
+    if (!key.startsWith(HEARD)) return false
+    const from = key.slice(HEARD.length)
+    if (value && from !== this.self) this.#receiveHeard(from, value)
+    return true
+  }
+
+  /** Joins, or joins again, over a new connection, and goes on renewing. */
+  async join(connection: EtcdConnection): Promise<void> {
+    this.#connection = connection
+    this.#cancelRenewal()
+    await this.#renew(connection)
+  }
+
+  /** The connection is lost. Time runs on: this replica counts as alive until etcd may have given it up. */
+  leave(): void {
+    this.#connection = undefined
+    this.#cancelRenewal()
+  }
+
+  /** Leaves for good, at once, so that nobody waits for this replica's time to run out. */
+  async close(): Promise<void> {
+    const connection = this.#connection
+    this.leave()
+    this.#cancelTell?.()
+    this.#cancelDoubt()
+    this.#confirmedMs = -Infinity
+    if (connection && this.#lease !== undefined) await connection.revokeLease(this.#lease)
+  }
+
+  async #renew(connection: EtcdConnection): Promise<void> {
+    const { clock, self } = this.#options
+    const sentMs = clock.now()
+    if (this.#lease === undefined || !(await connection.renewLease(this.#lease))) {
+      this.#lease = await connection.grantLease(TTL_SECONDS)
+      const value = Buffer.from(JSON.stringify({ name: self.name, since: self.since }))
+      await connection.put(REPLICA + self.id, value, this.#lease)
+    }
+    if (connection !== this.#connection) return
+    const wasAlive = this.isAlive(this.self)
+    this.#confirmedMs = sentMs
+    this.#doubtLater()
+    this.#renewAfter(RENEW_MS, connection)
+    if (!wasAlive) this.#changed()
+  }
+
+  #renewAfter(ms: number, connection: EtcdConnection): void {
+    this.#cancelRenewal()
+    this.#cancelRenewal = this.#options.clock.after(ms, () => {
+      this.#renew(connection).catch((error: unknown) => {
+        if (connection !== this.#connection) return
+        this.#options.log.warn({ error: String(error) }, 'this replica could not be renewed; trying again')
+        this.#renewAfter(RENEW_MS / 2, connection)
+      })
+    })
+  }
+
+  /** Whoever counts on this replica being alive learns when it can no longer be sure. */
+  #doubtLater(): void {
+    this.#cancelDoubt()
+    this.#cancelDoubt = this.#options.clock.after(TTL_SECONDS * 1000 - SAFETY_MS, () => {
+      this.#options.log.warn({ replica: this.self }, 'cut off for so long that others may have taken over')
+      this.#changed()
+    })
+  }
+
+  #add(key: string, value: Buffer): void {
+    const id = key.slice(REPLICA.length)
+    let said: { name?: string; since?: string } = {}
+    try {
+      said = JSON.parse(value.toString()) as typeof said
+    } catch {
+      // That it is there is what counts.
+    }
+    const { name = '', since = '' } = said
+    this.#members.set(id, { id, name, since })
+  }
+
+  #remove(id: string): void {
+    this.#members.delete(id)
+    if (id !== this.self) return
+    // etcd has spoken, whatever our own count says.
+    this.#confirmedMs = -Infinity
+    this.#lease = undefined
+    if (this.#connection) this.#renewAfter(0, this.#connection)
+  }
+
+  #changed(): void {
+    for (const listener of this.#listeners) listener.membersChanged()
+  }
+
+  #receiveHeard(from: string, value: Buffer): void {
+    let leases: unknown
+    try {
+      leases = JSON.parse(value.toString())
+    } catch {
+      leases = undefined
+    }
+    if (!Array.isArray(leases)) {
+      this.#options.log.warn({ replica: from }, 'a message of another replica cannot be read')
+      return
+    }
+    const ids = leases.filter((id): id is string => typeof id === 'string')
+    for (const listener of this.#listeners) listener.heard(ids, from)
+  }
+
+  async #tellNow(): Promise<void> {
+    const { clock, log } = this.#options
+    this.#cancelTell = undefined
+    const connection = this.#connection
+    if (connection && this.#lease !== undefined && this.#heard.size > 0) {
+      const told = [...this.#heard].slice(0, TOLD_AT_ONCE)
+      for (const id of told) this.#heard.delete(id)
+      try {
+        await connection.put(HEARD + this.self, Buffer.from(JSON.stringify(told)), this.#lease)
+      } catch (error) {
+        for (const id of told) this.#heard.add(id)
+        log.debug({ error: String(error) }, 'what was heard could not be told; trying again')
+      }
+    }
+    if (this.#heard.size > 0) this.#cancelTell ??= clock.after(TELL_MS, () => void this.#tellNow())
+  }
+}

@@ -1,0 +1,95 @@
+/** One commit as the others read it: the transactions of a group, as the deeds that made them, and what history keeps. */
+
+import { deflateRawSync, inflateRawSync } from 'node:zlib'
+import { decodeHistory, decodeRecord, encodeHistory, historyKey, keyOf } from '../records.ts'
+import type { Deed } from '../store-state.ts'
+import type { HistoryEntry, Why } from '../store.ts'
+import { LOG, logKey } from './layout.ts'
+
+/** Nodes are much alike: a batch of a hundred shrinks to a tenth. One alone stays readable to people. */
+const DEFLATE_FROM_BYTES = 2_048
+/** Far beyond what a request to etcd can hold: a bound on what a damaged value could unfold to. */
+const MAX_INFLATED_BYTES = 268_435_456
+
+export interface LoggedTransaction {
+  readonly time: string
+  readonly deeds: readonly Deed[]
+  readonly history: readonly Omit<HistoryEntry, 'revision' | 'time'>[]
+}
+
+export interface LogEntry {
+  /** Of its first transaction. */
+  readonly first: number
+  readonly last: number
+  /** Names the commit, so that its author knows it again after losing the answer. */
+  readonly author: string
+  readonly transactions: readonly LoggedTransaction[]
+}
+
+/** What a start needs of an entry. */
+export type LogHead = Omit<LogEntry, 'transactions'> & { readonly history: readonly HistoryEntry[] }
+
+interface Head {
+  readonly author: string
+  readonly deflated: boolean
+  /** Of each transaction. */
+  readonly history: readonly unknown[]
+}
+
+/** Deeds, each as its record's key, its value or null, and why. */
+type Line = readonly (readonly [key: string, value: unknown, why: Why | null])[]
+
+export function encodeLogEntry(author: string, transactions: readonly LoggedTransaction[]): Buffer {
+  const lines: Line[] = transactions.map(({ deeds }) =>
+    deeds.map((deed) => [keyOf(deed), deed.value ?? null, deed.why ?? null] as const),
+  )
+  const body = Buffer.from(JSON.stringify(lines))
+  const deflated = body.length >= DEFLATE_FROM_BYTES
+  const history = transactions.map((item) => encodeHistory(item.time, item.history))
+  const head: Head = { author, deflated, history }
+  return Buffer.concat([Buffer.from(`${JSON.stringify(head)}\n`), deflated ? deflateRawSync(body, { level: 1 }) : body])
+}
+
+/** @throws Error that names the key */
+export function decodeLogEntry(key: string, value: Buffer): LogEntry {
+  const { first, last, author, deflated, history, body } = open(key, value)
+  const text = deflated ? inflateRawSync(body, { maxOutputLength: MAX_INFLATED_BYTES }) : body
+  const lines = JSON.parse(text.toString()) as readonly Line[]
+  if (lines.length !== history.length) throw new Error(`${key}: contradicts itself`)
+  const transactions = lines.map((line, index) => {
+    const { time } = history[index] as { time: string }
+    const deeds = line.map(([record, content, why]): Deed => {
+      const write = decodeRecord(record, content ?? undefined)
+      if (write === undefined) throw new Error(`${key}: an unknown record ${record}`)
+      return { ...write, why: why ?? undefined }
+    })
+    const parts = decodeHistory(historyKey(first + index), history[index])
+    return {
+      time,
+      deeds,
+      history: parts.map(({ namespace, service, after, items }) => ({ namespace, service, after, items })),
+    }
+  })
+  return { first, last, author, transactions }
+}
+
+/** Without unfolding the deeds. @throws Error that names the key */
+export function decodeLogHead(key: string, value: Buffer): LogHead {
+  const { first, last, author, history } = open(key, value)
+  return {
+    first,
+    last,
+    author,
+    history: history.flatMap((item, index) => decodeHistory(historyKey(first + index), item)),
+  }
+}
+
+function open(key: string, value: Buffer): Head & { first: number; last: number; body: Buffer } {
+  const first = Number(key.slice(LOG.length))
+  const end = value.indexOf(0x0a)
+  if (!Number.isSafeInteger(first) || key !== logKey(first) || end < 0) throw new Error(`${key}: no log entry`)
+  const head = JSON.parse(value.subarray(0, end).toString()) as Head
+  if (typeof head.author !== 'string' || !Array.isArray(head.history) || head.history.length === 0)
+    throw new Error(`${key}: no log entry`)
+  return { ...head, first, last: first + head.history.length - 1, body: value.subarray(end + 1) }
+}
