@@ -55,6 +55,10 @@ export const settings = z.strictObject({
   leases: z
     .strictObject({
       max: leaf(integer(1, 10_000_000), { doc: 'leases held at once; more are refused' }).default(200_000),
+      /** Longer than most networks stay parted; shorter than what clients bear of nodes that are really gone. */
+      hold: leaf(duration({ min: '0s', max: '1h' }), {
+        doc: 'how long leases of several hosts that fell silent together are kept; 0s: they are not',
+      }).prefault('5m'),
     })
     .prefault({}),
   overrides: z

@@ -2,6 +2,9 @@
 
 import type { Lease, Transaction } from './store/store.ts'
 
+/** Nodes that go in one transaction. A shared store takes some thousand operations in one. */
+export const NODES_AT_ONCE = 1_000
+
 /** The lease has ended, or never was: register again. */
 export class LeaseNotFound extends Error {
   readonly code = 'lease_not_found'
@@ -25,10 +28,24 @@ export interface LeaseGranter {
   grantIn(tx: Transaction, terms: Omit<Lease, 'id'>): Lease
 }
 
-/** Removes a lease and all its nodes. */
-export function endLease(tx: Transaction, lease: Lease, cause: 'deregistered' | 'lease_expired'): void {
-  for (const ref of tx.nodesOfLease(lease.id)) tx.removeNode(ref, { cause, by: lease.owner })
-  tx.removeLease(lease.id)
+/**
+ * Removes a lease and its nodes, or as many of them as one transaction takes. From then on the lease is ending, for
+ * whoever shares the store: it goes on to its end, whoever writes the rest, and nothing renews it. Its registrant, told
+ * that it is gone, registers everything again, and not only what it happens to miss.
+ * @returns whether it is gone
+ */
+export function endLease(tx: Transaction, lease: Lease, cause: 'deregistered' | 'lease_expired'): boolean {
+  const refs = tx.nodesOfLease(lease.id)
+  for (const ref of refs.slice(0, NODES_AT_ONCE)) tx.removeNode(ref, { cause, by: lease.owner })
+  const isLast = refs.length <= NODES_AT_ONCE
+  if (isLast) tx.removeLease(lease.id)
+  else if (!isEnding(lease)) tx.putLease(Object.freeze({ ...lease, ttlMs: 0 }))
+  return isLast
+}
+
+/** Whether part of a lease's nodes are gone already, and the rest will be. */
+export function isEnding(lease: Lease): boolean {
+  return lease.ttlMs === 0
 }
 
 /** After a node left a lease: ends the lease if it was made for that node and holds no other. */

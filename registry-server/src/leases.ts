@@ -2,14 +2,42 @@
  * Who is alive. A lease that is not renewed within its ttl ends, and its nodes go with it.
  *
  * Silence counts only while this process was listening. After a restart, after a pause of its own (frozen, suspended,
- * starved) and after the machine's clock was turned, every lease has its full ttl again: renewals may have been sent
- * into the void, and a registry that takes its own absence for everyone's death removes the whole mesh.
+ * starved), after the machine's clock was turned and after the store was cut off, every lease has its full ttl again:
+ * renewals may have been sent into the void, and a registry that takes its own absence for everyone's death removes the
+ * whole mesh. When leases of several hosts fall silent together, that is hardly the death of each: see `brake.ts`.
+ *
+ * Where replicas share a store, one of them counts a lease's time: its holder, written with the lease. Renewals are not
+ * written. One that arrives elsewhere is told to the holder; when the holder is gone, its leases have their full ttl
+ * again at every other replica, and the first that hears of one takes it over. The end of a lease is a transaction that
+ * finds the holder which its author believed in, and the store puts all transactions in one order: so a lease that
+ * moved meanwhile is left alone.
  */
 
 import { every, type Clock } from '@holdfast/registry-client/clock'
-import { endLease, LeaseNotFound, TooManyLeases, type LeaseGranter } from './lease-rules.ts'
+import {
+  decide,
+  HOSTS,
+  isBurst,
+  isForgotten,
+  isQuiet,
+  learn,
+  unknownInterval,
+  type Hold,
+  type HoldReason,
+  type Voice,
+} from './brake.ts'
+import { endLease, isEnding, LeaseNotFound, NODES_AT_ONCE, TooManyLeases, type LeaseGranter } from './lease-rules.ts'
 import type { Log } from '@holdfast/registry-client/log'
-import type { Lease, Store, StoreListener, StoreState, Committed, Transaction } from './store/store.ts'
+import {
+  StoreUnavailable,
+  type Committed,
+  type Lease,
+  type ReplicasListener,
+  type Store,
+  type StoreListener,
+  type StoreState,
+  type Transaction,
+} from './store/store.ts'
 
 const SWEEP_MS = 250
 /**
@@ -19,9 +47,18 @@ const SWEEP_MS = 250
 const PAUSE_MS = 1_000
 /** Leases that end in one transaction: a mass expiry is a few large commits, not thousands of small ones. */
 const ENDED_AT_ONCE = 500
+const MOVED_AT_ONCE = 500
 
-/** Between tries to write the end of a lease on a disk that fails. */
+/** Between tries to write the end of a lease on a store that fails. */
 const EXPIRY_RETRY_MS = 1_000
+/** How long others leave the rest of an ending lease to the replica that began it. */
+const ENDING_MS = 5_000
+/** Between replicas that try to end the same lease, when its holder is gone. */
+const STAGGER_MS = 500
+/** Renewals in a row through one other replica: a registrant that moved there, and not a balancer that spreads them. */
+const HAND_OVER_AFTER = 8
+/** Between two lines of the log about leases that come back. */
+const SAY_BACK_MS = 5_000
 
 export interface LeasesOptions {
   readonly store: Store
@@ -30,47 +67,136 @@ export interface LeasesOptions {
   /** A new lease id at each call, not guessable. */
   readonly identifier: () => string
   readonly maxLeases: number
+  /** How long leases that fell silent together are kept; 0: they are not. */
+  readonly holdMs: number
 }
+
+/** Why leases that ran out did not end. */
+export type Stop = HoldReason | 'store'
 
 export interface LeasesStatus {
   readonly active: number
+  /** Those whose time this replica counts. */
+  readonly counted: number
   readonly expired: number
   /** Times that all leases were given their full ttl again. */
   readonly pauses: number
+  /** Leases that ran out and are kept. */
+  readonly held: number
+  /** Decisions to keep leases. */
+  readonly holds: Readonly<Record<Stop, number>>
 }
 
-interface Life {
-  readonly lease: Lease
+interface Life extends Voice {
+  lease: Lease
+  ttlMs: number
+  heardMs: number
+  intervalMs: number
+  /** Infinity while another replica counts it. */
   deadlineMs: number
-  /** While its end is being written: settles with whether it ended. */
-  ending: Promise<boolean> | undefined
+  /** Where its nodes are; undefined until asked for. */
+  host: string | undefined
+  hold: Hold | undefined
+  /** The other replica through which the last renewals came, and how many. */
+  via: string | undefined
+  viaCount: number
+  /** While its end is being written: settles with the leases that ended. */
+  ending: Promise<ReadonlySet<string>> | undefined
 }
 
-export class Leases implements StoreListener, LeaseGranter {
+/** What became of the leases of one hold. */
+interface Tally {
+  held: number
+  back: number
+  /** Of those that are back: how many the log knows of, and since when. */
+  saidBack: number
+  saidMs: number
+  /** Still held. */
+  left: number
+}
+
+interface Move {
+  readonly from: string | undefined
+  readonly to: string
+}
+
+/** What one transaction did of the ends that were due. */
+interface Ends {
+  readonly ended: ReadonlySet<string>
+  /** Of these the rest follows. */
+  readonly begun: readonly Life[]
+  /** Those that were not as believed. */
+  readonly moved: readonly Life[]
+  readonly done: number
+}
+
+const NONE: ReadonlySet<string> = new Set()
+
+export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
   readonly #options: LeasesOptions
   readonly #lives = new Map<string, Life>()
+  readonly #holds = new Map<Hold, Tally>()
+  /** Changes of holder that wait to be written, by lease. */
+  #moves = new Map<string, Move>()
   readonly #stop: () => void
   #sweptMs: number
   #wallMs: number
+  /** Nothing runs out before. */
+  #nextMs = Infinity
+  #cutOff = false
   #expiring = false
+  #moving = false
+  #counted = 0
   #expired = 0
   #pauses = 0
+  #held = 0
+  readonly #stops: Record<Stop, number> = { partition: 0, silence: 0, store: 0 }
 
   constructor(options: LeasesOptions) {
     this.#options = options
     this.#sweptMs = options.clock.now()
     this.#wallMs = options.clock.wall()
     this.#stop = every(options.clock, SWEEP_MS, () => this.#sweep())
+    options.store.replicas.listen(this)
   }
 
   load(state: StoreState): void {
-    for (const lease of state.leases) this.#start(lease)
+    const gone = new Set(this.#lives.keys())
+    for (const lease of state.leases) {
+      gone.delete(lease.id)
+      this.#put(lease)
+    }
+    for (const id of gone) this.#remove(id)
   }
 
   apply(transactions: readonly Committed[]): void {
     for (const { leases } of transactions) {
-      for (const id of leases.removed) this.#lives.delete(id)
-      for (const lease of leases.put) this.#start(lease)
+      for (const id of leases.removed) this.#remove(id)
+      for (const lease of leases.put) this.#put(lease)
+    }
+  }
+
+  membersChanged(): void {
+    this.#look()
+    let orphans = 0
+    for (const life of this.#lives.values()) if (this.#review(life)) orphans++
+    if (orphans > 0)
+      this.#options.log.info({ leases: orphans }, 'a replica is gone; its leases have their full ttl again')
+  }
+
+  heard(ids: readonly string[], at: string): void {
+    const { replicas } = this.#options.store
+    const nowMs = this.#options.clock.now()
+    for (const id of ids) {
+      const life = this.#lives.get(id)
+      if (life === undefined || isEnding(life.lease) || !this.#counts(life.lease)) continue
+      const isSame = isBurst(nowMs - life.heardMs, life.ttlMs)
+      this.#hear(life)
+      const { holder } = life.lease
+      if (replicas.self === undefined || holder !== replicas.self || isSame) continue
+      life.viaCount = life.via === at ? life.viaCount + 1 : 1
+      life.via = at
+      if (life.viaCount >= HAND_OVER_AFTER) this.#moves.set(id, { from: holder, to: at })
     }
   }
 
@@ -81,50 +207,190 @@ export class Leases implements StoreListener, LeaseGranter {
   }
 
   grantIn(tx: Transaction, terms: Omit<Lease, 'id'>): Lease {
-    const { maxLeases, identifier } = this.#options
+    const { maxLeases, identifier, store } = this.#options
     if (tx.leaseCount() >= maxLeases) throw new TooManyLeases(maxLeases)
-    const lease = Object.freeze({ id: identifier(), ...terms })
+    const { self } = store.replicas
+    const lease = Object.freeze({ id: identifier(), ...terms, ...(self !== undefined && { holder: self }) })
     tx.putLease(lease)
     return lease
   }
 
   /**
    * Gives a lease its full ttl from now.
-   * @throws LeaseNotFound
+   * @throws LeaseNotFound; StoreUnavailable when another replica may count it and cannot be told
    */
   async renew(id: string): Promise<Lease> {
-    const life = this.#lives.get(id)
-    // An end that cannot be written has not happened, and then the renewal counts.
-    if (life === undefined || (await life.ending)) throw new LeaseNotFound()
+    const { store } = this.#options
+    // Also when it is refused below: it is a sign of life.
     this.touch(id)
+    if (this.#isGivenUp()) throw new StoreUnavailable('this replica is cut off, and others count its leases by now')
+    if (!this.#lives.has(id)) {
+      // Another replica may have granted it an instant ago.
+      await store.sync()
+      this.touch(id)
+    }
+    const life = this.#lives.get(id)
+    if (life === undefined || isEnding(life.lease)) throw new LeaseNotFound()
+    // An end that cannot be written has not happened, and then the renewal counts.
+    if (life.ending && (await life.ending).has(id)) throw new LeaseNotFound()
+    const { lost } = store.status()
+    if (lost !== undefined && this.#isForeign(life.lease)) throw new StoreUnavailable(lost)
     return life.lease
   }
 
   /** Renews a lease that is known to be there, as registering under it does. */
   touch(id: string): void {
     const life = this.#lives.get(id)
-    if (life) life.deadlineMs = this.#options.clock.now() + life.lease.ttlMs
+    if (life === undefined || isEnding(life.lease)) return
+    this.#hear(life)
+    life.via = undefined
+    life.viaCount = 0
+    const { replicas } = this.#options.store
+    const { self } = replicas
+    if (self === undefined) return
+    const { holder } = life.lease
+    if (holder === self) {
+      this.#moves.delete(id)
+      return
+    }
+    // Also when it has no holder any more: until the claim is written, the others count its time too.
+    replicas.tell(id)
+    if (this.#counts(life.lease)) this.#moves.set(id, { from: holder, to: self })
   }
 
   /** Ends a lease and removes its nodes. One that is not there is ended already. @throws StoreUnavailable */
   async end(id: string): Promise<void> {
-    await this.#options.store.transact((tx) => {
-      const lease = tx.lease(id)
-      if (lease) endLease(tx, lease, 'deregistered')
-    })
+    for (let isGone = false; !isGone;)
+      ({ result: isGone } = await this.#options.store.transact((tx) => {
+        const lease = tx.lease(id)
+        return lease === undefined || endLease(tx, lease, 'deregistered')
+      }))
   }
 
   status(): LeasesStatus {
-    return { active: this.#lives.size, expired: this.#expired, pauses: this.#pauses }
+    return {
+      active: this.#lives.size,
+      counted: this.#counted,
+      expired: this.#expired,
+      pauses: this.#pauses,
+      held: this.#held,
+      holds: { ...this.#stops },
+    }
   }
 
   close(): void {
     this.#stop()
   }
 
-  #start(lease: Lease): void {
-    const deadlineMs = this.#options.clock.now() + lease.ttlMs
-    this.#lives.set(lease.id, { lease, deadlineMs, ending: undefined })
+  /** Whether this replica counts a lease's time: its own, and those whose holder is gone. */
+  #counts(lease: Lease): boolean {
+    return !this.#isForeign(lease) || lease.holder === undefined || !this.#isAlive(lease.holder)
+  }
+
+  /** Whether others may count it too, or instead. */
+  #isForeign(lease: Lease): boolean {
+    const { self } = this.#options.store.replicas
+    return self !== undefined && lease.holder !== self
+  }
+
+  #isAlive(replica: string): boolean {
+    return this.#options.store.replicas.isAlive(replica)
+  }
+
+  #isGivenUp(): boolean {
+    const { self } = this.#options.store.replicas
+    return self !== undefined && !this.#isAlive(self)
+  }
+
+  #put(lease: Lease): void {
+    const life = this.#lives.get(lease.id)
+    if (life === undefined) {
+      const fresh: Life = {
+        lease,
+        ttlMs: lease.ttlMs,
+        heardMs: this.#options.clock.now(),
+        intervalMs: unknownInterval(lease.ttlMs),
+        deadlineMs: Infinity,
+        host: undefined,
+        hold: undefined,
+        via: undefined,
+        viaCount: 0,
+        ending: undefined,
+      }
+      this.#lives.set(lease.id, fresh)
+      this.#review(fresh)
+      return
+    }
+    const { ttlMs } = life
+    life.lease = lease
+    if (this.#review(life) || lease.ttlMs === ttlMs) return
+    life.ttlMs = lease.ttlMs
+    life.intervalMs = unknownInterval(lease.ttlMs)
+    if (life.deadlineMs !== Infinity) this.#restart(life)
+  }
+
+  #remove(id: string): void {
+    const life = this.#lives.get(id)
+    if (life === undefined) return
+    this.#release(life)
+    this.#setDeadline(life, Infinity)
+    this.#lives.delete(id)
+    this.#moves.delete(id)
+  }
+
+  /** Begins or ceases to count a lease when its holder has changed. @returns whether it began */
+  #review(life: Life): boolean {
+    const counts = this.#counts(life.lease)
+    if (counts === (life.deadlineMs !== Infinity)) return false
+    if (counts) this.#restart(life)
+    else {
+      // Whoever took it has heard of it.
+      this.#release(life, true)
+      this.#setDeadline(life, Infinity)
+    }
+    return counts
+  }
+
+  /** What was heard, and was not, before now says nothing. */
+  #restart(life: Life): void {
+    const nowMs = this.#options.clock.now()
+    this.#release(life)
+    life.heardMs = nowMs
+    life.host = undefined
+    life.via = undefined
+    life.viaCount = 0
+    this.#setDeadline(life, nowMs + (isEnding(life.lease) ? ENDING_MS : life.ttlMs))
+  }
+
+  #restartAll(): void {
+    this.#pauses++
+    for (const life of this.#lives.values()) if (life.deadlineMs !== Infinity) this.#restart(life)
+    this.#holds.clear()
+  }
+
+  #hear(life: Life): void {
+    const nowMs = this.#options.clock.now()
+    life.intervalMs = learn(life.intervalMs, nowMs - life.heardMs, life.ttlMs)
+    life.heardMs = nowMs
+    life.host = undefined
+    this.#release(life, true)
+    if (life.deadlineMs !== Infinity) this.#setDeadline(life, nowMs + life.ttlMs)
+  }
+
+  #setDeadline(life: Life, deadlineMs: number): void {
+    this.#counted += Number(deadlineMs !== Infinity) - Number(life.deadlineMs !== Infinity)
+    life.deadlineMs = deadlineMs
+    if (deadlineMs < this.#nextMs) this.#nextMs = deadlineMs
+  }
+
+  #release(life: Life, isBack = false): void {
+    const tally = life.hold && this.#holds.get(life.hold)
+    if (tally) {
+      this.#held--
+      tally.left--
+      if (isBack) tally.back++
+    }
+    life.hold = undefined
   }
 
   #sweep(): void {
@@ -137,43 +403,249 @@ export class Leases implements StoreListener, LeaseGranter {
     this.#sweptMs = nowMs
     this.#wallMs = wallMs
     if (elapsedMs > SWEEP_MS + PAUSE_MS || turnedMs > PAUSE_MS) {
-      this.#pauses++
-      for (const life of this.#lives.values()) life.deadlineMs = nowMs + life.lease.ttlMs
-      log.warn({ elapsedMs, turnedMs, leases: this.#lives.size }, 'paused; every lease has its full ttl again')
+      this.#restartAll()
+      log.warn({ elapsedMs, turnedMs, leases: this.#counted }, 'paused; every lease has its full ttl again')
       return
     }
-    if (this.#expiring) return
-    const due: Life[] = []
-    for (const life of this.#lives.values()) {
-      if (life.deadlineMs > nowMs || life.ending) continue
-      due.push(life)
-      if (due.length === ENDED_AT_ONCE) break
-    }
+    if (this.#look()) return
+    void this.#move()
+    this.#sayBack(nowMs)
+    if (this.#expiring || nowMs < this.#nextMs) return
+    const due = this.#due(nowMs)
     if (due.length > 0) void this.#expire(due)
   }
 
-  async #expire(due: readonly Life[]): Promise<void> {
+  /** @returns whether this replica is cut off, so that it knows of no silence but its own */
+  #look(): boolean {
     const { store, log } = this.#options
-    this.#expiring = true
-    const written = store.transact((tx) => {
-      for (const { lease } of due) if (tx.lease(lease.id)) endLease(tx, lease, 'lease_expired')
-    })
-    const ending = written.then(
-      () => true,
-      () => false,
-    )
-    for (const life of due) life.ending = ending
+    const reason = this.#isGivenUp() ? 'the others have given this replica up' : store.status().lost
+    if (reason !== undefined && !this.#cutOff) {
+      this.#stops.store++
+      log.warn({ reason, leases: this.#counted }, 'cut off from the store; no lease ends')
+    } else if (reason === undefined && this.#cutOff) {
+      this.#restartAll()
+      log.warn({ leases: this.#counted }, 'no longer cut off from the store; every lease has its full ttl again')
+    }
+    this.#cutOff = reason !== undefined
+    return this.#cutOff
+  }
+
+  /** Writes the changes of holder that were collected. */
+  async #move(): Promise<void> {
+    const { store, log } = this.#options
+    if (this.#moving) return
+    this.#moving = true
     try {
-      await written
-      this.#expired += due.length
-      log.info({ leases: due.length, owners: due.slice(0, 10).map(({ lease }) => lease.owner) }, 'leases expired')
+      while (this.#moves.size > 0) {
+        const batch: (Move & { id: string })[] = []
+        for (const [id, move] of this.#moves) {
+          this.#moves.delete(id)
+          if (this.#isWanted(id, move)) batch.push({ id, ...move })
+          if (batch.length === MOVED_AT_ONCE) break
+        }
+        if (batch.length === 0) continue
+        await store.transact((tx) => {
+          for (const { id, from, to } of batch) {
+            const lease = tx.lease(id)
+            if (lease && lease.holder === from && !isEnding(lease)) tx.putLease(Object.freeze({ ...lease, holder: to }))
+          }
+        })
+      }
     } catch (error) {
-      const retryMs = this.#options.clock.now() + EXPIRY_RETRY_MS
-      for (const life of due) life.deadlineMs = Math.max(life.deadlineMs, retryMs)
-      log.warn({ leases: due.length, error: String(error) }, 'leases ran out, but their end could not be written')
+      // The next renewals ask for it again.
+      log.debug({ error: String(error) }, 'leases could not be moved to another replica')
     } finally {
-      for (const life of due) life.ending = undefined
-      this.#expiring = false
+      this.#moving = false
     }
   }
+
+  #isWanted(id: string, { from, to }: Move): boolean {
+    const life = this.#lives.get(id)
+    return life !== undefined && life.lease.holder === from && this.#counts(life.lease) && this.#isAlive(to)
+  }
+
+  /** Leases that have run out. */
+  #due(nowMs: number): Life[] {
+    const due: Life[] = []
+    const rank = this.#rank()
+    let nextMs = Infinity
+    for (const life of this.#lives.values()) {
+      if (life.deadlineMs <= nowMs) {
+        // Every replica may end a lease whose holder is gone. One after the other tries, so that one does.
+        const turnMs = life.deadlineMs + (this.#isForeign(life.lease) ? rank * STAGGER_MS : 0)
+        if (turnMs <= nowMs) due.push(life)
+        else nextMs = Math.min(nextMs, turnMs)
+      } else if (life.deadlineMs < nextMs) nextMs = life.deadlineMs
+    }
+    this.#nextMs = nextMs
+    return due
+  }
+
+  /** How many replicas come before this one. */
+  #rank(): number {
+    const { replicas } = this.#options.store
+    const { self } = replicas
+    return self === undefined ? 0 : replicas.list().filter(({ id }) => id < self && replicas.isAlive(id)).length
+  }
+
+  async #expire(due: readonly Life[]): Promise<void> {
+    this.#expiring = true
+    let left = due
+    try {
+      left = await this.#brake(due)
+      while (left.length > 0) left = await this.#endSome(left)
+    } catch (error) {
+      const retryMs = this.#options.clock.now() + EXPIRY_RETRY_MS
+      for (const life of left) if (life.deadlineMs < retryMs) this.#setDeadline(life, retryMs)
+      const fields = { leases: left.length, error: String(error) }
+      this.#options.log.warn(fields, 'leases ran out, but their end could not be written')
+    } finally {
+      this.#expiring = false
+      // Some may wait for the next sweep.
+      this.#nextMs = -Infinity
+    }
+  }
+
+  /** Holds those that should not end. @returns the others that may */
+  async #brake(due: readonly Life[]): Promise<readonly Life[]> {
+    const { clock, holdMs, log } = this.#options
+    const kept = due.filter(({ hold }) => hold)
+    if (kept.length > 0)
+      log.warn({ leases: kept.length, owners: ownersOf(kept) }, 'held long enough: leases that did not come back end')
+    if (holdMs === 0) return due
+    const over = due.filter(({ hold, lease }) => hold !== undefined || isEnding(lease))
+    if (over.length === due.length) return due
+    const quiet: Life[] = []
+    let heardMs = -Infinity
+    for (const life of this.#lives.values()) {
+      if (life.deadlineMs === Infinity || isEnding(life.lease)) continue
+      if (life.heardMs > heardMs) heardMs = life.heardMs
+      if (isQuiet(life, clock.now())) quiet.push(life)
+    }
+    await this.#locate(quiet)
+    const nowMs = clock.now()
+    const decisions = decide({
+      nowMs,
+      due: due.filter((life) => life.hold === undefined && !isEnding(life.lease) && this.#isDue(life, nowMs)),
+      quiet: quiet.filter((life) => life.deadlineMs !== Infinity && isQuiet(life, nowMs)),
+      hostOf: ({ host, lease }) => host ?? lease.owner,
+      heardMs,
+      holds: this.#holds.keys(),
+      holdMs,
+    })
+    for (const hold of decisions.begun) this.#begin(hold, nowMs)
+    for (const { voice, hold } of decisions.hold) {
+      const tally = this.#holds.get(hold)!
+      tally.held++
+      tally.left++
+      this.#held++
+      voice.hold = hold
+      this.#setDeadline(voice, Math.max(voice.deadlineMs, hold.untilMs))
+    }
+    return [...over, ...decisions.end]
+  }
+
+  /** Finds out where the nodes of silent leases are. */
+  async #locate(quiet: readonly Life[]): Promise<void> {
+    const unknown = quiet.filter(({ host }) => host === undefined)
+    // So few are of few hosts wherever they are: `decide` need not know.
+    if (quiet.length < HOSTS || unknown.length === 0) return
+    await this.#options.store.read((state) => {
+      for (const life of unknown) {
+        // One host for each lease: a registrant that speaks for many hosts is one that may die.
+        const [ref] = state.nodesOfLease(life.lease.id)
+        life.host = (ref && state.node(ref)?.node.host) ?? life.lease.owner
+      }
+    })
+  }
+
+  #begin(hold: Hold, nowMs: number): void {
+    const { clock, log } = this.#options
+    this.#stops[hold.reason]++
+    this.#holds.set(hold, { held: 0, back: 0, saidBack: 0, saidMs: -Infinity, left: 0 })
+    const dateOf = (ms: number) => new Date(clock.wall() + ms - nowMs).toISOString()
+    const { reason, leases, hostCount, hosts, span, untilMs } = hold
+    log.warn(
+      { reason, leases, hostCount, hosts, silentSince: dateOf(span.fromMs), until: dateOf(untilMs) },
+      SENTENCES[reason],
+    )
+  }
+
+  #sayBack(nowMs: number): void {
+    for (const [hold, tally] of this.#holds) {
+      if (tally.left === 0 && isForgotten(hold, nowMs)) this.#holds.delete(hold)
+      if (tally.back === tally.saidBack || (tally.left > 0 && nowMs < tally.saidMs + SAY_BACK_MS)) continue
+      tally.saidBack = tally.back
+      tally.saidMs = nowMs
+      this.#options.log.info({ reason: hold.reason }, `${tally.back} of ${tally.held} held leases are back`)
+    }
+  }
+
+  #isDue(life: Life, nowMs: number): boolean {
+    return life.deadlineMs <= nowMs && this.#lives.get(life.lease.id) === life
+  }
+
+  /** Ends as many as one transaction takes. @returns the others */
+  async #endSome(left: readonly Life[]): Promise<readonly Life[]> {
+    const { store, clock, log } = this.#options
+    const nowMs = clock.now()
+    const batch: Life[] = []
+    let at = 0
+    for (; at < left.length && batch.length < ENDED_AT_ONCE; at++) {
+      const life = left[at]!
+      // Renewed while others ended, it stays. One that is ending already goes on.
+      if (isEnding(life.lease) || this.#isDue(life, nowMs)) batch.push(life)
+    }
+    if (batch.length === 0) return []
+    const holders = batch.map(({ lease }) => lease.holder)
+    const written = store.transact((tx) => this.#endIn(tx, batch, holders, nowMs))
+    const ending = written.then(
+      ({ result }) => new Set([...result.ended, ...result.begun.map(({ lease }) => lease.id)]),
+      () => NONE,
+    )
+    for (const life of batch) life.ending = ending
+    try {
+      const { ended, begun, moved, done } = (await written).result
+      for (const life of moved) if (this.#isDue(life, nowMs)) this.#setDeadline(life, clock.now() + EXPIRY_RETRY_MS)
+      this.#expired += ended.size
+      const gone = batch.filter(({ lease }) => ended.has(lease.id))
+      if (gone.length > 0) log.info({ leases: gone.length, owners: ownersOf(gone) }, 'leases expired')
+      return [...begun, ...batch.slice(done), ...left.slice(at)]
+    } finally {
+      for (const life of batch) life.ending = undefined
+    }
+  }
+
+  #endIn(tx: Transaction, batch: readonly Life[], holders: readonly (string | undefined)[], nowMs: number): Ends {
+    const ended = new Set<string>()
+    const begun: Life[] = []
+    const moved: Life[] = []
+    let room = NODES_AT_ONCE
+    let done = 0
+    for (const life of batch) {
+      const { id } = life.lease
+      const lease = tx.lease(id)
+      // One that was renewed while this waited is as good as moved.
+      const isBelieved = lease && (isEnding(lease) || (lease.holder === holders[done] && life.deadlineMs <= nowMs))
+      if (isBelieved) {
+        const nodes = tx.nodesOfLease(id).length
+        if (nodes > room && room < NODES_AT_ONCE) break
+        room -= nodes
+        if (endLease(tx, lease, 'lease_expired')) ended.add(id)
+        else begun.push(life)
+      } else moved.push(life)
+      done++
+    }
+    return { ended, begun, moved, done }
+  }
+}
+
+const SENTENCES: Record<HoldReason, string> = {
+  partition:
+    'leases of several hosts fell silent together: they are held, for a network is likelier parted than all dead',
+  silence: 'nobody is heard any more: leases are held, for our own network is likelier cut than all dead',
+}
+
+function ownersOf(lives: readonly Life[]): string[] {
+  return lives.slice(0, 10).map(({ lease }) => lease.owner)
 }

@@ -65,6 +65,8 @@ export function createMetrics(lifecycle: Lifecycle): Metrics {
   gauge('holdfast_overrides', 'Overrides held', ({ store }) => store.status().overrides)
   counter('holdfast_leases_expired_total', 'Leases that ran out', ({ leases }) => leases.status().expired)
   counter('holdfast_pauses_total', 'Times all leases got their full ttl again', ({ leases }) => leases.status().pauses)
+  gauge('holdfast_leases_counted', 'Leases whose time is counted here', ({ leases }) => leases.status().counted)
+  gauge('holdfast_leases_held', 'Leases that ran out and are kept', ({ leases }) => leases.status().held)
   counter('holdfast_slow_readers_total', 'Readers that fell behind', ({ hub }) => hub.status().restarts)
   counter(
     'holdfast_dropped_readers_total',
@@ -75,6 +77,17 @@ export function createMetrics(lifecycle: Lifecycle): Metrics {
   counter('holdfast_store_commits_total', 'Durable commits', ({ store }) => store.status().commits)
   counter('holdfast_store_failures_total', 'Commits that failed', ({ store }) => store.status().failures)
   gauge('holdfast_store_pending', 'Transactions that wait for the disk', ({ store }) => store.status().pending)
+  new Counter({
+    name: 'holdfast_lease_holds_total',
+    help: 'Decisions to keep leases that ran out',
+    labelNames: ['reason'],
+    registers: [register],
+    collect() {
+      this.reset()
+      for (const [reason, count] of Object.entries(lifecycle.parts?.leases.status().holds ?? {}))
+        this.inc({ reason }, count)
+    },
+  })
   new Gauge({
     name: 'holdfast_subscribers',
     help: 'Watch streams',

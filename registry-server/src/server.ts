@@ -92,7 +92,8 @@ export async function createRegistry(options: RegistryOptions): Promise<Registry
       pingMs: PING_MS,
       stallMs: config.watch.stall,
     })
-    const leases = new Leases({ store, clock, log, identifier, maxLeases: config.leases.max })
+    const { max: maxLeases, hold: holdMs } = config.leases
+    const leases = new Leases({ store, clock, log, identifier, maxLeases, holdMs })
     // The hub first: when a lease is known, its nodes are too.
     await store.watch(hub)
     await store.watch(leases)

@@ -38,7 +38,7 @@ async function setUp(context: TestContext, directory?: string) {
     status: () => inner.status(),
     close: () => inner.close(),
   }
-  const leases = new Leases({ store, clock, log: silent, identifier, maxLeases: 3 })
+  const leases = new Leases({ store, clock, log: silent, identifier, maxLeases: 3, holdMs: 300_000 })
   const seen: Committed[] = []
   await store.watch(leases)
   await store.watch({ load() {}, apply: (transactions) => void seen.push(...transactions) })

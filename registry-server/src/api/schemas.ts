@@ -314,7 +314,20 @@ export const answers = {
       services: revision,
       nodes: revision,
       overrides: { ...revision, description: 'Also of nodes that are not there; GET /v1/overrides lists them.' },
-      leases: object({ active: revision, expired: revision, pauses: revision }, ['active', 'expired', 'pauses']),
+      leases: object(
+        {
+          active: revision,
+          counted: { ...revision, description: 'Those whose time is counted by this replica.' },
+          expired: revision,
+          pauses: { ...revision, description: 'Times that all leases were given their full ttl again.' },
+          held: { ...revision, description: 'Leases that ran out and are kept for a while.' },
+          holds: {
+            ...object({ partition: revision, silence: revision, store: revision }, ['partition', 'silence', 'store']),
+            description: 'Decisions to keep leases, by reason.',
+          },
+        },
+        ['active', 'counted', 'expired', 'pauses', 'held', 'holds'],
+      ),
       subscribers: object({ sse: revision, websocket: revision }, ['sse', 'websocket']),
       store: object({ kind: { type: 'string' }, location: { type: 'string' }, commits: revision, failures: revision }, [
         'kind',
