@@ -39,15 +39,9 @@ export interface OpenedDirectory {
  * @throws StoreRefused when another process holds it, or when it is damaged
  */
 export async function openDirectory(options: DirectoryOptions): Promise<OpenedDirectory> {
-  const directory = resolve(options.directory)
+  const { directory, lock } = await takeDirectory(options)
   try {
-    makeDirectory(directory)
-  } catch (error) {
-    throw new StoreRefused(`cannot create the data directory ${directory}: ${String(error)}`, error)
-  }
-  const lock = await lockDirectory(directory, options.identifier())
-  try {
-    const location = join(directory, 'store')
+    const location = locationIn(directory)
     if (existsSync(location)) await check(location)
     else await create(directory, location, options)
     const { wrap = (database) => database } = options
@@ -58,8 +52,57 @@ export async function openDirectory(options: DirectoryOptions): Promise<OpenedDi
   }
 }
 
+/**
+ * Creates a store where none is, and lets go of the directory.
+ * @throws StoreRefused when there is one, or another process holds the directory
+ */
+export async function createStore(options: Omit<DirectoryOptions, 'wrap'>): Promise<void> {
+  const { directory, lock } = await takeDirectory(options)
+  try {
+    refuseStoreIn(directory)
+    await create(directory, locationIn(directory), options)
+  } finally {
+    await lock.release()
+  }
+}
+
+/** Of the database. */
+export function locationIn(directory: string): string {
+  return join(resolve(directory), 'store')
+}
+
+/** @throws StoreRefused when there is a store */
+export function refuseStoreIn(directory: string): void {
+  const location = locationIn(directory)
+  if (existsSync(location))
+    throw new StoreRefused(`there is a store in ${location} already, and nothing was changed: name an empty --data-dir`)
+}
+
+/**
+ * Checks that everything can be read, beside a process that may be writing.
+ * @throws StoreRefused when there is no store, or it is damaged
+ */
+export async function checkReadable(location: string): Promise<void> {
+  if (!existsSync(location)) throw new StoreRefused(`there is no store in ${location}: is --data-dir right?`)
+  await check(location, 'beside')
+}
+
+async function takeDirectory(options: Pick<DirectoryOptions, 'directory' | 'identifier'>) {
+  const directory = resolve(options.directory)
+  try {
+    makeDirectory(directory)
+  } catch (error) {
+    throw new StoreRefused(`cannot create the data directory ${directory}: ${String(error)}`, error)
+  }
+  return { directory, lock: await lockDirectory(directory, options.identifier()) }
+}
+
 /** A crash at any instant leaves either no store or a whole one: a database file without content is damage, not youth. */
-async function create(directory: string, location: string, options: DirectoryOptions): Promise<void> {
+async function create(
+  directory: string,
+  location: string,
+  options: Pick<DirectoryOptions, 'identifier' | 'initialise'>,
+): Promise<void> {
   const draft = `${location}.new`
   try {
     rmSync(draft, { recursive: true, force: true })
@@ -71,6 +114,7 @@ async function create(directory: string, location: string, options: DirectoryOpt
     renameSync(draft, location)
     syncDirectory(directory)
   } catch (error) {
+    rmSync(draft, { recursive: true, force: true })
     throw new StoreRefused(`cannot create ${location}: ${String(error)}`, error)
   }
 }
@@ -106,12 +150,13 @@ function syncDirectory(directory: string): void {
 /**
  * Reads the whole database in a process of its own: lmdb maps the file into memory, and a damaged page ends the process
  * that touches it without a word.
+ * @param beside whether another process may be writing: then only what readers touch is checked, and no checksums
  */
-function check(location: string): Promise<void> {
+function check(location: string, ...beside: readonly 'beside'[]): Promise<void> {
   if (!existsSync(join(location, 'data.mdb')))
     return Promise.reject(damaged(location, new Error('data.mdb is missing')))
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [CHECK, location], { stdio: ['ignore', 'ignore', 'pipe'] })
+    const child = spawn(process.execPath, [CHECK, location, ...beside], { stdio: ['ignore', 'ignore', 'pipe'] })
     let said = ''
     child.stderr.on('data', (chunk: Buffer) => (said = (said + chunk.toString()).slice(0, 2_000)))
     child.on('error', (error) => reject(new StoreRefused(`cannot check ${location}: ${error.message}`, error)))

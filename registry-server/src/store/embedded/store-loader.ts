@@ -70,7 +70,7 @@ export async function changeEpoch(database: Database, epoch: string): Promise<vo
 }
 
 /** @throws Error when it is missing, damaged or of another version */
-export function readMeta(database: Database): Meta {
+export function readMeta(database: Pick<Database, 'get'>): Meta {
   const value = database.get(META_KEY)
   if (value === undefined) throw new Error('its first record is missing')
   const meta = decodeValue(META_KEY, value) as Meta
