@@ -3,6 +3,7 @@
 import { commonSettings, duration, integer, leaf, port, size, toggle } from '@holdfast/registry-client/settings'
 import { inWords, LIMITS, PATTERNS } from '@holdfast/registry-client/protocol'
 import { z } from 'zod'
+import { parseStoreAddress } from './store/store-address.ts'
 
 const HOST = new RegExp(PATTERNS.host)
 
@@ -33,14 +34,67 @@ export const settings = z.strictObject({
   }).default(false),
   store: leaf(
     z.string().superRefine((value, context) => {
-      if (value === 'embedded') return
-      const message = value.startsWith('etcd://')
-        ? 'this version has the embedded store only; one on etcd is to come'
-        : `must be embedded, got ${value.slice(0, 60)}`
-      context.addIssue({ code: 'custom', message, input: value })
+      const address = parseStoreAddress(value)
+      if (typeof address === 'string') context.addIssue({ code: 'custom', message: address, input: '' })
     }),
-    { flag: 'store', value: 'STORE', doc: 'where the state lives' },
+    {
+      flag: 'store',
+      value: 'STORE',
+      doc: 'where the state lives: embedded, or etcd://HOST:PORT[,HOST:PORT]; etcds:// for TLS',
+    },
   ).default('embedded'),
+  storeTimeout: leaf(duration({ min: '1s', max: '24h' }), {
+    flag: 'store-timeout',
+    value: 'TIME',
+    doc: 'how long a start waits for etcd before it gives up; without it, for ever',
+  }).optional(),
+  etcd: z
+    .strictObject({
+      prefix: leaf(
+        z
+          .string()
+          .max(128)
+          .regex(/^[!-~]*[/]$/, 'must be printable ASCII that ends with a slash'),
+        {
+          flag: 'etcd-prefix',
+          value: 'PREFIX',
+          doc: 'what all keys begin with, so that others may use the same etcd',
+        },
+      ).default('/holdfast/'),
+      user: leaf(z.string().min(1), { flag: 'etcd-user', value: 'NAME', doc: 'the user to be to etcd' }).optional(),
+      passwordFile: leaf(z.string().min(1), {
+        flag: 'etcd-password-file',
+        value: 'FILE',
+        doc: "holds the user's password",
+      }).optional(),
+      /** Without a flag: a command line is no place for a secret. */
+      password: leaf(z.string().min(1), { doc: "the user's password" }).optional(),
+      ca: leaf(z.string().min(1), {
+        flag: 'etcd-ca',
+        value: 'FILE',
+        doc: 'the authority that etcd is trusted by, in PEM; turns TLS on',
+      }).optional(),
+      cert: leaf(z.string().min(1), {
+        flag: 'etcd-cert',
+        value: 'FILE',
+        doc: 'the certificate to show to etcd, in PEM; turns TLS on',
+      }).optional(),
+      key: leaf(z.string().min(1), { flag: 'etcd-key', value: 'FILE', doc: 'the key of that certificate' }).optional(),
+      maxRequest: leaf(
+        size().refine((bytes) => bytes >= 65_536, 'must be at least 64KiB'),
+        { doc: 'what etcd takes in one request: its own --max-request-bytes' },
+      ).prefault('1536KiB'),
+    })
+    .superRefine(({ user, password, passwordFile, cert, key }, context) => {
+      const issue = (path: string, message: string) =>
+        context.addIssue({ code: 'custom', path: [path], message, input: '' })
+      if (user === undefined && (password ?? passwordFile) !== undefined) issue('user', 'is needed with a password')
+      if (user !== undefined && (password ?? passwordFile) === undefined) issue('passwordFile', 'is needed with a user')
+      if (password !== undefined && passwordFile !== undefined) issue('password', 'not together with passwordFile')
+      if ((cert === undefined) !== (key === undefined))
+        issue(cert === undefined ? 'cert' : 'key', 'a certificate and its key come together')
+    })
+    .prefault({}),
   logLevel: commonSettings.logLevel,
   history: z
     .strictObject({

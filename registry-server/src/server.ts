@@ -10,7 +10,7 @@ import { Leases } from './leases.ts'
 import type { Log } from '@holdfast/registry-client/log'
 import { createMetrics } from './metrics.ts'
 import type { Phase, RegistryParts } from './parts.ts'
-import { openEmbeddedStore } from './store/embedded/embedded-store.ts'
+import { openStore } from './store/open-store.ts'
 import type { Store } from './store/store.ts'
 import { WatchHub } from './watch/watch-hub.ts'
 import { WatchStreams } from './watch/watch-streams.ts'
@@ -66,27 +66,22 @@ export async function createRegistry(options: RegistryOptions): Promise<Registry
     maxOverrides: config.overrides.max,
     timeouts: options.timeouts ?? TIMEOUTS,
   })
-  const openStore =
-    options.openStore ??
-    (() =>
-      openEmbeddedStore({
-        directory: config.dataDir,
-        newEpoch: config.newEpoch,
-        identifier,
-        clock,
-        log,
-        historyRevisions: config.history.revisions,
-        historyChanges: config.history.changes,
-        onCommit: (transactions, ms) => metrics.commit(transactions, ms),
-      }))
   try {
     await api.listen({ host: config.host, port: config.port })
     const { port } = api.server.address() as AddressInfo
     const url = `http://${config.host.includes(':') ? `[${config.host}]` : config.host}:${port}`
     options.onListening?.(url)
-    const store = await openStore()
+    const context = {
+      identifier,
+      clock,
+      random,
+      log,
+      url,
+      onCommit: (count: number, ms: number) => metrics.commit(count, ms),
+    }
+    const store = await (options.openStore?.() ?? openStore(config, context))
     const hub = new WatchHub({
-      epoch: store.epoch,
+      store,
       clock,
       maxBufferBytes: config.watch.maxBuffer,
       pingMs: PING_MS,

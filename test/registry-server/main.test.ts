@@ -79,7 +79,7 @@ test('every problem of the configuration is named at once, and the status is 2',
     '--port',
     '0x10',
     '--store',
-    'etcd://a',
+    'etcd://me:secret@a',
     '--prot',
     '1',
   ]).ended
@@ -91,7 +91,7 @@ test('every problem of the configuration is named at once, and the status is 2',
     /watch\.stall: must be a duration with its unit/,
     /colour: unknown key/,
     /port: must be 1\.\.65535, got 0x10/,
-    /store: this version has the embedded store only/,
+    /store: must not hold a user or a password/,
     /--prot: unknown option; did you mean --port/,
   ])
     assert.match(stderr, what)

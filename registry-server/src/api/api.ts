@@ -114,7 +114,11 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
     done()
   })
   app.addHook('onSend', (_request, reply, _payload, done) => {
-    if (lifecycle.parts) void reply.header('holdfast-cursor', lifecycle.parts.hub.cursorText)
+    if (lifecycle.parts) {
+      const { hub, store } = lifecycle.parts
+      void reply.header('holdfast-cursor', hub.cursorText)
+      void reply.header('holdfast-age', String(Math.floor(store.status().ageMs / 1000)))
+    }
     if (lifecycle.phase === 'stopping') void reply.header('connection', 'close')
     done()
   })
@@ -133,7 +137,8 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
         version,
         license: { name: 'MIT', identifier: 'MIT' },
         description:
-          'Every answer names the newest place of the store in `holdfast-cursor`; reads carry their own in `ETag`, and ' +
+          'Every answer names the newest place of the store in `holdfast-cursor`, and in `holdfast-age` for how many ' +
+          'seconds it may have been overtaken, while the store cannot be reached. Reads carry their own in `ETag`, and ' +
           '`If-None-Match` gives 304. Errors are problem documents (RFC 9457) with a stable `code`. Durations carry their ' +
           'unit. Unknown fields and parameters are refused.',
       },

@@ -14,6 +14,7 @@ import { version } from '../version.ts'
 
 /** Services listed of one subscriber: a client may watch thousands, and a page shows many clients. */
 const SERVICES_SHOWN = 100
+const SET_ASIDE_SHOWN = 100
 
 export interface OperatorRoutesOptions {
   readonly lifecycle: Lifecycle
@@ -44,13 +45,16 @@ export function operatorRoutes(app: FastifyInstance, options: OperatorRoutesOpti
     {
       schema: {
         tags,
-        summary: 'Whether the state is loaded, so that answers are true',
+        summary: 'Whether the state is loaded and followed, so that answers are true',
         querystring: queries.none,
         response: { 200: json('It is', answers.health), ...problems },
       },
     },
     () => {
       if (lifecycle.phase !== 'ready') throw new Refusal('not_ready', { detail: `the registry is ${lifecycle.phase}` })
+      const { lost } = parts().store.status()
+      // It still answers from what it knows; whoever can choose does better elsewhere.
+      if (lost !== undefined) throw new Refusal('store_unavailable', { detail: `the store is lost: ${lost}` })
       return { status: 'ready' }
     },
   )
@@ -66,8 +70,8 @@ export function operatorRoutes(app: FastifyInstance, options: OperatorRoutesOpti
     },
     () => {
       const { store, hub, leases } = parts()
-      const { services, nodes, subscribers } = hub.status()
-      const { kind, location, overrides, commits, failures } = store.status()
+      const { services, nodes, subscribers, snapshotsSent, resumes } = hub.status()
+      const { overrides, pending, ageMs, lost, setAside, ...engine } = store.status()
       const { rss, heapUsed } = process.memoryUsage()
       return {
         version,
@@ -78,8 +82,19 @@ export function operatorRoutes(app: FastifyInstance, options: OperatorRoutesOpti
         nodes,
         overrides,
         leases: leases.status(),
-        subscribers,
-        store: { kind, location, commits, failures },
+        subscribers: { ...subscribers, snapshotsSent, resumes },
+        store: {
+          kind: engine.kind,
+          location: engine.location,
+          commits: engine.commits,
+          failures: engine.failures,
+          pending,
+          ageSeconds: Math.round(ageMs) / 1000,
+          lost: lost ?? null,
+          setAside: { count: setAside.length, first: setAside.slice(0, SET_ASIDE_SHOWN) },
+          replica: store.replicas.self ?? null,
+          replicas: store.replicas.list(),
+        },
         memoryBytes: { rss, heapUsed },
       }
     },

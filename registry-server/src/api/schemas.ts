@@ -328,13 +328,52 @@ export const answers = {
         },
         ['active', 'counted', 'expired', 'pauses', 'held', 'holds'],
       ),
-      subscribers: object({ sse: revision, websocket: revision }, ['sse', 'websocket']),
-      store: object({ kind: { type: 'string' }, location: { type: 'string' }, commits: revision, failures: revision }, [
-        'kind',
-        'location',
-        'commits',
-        'failures',
-      ]),
+      subscribers: object(
+        {
+          sse: revision,
+          websocket: revision,
+          snapshotsSent: revision,
+          resumes: {
+            ...object({ nothing: revision, change: revision, snapshot: revision }, ['nothing', 'change', 'snapshot']),
+            description: 'Services that clients came back to with a cursor, by what they were sent.',
+          },
+        },
+        ['sse', 'websocket', 'snapshotsSent', 'resumes'],
+      ),
+      store: object(
+        {
+          kind: { type: 'string' },
+          location: { type: 'string' },
+          commits: revision,
+          failures: revision,
+          pending: { ...revision, description: 'Transactions that wait.' },
+          ageSeconds: { type: 'number', description: 'For how long the state may have been overtaken.' },
+          lost: { type: ['string', 'null'], description: 'Why nothing can be written now.' },
+          setAside: {
+            ...object(
+              {
+                count: revision,
+                first: {
+                  type: 'array',
+                  items: object({ key: { type: 'string' }, reason: { type: 'string' } }, ['key', 'reason']),
+                },
+              },
+              ['count', 'first'],
+            ),
+            description: 'Records that cannot be read, and are left out; the first hundred.',
+          },
+          replica: { type: ['string', 'null'], description: 'This one, where several share the store.' },
+          replicas: {
+            type: 'array',
+            items: object({ id: { type: 'string' }, name: { type: 'string' }, since: { type: 'string' } }, [
+              'id',
+              'name',
+              'since',
+            ]),
+          },
+        },
+        ['kind', 'location', 'commits', 'failures', 'pending', 'ageSeconds', 'lost', 'setAside', 'replica', 'replicas'],
+      ),
       memoryBytes: object({ rss: revision, heapUsed: revision }, ['rss', 'heapUsed']),
     },
     [

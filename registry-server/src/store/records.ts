@@ -84,7 +84,11 @@ export function decodeRecord(key: string, value: unknown): Write | undefined {
       return { kind, ref, value: value === undefined ? undefined : nodeEntryOf(key, ref, value as NodeEntry) }
     }
     case 'override':
-      return { kind, ref: refOf(key, names), value: value === undefined ? undefined : overrideOf(key, value as Override) }
+      return {
+        kind,
+        ref: refOf(key, names),
+        value: value === undefined ? undefined : overrideOf(key, value as Override),
+      }
     case 'policy':
       return { kind, ...serviceOf(key, names), value: value === undefined ? undefined : policyOf(key, value) }
     case 'service':
