@@ -1,8 +1,9 @@
 /**
  * The only talk to the registry: one watch stream for every service of the process, and requests beside it.
  *
- * The stream is reopened for ever, on the next endpoint each time, with full jitter; each subscription resumes by the
- * cursor of the view that the client holds, so that a client whose views are current is sent nothing.
+ * The stream is reopened for ever, on the next endpoint each time, with full jitter, after a loss over as long as the
+ * lost registry asked for; each subscription resumes by the cursor of the view that the client holds, so that a client
+ * whose views are current is sent nothing.
  */
 
 import { Backoff, type Clock, type Random } from './clock.ts'
@@ -52,7 +53,10 @@ export class RefusedError extends Error {
   }
 }
 
-/** One life of the stream. `heardMs` (monotonic) outlives it: what it confirmed stays confirmed until then. */
+/**
+ * One life of the stream. `heardMs` (monotonic) outlives it: what it confirmed stays confirmed until then. It is when the
+ * registry knew that it was current, which may be earlier than when it said so.
+ */
 export interface Session {
   heardMs: number
 }
@@ -91,6 +95,12 @@ export class Connection {
   #endpoint: number
   #stream: Stream | undefined
   #session: Session | undefined
+  /** When the present stream last brought anything. */
+  #heardMs = 0
+  /** What the last ping of the present stream said: how old the registry's state may be. */
+  #ageMs = 0
+  /** What the present stream said last: over which time its clients come back when it is lost. */
+  #spreadMs = 0
   #cancelTimer: () => void = () => {}
   readonly #requests = new Set<AbortController>()
   #openedMs = 0
@@ -206,12 +216,13 @@ export class Connection {
     const stream = this.#options.network.open(`${this.#current()}/v1/watch`, {
       open: () => {
         if (!isPresent()) return
-        session.heardMs = this.#openedMs = this.#options.clock.now()
+        session.heardMs = this.#heardMs = this.#openedMs = this.#options.clock.now()
         this.#session = session
+        this.#ageMs = this.#spreadMs = 0
         this.#lastError = undefined
         this.#acked = ''
         this.#options.log.info({ endpoint: this.#current() }, 'registry connected')
-        this.#watchSilence(session)
+        this.#watchSilence()
         this.#sendSubscribe([...this.#subscriptions.keys()])
         this.#events.reachable(true)
       },
@@ -227,7 +238,7 @@ export class Connection {
   }
 
   #receive(text: string, session: Session): void {
-    session.heardMs = this.#options.clock.now()
+    this.#heardMs = this.#options.clock.now()
     let event: StreamEvent
     try {
       const message = JSON.parse(text) as { event?: unknown; id?: unknown; data?: unknown }
@@ -237,6 +248,11 @@ export class Connection {
       this.#reopen(`a frame that cannot be read: ${reasonOf(error)}`)
       return
     }
+    if (event.event === 'ping') {
+      this.#ageMs = event.ageMs ?? 0
+      this.#spreadMs = event.spreadMs ?? this.#spreadMs
+      session.heardMs = this.#heardMs - this.#ageMs
+    } else if (this.#ageMs === 0) session.heardMs = this.#heardMs
     this.#events.event(event, session)
     if (event.id) this.#ack(formatCursor(event.id))
   }
@@ -247,10 +263,10 @@ export class Connection {
     this.#send({ type: 'ack', cursor })
   }
 
-  #watchSilence(session: Session): void {
-    const leftMs = session.heardMs + SILENCE_MS - this.#options.clock.now()
+  #watchSilence(): void {
+    const leftMs = this.#heardMs + SILENCE_MS - this.#options.clock.now()
     if (leftMs <= 0) this.#reopen(`silent for ${SILENCE_MS} ms`)
-    else this.#cancelTimer = this.#options.clock.after(leftMs, () => this.#watchSilence(session))
+    else this.#cancelTimer = this.#options.clock.after(leftMs, () => this.#watchSilence())
   }
 
   #reopen(reason: string): void {
@@ -259,7 +275,9 @@ export class Connection {
     // Only a stream that lasted proves that the endpoint serves us. One that is lost again and again, for the same
     // frame that we cannot read or by a registry that starts over and over, must not be asked for without pause.
     if (this.#session && this.#options.clock.now() - this.#openedMs >= RECONNECT.capMs) this.#backoff.reset()
-    const delayMs = this.#backoff.next()
+    // All clients of a registry that is lost lose it at the same moment, so that only it could say how many they are.
+    const spreadMs = this.#session ? this.#spreadMs : 0
+    const delayMs = Math.max(this.#backoff.next(), spreadMs > 0 ? this.#options.random() * spreadMs : 0)
     this.#reconnects++
     if (this.#session || reason !== this.#lastError)
       this.#options.log.warn({ endpoint: this.#current(), reason }, 'registry unreachable; what is known is kept')

@@ -52,6 +52,8 @@ export class FollowedServices {
   readonly #byName = new Map<string, Map<string, Followed>>()
   /** Entries whose view this life of the stream has not confirmed yet. */
   readonly #unconfirmed = new Set<Entry>()
+  /** The life of the stream whose registry said last that it may be behind. */
+  #aged: Session | undefined
   /** Entries in which the registry leaves nodes out without proof. */
   readonly #quarantined = new Set<Entry>()
   /** Names that the registry never heard of, oldest first, with when it said so. */
@@ -156,7 +158,8 @@ export class FollowedServices {
 
   /** One event of the stream. */
   event(event: StreamEvent, session: Session): void {
-    if (event.event !== 'ping') {
+    if (event.event === 'ping') this.#noteAge(event.ageMs, session)
+    else {
       const { frame } = event
       const { namespace, service } = frame.kind === 'snapshot' ? frame.view : frame
       const key = keyOf(namespace, service)
@@ -183,18 +186,27 @@ export class FollowedServices {
     if (event.event === 'ping') this.#tidy(session)
   }
 
+  /** What a registry says that is cut off from its store confirms nothing; what it said since it was, neither. */
+  #noteAge(ageMs: number | undefined, session: Session): void {
+    if (ageMs !== undefined || this.#aged === session) this.reconnected()
+    this.#aged = ageMs === undefined ? undefined : session
+  }
+
   /**
-   * Everything up to this id has been sent: each view of this epoch is current. Looks only at those that have not been
-   * confirmed in this life of the stream yet; the others share its {@link Session}, which grows younger by itself.
+   * Everything up to this id has been sent: each view of this epoch is current, or as old as the registry says that it is
+   * itself. Looks only at those that have not been confirmed in this life of the stream yet; the others share its
+   * {@link Session}, which grows younger by itself.
    */
   #confirm(id: Cursor, session: Session): void {
     for (const entry of this.#unconfirmed) {
       const served = this.#followed.get(entry)
       if (entry.view === undefined || entry.quarantined || entry.view.cursor.epoch !== id.epoch) continue
       if (served?.restarted === session) continue
-      this.#unconfirmed.delete(entry)
-      entry.confirmed = session
+      // An earlier life of the stream may know better than a registry that is behind.
+      if (session.heardMs >= entry.confirmed.heardMs) entry.confirmed = session
       entry.origin = 'registry'
+      if (this.#aged === session) continue
+      this.#unconfirmed.delete(entry)
       if (isKnown(entry.view)) this.#files?.confirm(entry.view)
       // Whoever waits for a view that is fresh enough may have it now.
       this.#notify(served)
@@ -209,7 +221,7 @@ export class FollowedServices {
       this.#forgetUnknown(key)
     }
     for (const entry of this.#quarantined) if (entry.heard) this.#offer(entry, entry.heard, 'registry', session)
-    if (nowMs - this.#datedMs < DATING_MS) return
+    if (nowMs - this.#datedMs < DATING_MS || this.#aged === session) return
     this.#datedMs = nowMs
     for (const [, { view, confirmed }] of this.#memory.entries())
       if (view && confirmed === session && isKnown(view)) this.#files?.confirm(view)

@@ -317,6 +317,17 @@ export interface Subscription extends ServiceRef {
   readonly cursor?: string
 }
 
+/** The longest time over which a registry asks its clients to spread, and to which they agree. */
+export const MAX_SPREAD_MS = 30_000
+
+/** The `data` of a ping. Advice, not state: what a client cannot read of it, it does without. */
+export interface PingData {
+  /** When this registry is lost: the time, in milliseconds, over which its clients come back, each at random. */
+  readonly spread?: number
+  /** For how many milliseconds what this registry knows may have been overtaken; absent when it is current. */
+  readonly age?: number
+}
+
 export const EVENTS = ['snapshot', 'change', 'ping'] as const
 
 /**
@@ -328,7 +339,7 @@ export const EVENTS = ['snapshot', 'change', 'ping'] as const
 export type StreamEvent =
   | { readonly event: 'snapshot'; readonly id?: Cursor; readonly frame: SnapshotFrame }
   | { readonly event: 'change'; readonly id?: Cursor; readonly frame: ChangeFrame }
-  | { readonly event: 'ping'; readonly id?: Cursor }
+  | { readonly event: 'ping'; readonly id?: Cursor; readonly spreadMs?: number; readonly ageMs?: number }
 
 /** A view's wire form. */
 export function encodeView(view: View): ViewDocument {
@@ -411,7 +422,7 @@ export function decodeNode(input: unknown, path = 'node'): ServiceNode {
 
 /**
  * Reads one event of a watch stream.
- * @param data parsed JSON; ignored for a ping
+ * @param data parsed JSON
  * @throws ProtocolError with the path of the offending field
  */
 export function decodeEvent(event: unknown, id: unknown, data: unknown): StreamEvent {
@@ -419,7 +430,7 @@ export function decodeEvent(event: unknown, id: unknown, data: unknown): StreamE
   const position = at && { id: at }
   switch (oneOf(event, EVENTS, 'event')) {
     case 'ping':
-      return { event: 'ping', ...position }
+      return { event: 'ping', ...position, ...decodePing(data) }
     case 'snapshot':
       return { event: 'snapshot', ...position, frame: { kind: 'snapshot', view: decodeView(data, 'data') } }
     case 'change': {
@@ -437,6 +448,18 @@ export function decodeEvent(event: unknown, id: unknown, data: unknown): StreamE
       return { event: 'change', ...position, frame }
     }
   }
+}
+
+function decodePing(input: unknown): { spreadMs?: number; ageMs?: number } {
+  const { spread, age } = (input ?? {}) as Record<keyof PingData, unknown>
+  return {
+    ...(isDuration(spread) && { spreadMs: Math.min(spread, MAX_SPREAD_MS) }),
+    ...(isDuration(age) && age > 0 && { ageMs: age }),
+  }
+}
+
+function isDuration(input: unknown): input is number {
+  return typeof input === 'number' && input >= 0
 }
 
 /**

@@ -74,6 +74,7 @@ export function createMetrics(lifecycle: Lifecycle): Metrics {
     ({ hub }) => hub.status().dropped,
   )
   counter('holdfast_frames_sent_total', 'Frames sent to subscribers', ({ hub }) => hub.status().framesSent)
+  counter('holdfast_snapshots_sent_total', 'Whole views sent to subscribers', ({ hub }) => hub.status().snapshotsSent)
   counter('holdfast_store_commits_total', 'Durable commits', ({ store }) => store.status().commits)
   counter('holdfast_store_failures_total', 'Commits that failed', ({ store }) => store.status().failures)
   gauge('holdfast_store_pending', 'Transactions that wait for the disk', ({ store }) => store.status().pending)
@@ -96,6 +97,17 @@ export function createMetrics(lifecycle: Lifecycle): Metrics {
     collect() {
       for (const [transport, count] of Object.entries(lifecycle.parts?.hub.status().subscribers ?? {}))
         this.set({ transport }, count)
+    },
+  })
+  new Counter({
+    name: 'holdfast_resumes_total',
+    help: 'Services that clients came back to with a cursor, by what they were sent',
+    labelNames: ['with'],
+    registers: [register],
+    collect() {
+      this.reset()
+      for (const [what, count] of Object.entries(lifecycle.parts?.hub.status().resumes ?? {}))
+        this.inc({ with: what }, count)
     },
   })
 

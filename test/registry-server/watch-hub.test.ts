@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { test } from 'node:test'
+import { describe, test } from 'node:test'
 import fc from 'fast-check'
 import {
   decodeEvent,
@@ -10,12 +10,12 @@ import {
   type View,
 } from '@holdfast/registry-client/protocol'
 import { StoreMemory, type Draft } from '../../registry-server/src/store/store-state.ts'
-import type { Transaction } from '../../registry-server/src/store/store.ts'
+import type { HistoryEntry, Store, StoreStatus, Transaction } from '../../registry-server/src/store/store.ts'
 import type { StreamEvent } from '../../registry-server/src/watch/stream-event.ts'
 import type { EndReason, Sink } from '../../registry-server/src/watch/subscriber.ts'
 import { WatchHub } from '../../registry-server/src/watch/watch-hub.ts'
 import { node } from '../store.contract.ts'
-import { ManualClock } from '../support/manual-clock.ts'
+import { ManualClock, settle } from '../support/manual-clock.ts'
 
 const PING_MS = 10_000
 
@@ -99,12 +99,39 @@ function foldAll(views: Map<string, View>, seen: readonly Seen[]): void {
   }
 }
 
+/** What a hub asks of its store. */
+class FakeStore implements Pick<Store, 'epoch' | 'sync' | 'status'> {
+  readonly epoch = 'e'
+  ageMs = 0
+  /** Of each sync that was asked for, in order. */
+  readonly syncs: { readonly resolve: () => void; readonly reject: (error: Error) => void }[] = []
+
+  sync(): Promise<void> {
+    return new Promise((resolve, reject) => this.syncs.push({ resolve, reject }))
+  }
+
+  status(): StoreStatus {
+    return { ageMs: this.ageMs } as StoreStatus
+  }
+}
+
+function hubOn(store: FakeStore, clock: ManualClock): WatchHub {
+  return new WatchHub({ store, clock, maxBufferBytes: 65_536, pingMs: PING_MS, stallMs: 60_000 })
+}
+
 function setUp(options: { floor?: (revision: number) => number } = {}) {
   const clock = new ManualClock()
-  const hub = new WatchHub({ epoch: 'e', clock, maxBufferBytes: 65_536, pingMs: PING_MS, stallMs: 60_000 })
+  const store = new FakeStore()
+  const hub = hubOn(store, clock)
   const memory = new StoreMemory()
-  const transact = (body: (tx: Transaction) => void): Draft =>
-    memory.run(body, new Date(clock.wall()).toISOString()).draft
+  const history: HistoryEntry[] = []
+  const transact = (body: (tx: Transaction) => void): Draft => {
+    const { draft } = memory.run(body, new Date(clock.wall()).toISOString())
+    const { revision, time, changes } = draft.committed ?? { revision: 0, time: '', changes: [] }
+    for (const { namespace, service, after, items } of changes)
+      history.push({ namespace, service, revision, time, after, items })
+    return draft
+  }
   const commit = (...bodies: ((tx: Transaction) => void)[]) => {
     const drafts = bodies.map(transact)
     const committed = drafts.flatMap((draft) => draft.committed ?? [])
@@ -114,7 +141,17 @@ function setUp(options: { floor?: (revision: number) => number } = {}) {
     const sink = new FakeSink(transport)
     return { sink, subscriber: hub.connect(sink) }
   }
-  return { clock, hub, memory, commit, connect }
+  /** Done at another replica: this hub hears of it only by a state that is loaded. */
+  const elsewhere = (...bodies: ((tx: Transaction) => void)[]) => bodies.forEach(transact)
+  const load = ({ floor = options.floor?.(memory.revision) ?? 0, without = '' } = {}) =>
+    hub.load({
+      revision: memory.revision,
+      floor,
+      services: [...memory.services()].filter(({ service }) => service !== without),
+      leases: [],
+      history: history.filter(({ revision }) => revision > floor),
+    })
+  return { clock, store, hub, memory, commit, connect, elsewhere, load }
 }
 
 const registered = { cause: 'registered', by: 'x' } as const
@@ -273,7 +310,7 @@ test('after a restart views, their cursors and their history are as before', () 
   commit(put('a'))
   commit(put('b'))
   commit(remove('a'))
-  const again = new WatchHub({ epoch: 'e', clock, maxBufferBytes: 65_536, pingMs: PING_MS, stallMs: 60_000 })
+  const again = hubOn(new FakeStore(), clock)
   const entry = (revision: number, id: string, cause: 'registered' | 'deregistered') => ({
     namespace: 'default',
     service: 'stock',
@@ -445,6 +482,235 @@ test('a wait ends with a change, with its time, or with its client, and leaves n
   assert.equal(clock.pending, before - 3)
 })
 
+test('pings name the time over which so many subscribers should come back, and their number rounds it', () => {
+  const { hub, connect } = setUp()
+  const { sink, subscriber } = connect()
+  for (const [count, spread] of [
+    [1, 200],
+    [200, 200],
+    [201, 400],
+    [5_000, 5_000],
+    [31_000, 30_000],
+  ] as const) {
+    while (hub.subscriberCount < count) connect()
+    subscriber.subscribe([want('stock', 0)])
+    assert.deepEqual(sink.seen.at(-1)?.data, { spread }, `${count} subscribers`)
+  }
+})
+
+test('all subscribers are sent the same bytes of a ping', async () => {
+  const { clock, connect } = setUp()
+  const written: StreamEvent[] = []
+  for (let count = 0; count < 1_000; count++) connect().sink.write = (events) => void written.push(...events)
+  await clock.advance(PING_MS)
+  assert.equal(written.length, 1_000)
+  assert.equal(new Set(written).size, 1)
+})
+
+test('the last word of a registry that stops is the time to spread over, the same for all', () => {
+  const { hub, connect } = setUp()
+  const all = Array.from({ length: 401 }, () => connect())
+  for (const { subscriber } of all) subscriber.subscribe([want('stock', 0)])
+  const [reader] = all
+  reader!.subscriber.miss({ namespace: 'default', service: 'stock', key: 'default/stock' }, 0, 1)
+  for (const { sink } of all) sink.seen.splice(0)
+  hub.close()
+  assert.deepEqual(reader!.sink.take(), [], 'one that is behind must not be told that it is not')
+  for (const { sink } of all.slice(1)) {
+    assert.deepEqual(sink.seen, [{ event: 'ping', id: 'e:0', data: { spread: 600 } }])
+    assert.equal(sink.ended, 'stopping')
+  }
+})
+
+test('a registry that may be behind says for how long, before and after all else', async () => {
+  const { clock, store, commit, connect } = setUp()
+  commit(put('a'))
+  const { sink, subscriber } = connect()
+  subscriber.subscribe([want('stock')])
+  sink.take()
+  store.ageMs = 3_000
+  await clock.advance(PING_MS)
+  assert.deepEqual(sink.seen.splice(0)[0]?.data, { spread: 200 }, 'what any network takes is no age')
+  store.ageMs = 12_300
+  await clock.advance(PING_MS)
+  assert.deepEqual(sink.seen.splice(0)[0]?.data, { spread: 200, age: 13_000 })
+  const late = connect()
+  late.subscriber.subscribe([want('stock')])
+  assert.deepEqual(late.sink.seen[0], { event: 'ping', id: undefined, data: { spread: 200, age: 13_000 } })
+  assert.deepEqual(late.sink.take(), ['ping', 'snapshot stock id 1'])
+  store.ageMs = 0
+  await clock.advance(PING_MS)
+  assert.deepEqual(sink.seen.splice(0)[0]?.data, { spread: 200 })
+})
+
+test('what clients come back with is counted by what they were sent, and every snapshot', () => {
+  const { hub, commit, connect } = setUp({ floor: (revision) => revision - 2 })
+  for (const id of ['a', 'b', 'c', 'd', 'e']) commit(put(id))
+  commit(put('x', 'cart'))
+  const { sink, subscriber } = connect()
+  subscriber.subscribe([want('stock'), want('cart')])
+  subscriber.subscribe([want('stock', 5), want('cart', 6)])
+  subscriber.subscribe([want('stock', 4)])
+  subscriber.subscribe([want('stock', 1), want('cart', 6, 'default', 'other')])
+  const counted = { snapshotsSent: 4, resumes: { nothing: 2, change: 1, snapshot: 2 } }
+  const { snapshotsSent, resumes } = hub.status()
+  assert.deepEqual({ snapshotsSent, resumes }, counted)
+  sink.isStalled = true
+  sink.unsentBytes = 100_000
+  commit(put('y', 'cart'))
+  sink.drain()
+  subscriber.drained()
+  assert.equal(hub.status().restarts, 1)
+  assert.deepEqual(hub.status().resumes, counted.resumes, 'a slow reader has not come back')
+})
+
+describe('a cursor from the future', () => {
+  test('is waited for by one sync for all who come before it, and one for all who come while it runs', async () => {
+    const { hub, store } = setUp()
+    const ahead = [{ epoch: 'e', revision: 1 }]
+    const first = hub.reach(ahead)
+    const later = [hub.reach(ahead), hub.reach([undefined, ...ahead])]
+    assert.equal(store.syncs.length, 1)
+    store.syncs[0]!.resolve()
+    await first
+    await settle()
+    assert.equal(store.syncs.length, 2, 'what they saw may be younger than the first sync')
+    store.syncs[1]!.resolve()
+    for (const each of later) await each
+    assert.equal(hub.reach(ahead) === undefined, false)
+    assert.equal(store.syncs.length, 3)
+  })
+
+  test('is not waited for when it is reached, or of another epoch', () => {
+    const { hub, store, commit } = setUp()
+    commit(put('a'))
+    for (const cursor of [undefined, { epoch: 'e', revision: 1 }, { epoch: 'other', revision: 9 }])
+      assert.equal(hub.reach([cursor]), undefined)
+    assert.equal(store.syncs.length, 0)
+  })
+
+  test('is waited for no longer than a store that fails or is silent', async () => {
+    const { hub, store, clock } = setUp()
+    const pings = clock.pending
+    const ahead = [{ epoch: 'e', revision: 1 }]
+    const failed = hub.reach(ahead)
+    store.syncs[0]!.reject(new Error('cut off'))
+    await failed
+    let isOver = false
+    const silent = hub.reach(ahead)!.then(() => (isOver = true))
+    await clock.advance(1_999)
+    assert.equal(isOver, false)
+    await clock.advance(1)
+    await silent
+    assert.equal(clock.pending, pings)
+  })
+})
+
+describe('a state loaded again', () => {
+  test('brings each subscriber what changed, and nothing of the rest', async () => {
+    const { hub, clock, commit, connect, elsewhere, load } = setUp()
+    commit(put('a'))
+    commit(put('b'))
+    commit(put('x', 'cart'))
+    const stock = connect()
+    const cart = connect()
+    const all = connect()
+    const unknown = connect()
+    stock.subscriber.subscribe([want('stock')])
+    cart.subscriber.subscribe([want('cart')])
+    all.subscriber.subscribe([want('*')])
+    unknown.subscriber.subscribe([want('new')])
+    for (const { sink } of [stock, cart, all, unknown]) sink.take()
+    elsewhere(put('c'), remove('a'), put('n', 'new'))
+    load({ floor: 3 })
+    assert.deepEqual(stock.sink.seen[0]?.data.after, 'e:2')
+    assert.deepEqual(
+      (stock.sink.seen[0]?.data.remove as Removal[]).map(({ id, cause }) => [id, cause]),
+      [['a', 'deregistered']],
+    )
+    assert.deepEqual(stock.sink.take(), ['change stock id 6'])
+    assert.deepEqual(all.sink.take(), ['change stock', 'change new id 6'])
+    assert.deepEqual(unknown.sink.take(), ['change new id 6'])
+    assert.deepEqual(cart.sink.take(), [])
+    await clock.advance(PING_MS)
+    assert.deepEqual(cart.sink.take(), ['ping id 6'])
+    const { services, nodes } = hub.status()
+    assert.deepEqual([services, nodes], [3, 4])
+    assert.equal(hub.status().snapshotsSent, 5, 'only those of the first subscriptions')
+  })
+
+  test('is a snapshot where history does not reach back, and history goes on from it', () => {
+    const { commit, connect, elsewhere, load } = setUp()
+    commit(put('a'))
+    const { sink, subscriber } = connect()
+    subscriber.subscribe([want('stock')])
+    sink.take()
+    elsewhere(put('b'), remove('a'), put('c'))
+    load({ floor: 3 })
+    assert.deepEqual(sink.take(), ['snapshot stock id 4'])
+    commit(put('d'))
+    assert.deepEqual(sink.take(), ['change stock id 5'])
+    for (const [revision, expected] of [
+      [1, 'snapshot stock id 5'],
+      [3, 'change stock id 5'],
+      [4, 'change stock id 5'],
+      [5, 'ping id 5'],
+    ] as const) {
+      const late = connect()
+      late.subscriber.subscribe([want('stock', revision)])
+      assert.deepEqual(late.sink.take(), [expected])
+    }
+  })
+
+  test('reaches a slow reader once it has drained', () => {
+    const { commit, connect, elsewhere, load } = setUp()
+    commit(put('a'))
+    const { sink, subscriber } = connect()
+    subscriber.subscribe([want('stock')])
+    sink.take()
+    sink.isStalled = true
+    sink.unsentBytes = 100_000
+    commit(put('b'))
+    elsewhere(put('c'))
+    load()
+    assert.deepEqual(sink.take(), [])
+    sink.drain()
+    subscriber.drained()
+    assert.deepEqual(sink.take(), ['change stock id 3'])
+  })
+
+  test('wakes those who wait for what changed, and nobody else', async () => {
+    const { hub, commit, elsewhere, load } = setUp()
+    commit(put('a'))
+    commit(put('x', 'cart'))
+    const { signal } = new AbortController()
+    let isWoken = false
+    const stock = hub.changed('default', 'stock', 2, 60_000, signal)
+    void hub.changed('default', 'cart', 2, 60_000, signal).then(() => (isWoken = true))
+    elsewhere(put('b'))
+    load()
+    await stock
+    assert.equal(isWoken, false)
+  })
+
+  test('leaves a view as it was that it does not tell of', () => {
+    const { hub, commit, connect, elsewhere, load } = setUp()
+    commit(put('a'))
+    commit(put('x', 'cart'))
+    const { sink, subscriber } = connect()
+    subscriber.subscribe([want('stock')])
+    sink.take()
+    elsewhere(put('y', 'cart'))
+    load({ without: 'stock' })
+    assert.deepEqual(sink.take(), [])
+    assert.deepEqual([...hub.view('default', 'stock')!.nodes.keys()], ['a'])
+    assert.equal(hub.status().nodes, 3)
+    const late = connect()
+    late.subscriber.subscribe([want('stock')])
+    assert.deepEqual(late.sink.take(), ['snapshot stock id 3'])
+  })
+})
+
 test('whatever happens, a client that folds its frames has what the registry has', () => {
   const service = fc.constantFrom('s1', 's2', 's3')
   const id = fc.constantFrom('a', 'b', 'c')
@@ -458,13 +724,22 @@ test('whatever happens, a client that folds its frames has what the registry has
       weight: 1,
       arbitrary: fc.record({ kind: fc.constant('policy' as const), service, value: fc.constantFrom('1s', '2s') }),
     },
+    {
+      weight: 1,
+      arbitrary: fc.record({
+        kind: fc.constant('elsewhere' as const),
+        service,
+        id,
+        port: fc.integer({ min: 1, max: 9 }),
+      }),
+    },
     { weight: 1, arbitrary: fc.record({ kind: fc.constant('reconnect' as const) }) },
     { weight: 1, arbitrary: fc.record({ kind: fc.constant('stall' as const) }) },
     { weight: 2, arbitrary: fc.record({ kind: fc.constant('drain' as const) }) },
   )
   fc.assert(
     fc.property(fc.array(step, { maxLength: 80 }), fc.integer({ min: 1, max: 30 }), (steps, kept) => {
-      const { hub, commit, connect } = setUp({ floor: (revision) => Math.max(0, revision - kept) })
+      const { hub, commit, connect, elsewhere, load } = setUp({ floor: (revision) => Math.max(0, revision - kept) })
       const views = new Map<string, View>()
       const names = ['s1', 's2', 's3']
       let client = connect()
@@ -474,7 +749,10 @@ test('whatever happens, a client that folds its frames has what the registry has
         else if (item.kind === 'remove') commit(remove(item.id, item.service))
         else if (item.kind === 'policy')
           commit((tx) => tx.putPolicy('default', item.service, { timeout: item.value }, { cause: 'operator', by: 'x' }))
-        else if (item.kind === 'stall') {
+        else if (item.kind === 'elsewhere') {
+          elsewhere(put(item.id, item.service, { port: item.port }))
+          load()
+        } else if (item.kind === 'stall') {
           client.sink.isStalled = true
           client.sink.unsentBytes = 100_000
         } else if (item.kind === 'drain') {

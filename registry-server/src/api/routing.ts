@@ -1,7 +1,7 @@
 /** What the routes have in common: whom a request means, and answers with a cursor. */
 
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import { DEFAULT_NAMESPACE, formatCursor } from '@holdfast/registry-client/protocol'
+import { DEFAULT_NAMESPACE, formatCursor, parseCursor, type Cursor } from '@holdfast/registry-client/protocol'
 import type { RegistryParts } from '../parts.ts'
 import { Refusal } from './problems.ts'
 import type { ServiceView } from '../watch/service-view.ts'
@@ -45,7 +45,16 @@ export function tagged(
 ): FastifyReply {
   const etag = `"${formatCursor({ epoch, revision })}"`
   void reply.header('etag', etag)
-  const known = request.headers['if-none-match']?.split(',').map((item) => item.trim().replace(/^W\//, ''))
-  if (known?.some((item) => item === etag || item === '*')) return reply.code(304).send()
+  if (tagsOf(request).some((tag) => tag === etag || tag === '*')) return reply.code(304).send()
   return reply.send(document)
+}
+
+/** What the client has, each as an `ETag`. */
+function tagsOf(request: FastifyRequest): readonly string[] {
+  return request.headers['if-none-match']?.split(',').map((item) => item.trim().replace(/^W\//, '')) ?? []
+}
+
+/** What the client has, each by its cursor. */
+export function cursorsOf(request: FastifyRequest): readonly (Cursor | undefined)[] {
+  return tagsOf(request).map((tag) => parseCursor(tag.slice(1, -1)))
 }

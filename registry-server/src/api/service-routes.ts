@@ -18,7 +18,7 @@ import { checkDocument, parseYamlBody } from './policy-document.ts'
 import { invalid, Refusal } from './problems.ts'
 import { deepFreeze } from '../store/records.ts'
 import { operator } from '../registration.ts'
-import { namespaceOf, tagged, viewOf, type Namespaced, type ServiceParams } from './routing.ts'
+import { cursorsOf, namespaceOf, tagged, viewOf, type Namespaced, type ServiceParams } from './routing.ts'
 import { answers, bodies, empty, json, params, problems, queries } from './schemas.ts'
 import type { HistoryPlace, ServiceView } from '../watch/service-view.ts'
 
@@ -77,6 +77,8 @@ export function serviceRoutes(app: FastifyInstance, parts: () => RegistryParts):
     },
     async (request, reply) => {
       const { hub } = parts()
+      // Nobody is answered with less than they have seen at another replica.
+      await hub.reach(cursorsOf(request))
       await awaitNewer(hub, request, reply)
       const view = viewOf(parts(), request)
       const picture = view.snapshot(hub.epoch)
@@ -207,10 +209,11 @@ async function awaitNewer(
   const known = /^\d{1,16}$/.test(after) ? { epoch: hub.epoch, revision: Number(after) } : parseCursor(after)
   if (known === undefined || !Number.isSafeInteger(known.revision))
     throw invalid('after', 'must be a revision or epoch:revision', 'bad_cursor')
-  if (wait === undefined) return
-  const waitMs = parseDuration(wait)
+  const waitMs = wait === undefined ? 0 : parseDuration(wait)
   if (waitMs === undefined || waitMs > MAX_WAIT_MS) throw invalid('wait', `must be at most 5m, got ${wait}`)
-  // A place of another history, or one that is not reached yet, says nothing about ours: answer with what there is.
+  await hub.reach([known])
+  if (waitMs === 0) return
+  // A place of another history, or one that nobody has reached, says nothing about ours: answer with what there is.
   if (known.epoch !== hub.epoch || known.revision > hub.cursor.revision) return
   const gone = new AbortController()
   reply.raw.once('close', () => gone.abort())

@@ -65,12 +65,21 @@ export class ServiceView {
     return this.#policy
   }
 
+  /** Takes the place of all that was known, history included. */
   load(state: ServiceState): void {
     this.#revision = state.record.revision
-    this.#floor = state.record.revision
     this.#emptied = state.record.emptied
     this.#policy = state.policy
+    this.#nodes = new Map()
     for (const node of state.nodes) this.#nodes.set(node.id, node)
+    this.forget()
+  }
+
+  /** Forgets all history. */
+  forget(): void {
+    this.#history = []
+    this.#head = 0
+    this.#floor = this.#revision
   }
 
   /** Adds what happened before {@link load}'s state; oldest first. */

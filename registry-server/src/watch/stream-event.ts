@@ -3,7 +3,7 @@
  * each transport, however many there are.
  */
 
-import { encodeFrame, type Frame } from '@holdfast/registry-client/protocol'
+import { encodeFrame, type Frame, type PingData } from '@holdfast/registry-client/protocol'
 
 export type Transport = 'sse' | 'websocket'
 
@@ -14,15 +14,16 @@ export class StreamEvent {
   readonly event: 'snapshot' | 'change' | 'ping'
   /** Of the service's change that it carries; the place of the stream for a ping. */
   readonly revision: number
-  #frame: Frame | undefined
+  /** Until it is written out. */
+  #content: Frame | PingData | undefined
   #data: Buffer | undefined
   #sse: Written | undefined
   #websocket: Written | undefined
 
-  private constructor(event: StreamEvent['event'], revision: number, frame: Frame | undefined) {
+  private constructor(event: StreamEvent['event'], revision: number, content: Frame | PingData) {
     this.event = event
     this.revision = revision
-    this.#frame = frame
+    this.#content = content
   }
 
   static ofFrame(frame: Frame): StreamEvent {
@@ -33,8 +34,8 @@ export class StreamEvent {
     return event
   }
 
-  static ping(revision: number): StreamEvent {
-    return new StreamEvent('ping', revision, undefined)
+  static ping(revision: number, data: PingData): StreamEvent {
+    return new StreamEvent('ping', revision, data)
   }
 
   /** Of the data alone. */
@@ -58,8 +59,9 @@ export class StreamEvent {
 
   #write(): Buffer {
     if (this.#data === undefined) {
-      this.#data = Buffer.from(this.#frame ? JSON.stringify(encodeFrame(this.#frame)) : '{}')
-      this.#frame = undefined
+      const content = this.#content!
+      this.#data = Buffer.from(JSON.stringify('kind' in content ? encodeFrame(content) : content))
+      this.#content = undefined
     }
     return this.#data
   }

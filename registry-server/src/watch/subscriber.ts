@@ -30,6 +30,14 @@ export interface Topic extends Interest {
   readonly key: string
 }
 
+/** What a stream still has to be sent of one service. */
+export interface Due {
+  /** What the client has; undefined for nothing. */
+  readonly revision: number | undefined
+  /** Whether the client came with a cursor, rather than fell behind on this stream or asked afresh. */
+  readonly resumes: boolean
+}
+
 /** What a subscriber needs of its hub. */
 export interface SubscriberHub {
   cursor(): { readonly revision: number; readonly text: string }
@@ -37,8 +45,11 @@ export interface SubscriberHub {
   join(interest: Interest): readonly Topic[]
   leave(interest: Interest): void
   revisionOf(topic: Topic): number
-  catchUp(topic: Topic, revision: number | undefined): StreamEvent | undefined
+  /** Undefined when the client has it all. */
+  catchUp(topic: Topic, due: Due): StreamEvent | undefined
   ping(): StreamEvent
+  /** Whether what the hub knows may have been overtaken a while ago. */
+  isAged(): boolean
   sent(frames: number): void
   closed(): void
 }
@@ -60,11 +71,8 @@ export class Subscriber {
   readonly #maxBufferBytes: number
   readonly #hub: SubscriberHub
   readonly #interests = new Map<string, Interest>()
-  /**
-   * What is still to be sent, by topic: the revision that the client has, undefined for none. Bounded by the number of
-   * its services, whatever happens to them meanwhile.
-   */
-  #behind: Map<Topic, number | undefined> | undefined
+  /** What is still to be sent, by topic. Bounded by the number of its services, whatever happens to them meanwhile. */
+  #behind: Map<Topic, Due> | undefined
   #sentRevision = 0
   #ackedRevision: number | undefined
   /** The newest change of its services. */
@@ -128,10 +136,11 @@ export class Subscriber {
     for (const { namespace, service, cursor } of wanted) {
       const interest = { namespace, service }
       this.#interests.set(serviceKey(namespace, service), interest)
-      const has = cursor?.epoch === this.#epoch ? cursor.revision : undefined
+      const revision = cursor?.epoch === this.#epoch ? cursor.revision : undefined
+      const due = { revision, resumes: cursor !== undefined }
       this.#behind ??= new Map()
       for (const topic of this.#hub.join(interest)) {
-        this.#behind.set(topic, has)
+        this.#behind.set(topic, due)
         this.#dueRevision = Math.max(this.#dueRevision, this.#hub.revisionOf(topic))
       }
     }
@@ -170,15 +179,20 @@ export class Subscriber {
   /** Notes a change that was not written; `after` is what it changed. */
   miss(topic: Topic, after: number, revision: number): void {
     this.#behind ??= new Map()
-    if (!this.#behind.has(topic)) this.#behind.set(topic, after)
-    this.#dueRevision = revision
+    if (!this.#behind.has(topic)) this.#behind.set(topic, { revision: after, resumes: false })
+    this.#dueRevision = Math.max(this.#dueRevision, revision)
+  }
+
+  /** Sends what was missed, as far as the reader takes it. */
+  catchUp(): void {
+    if (this.#behind) this.#pump(false)
   }
 
   /** The network took all that was written. */
   drained(): void {
     this.#noteFlush()
     this.#stalledSinceMs = undefined
-    if (this.#behind) this.#pump(false)
+    this.catchUp()
   }
 
   /** For how long it has been behind without taking anything. */
@@ -221,10 +235,12 @@ export class Subscriber {
     const behind = this.#behind!
     let held: StreamEvent | undefined
     let wrote = 0
-    for (const [topic, revision] of behind) {
+    // Before anything that the client would take for current.
+    if (first && this.#hub.isAged()) this.sink.write([this.#hub.ping()], undefined)
+    for (const [topic, due] of behind) {
       if (this.isSlow) break
       behind.delete(topic)
-      const event = this.#hub.catchUp(topic, revision)
+      const event = this.#hub.catchUp(topic, due)
       if (event === undefined) continue
       // One is held back, since only the very last may carry the id.
       if (held) this.sink.write([held], undefined)

@@ -7,20 +7,31 @@
  */
 
 import { every, type Clock } from '@holdfast/registry-client/clock'
-import { formatCursor, type Cursor } from '@holdfast/registry-client/protocol'
+import { formatCursor, MAX_SPREAD_MS, type Cursor, type PingData } from '@holdfast/registry-client/protocol'
 import { ServiceView } from './service-view.ts'
 import { serviceKey } from '../store/store-state.ts'
-import type { Committed, StoreListener, StoreState } from '../store/store.ts'
+import type { Committed, Store, StoreListener, StoreState } from '../store/store.ts'
+import { SharedSync } from './shared-sync.ts'
 import { StreamEvent, type Transport } from './stream-event.ts'
-import { Subscriber, type Interest, type Sink, type Topic } from './subscriber.ts'
+import { Subscriber, type Due, type Interest, type Sink, type Topic } from './subscriber.ts'
 
 /** Pings are spread over this many turns, so that ten thousand of them do not hold up everything else at once. */
 const PING_SLOTS = 10
 /** Written snapshots kept for the next subscriber: a herd that comes back asks for the same services. */
 const SNAPSHOT_CACHE_BYTES = 16_777_216
+/**
+ * Streams that another replica can take over in a second beside its work: half of what fills one core. More at once
+ * block it: 5,000 for two seconds, 16,000 for so long that their handshakes time out and come again. To refuse some of
+ * them costs as much as to serve them; so they are told when to come.
+ */
+const RETURNS_PER_S = 1_000
+/** The least spread, and by how much it grows: pings stay the same bytes while a few come and go. */
+const SPREAD_STEP_MS = 200
+/** An age below it is what a network takes anyway, and not worth a word. */
+const AGE_TOLD_MS = 3_000
 
 export interface WatchHubOptions {
-  readonly epoch: string
+  readonly store: Pick<Store, 'epoch' | 'sync' | 'status'>
   readonly clock: Clock
   /** Bytes that may wait for one reader before it counts as slow. One frame more may wait. */
   readonly maxBufferBytes: number
@@ -37,7 +48,12 @@ export interface WatchHubStatus {
   readonly restarts: number
   readonly dropped: number
   readonly framesSent: number
+  readonly snapshotsSent: number
+  /** Services that clients came back to with a cursor, by what they were sent. */
+  readonly resumes: Readonly<Record<Resume, number>>
 }
+
+export type Resume = 'nothing' | 'change' | 'snapshot'
 
 interface Waiter {
   readonly wake: () => void
@@ -51,6 +67,7 @@ interface WatchedTopic extends Topic {
 
 export class WatchHub implements StoreListener {
   readonly #options: WatchHubOptions
+  readonly #syncs: SharedSync
   readonly #topics = new Map<string, WatchedTopic>()
   /** Who watches all services of a namespace, and under `*` of all. */
   readonly #wildcards = new Map<string, Set<Subscriber>>()
@@ -63,7 +80,7 @@ export class WatchHub implements StoreListener {
   #sortedKeys: string[] | undefined
   #revision = 0
   #cursorText: string
-  #ping: StreamEvent | undefined
+  #ping: { readonly event: StreamEvent; readonly data: PingData } | undefined
   #pingSlot = 0
   #lastId = 0
   #services = 0
@@ -71,40 +88,85 @@ export class WatchHub implements StoreListener {
   #restarts = 0
   #dropped = 0
   #framesSent = 0
+  #snapshotsSent = 0
+  readonly #resumes = { nothing: 0, change: 0, snapshot: 0 }
   #closed = false
   readonly #stopPings: () => void
 
   constructor(options: WatchHubOptions) {
     this.#options = options
+    this.#syncs = new SharedSync(() => options.store.sync(), options.clock)
     this.#cursorText = formatCursor(this.cursor)
     this.#stopPings = every(options.clock, options.pingMs / PING_SLOTS, () => this.#sendPings())
   }
 
   get epoch(): string {
-    return this.#options.epoch
+    return this.#options.store.epoch
   }
 
   /** The newest durable place. */
   get cursor(): Cursor {
-    return { epoch: this.#options.epoch, revision: this.#revision }
+    return { epoch: this.epoch, revision: this.#revision }
   }
 
   get cursorText(): string {
     return this.#cursorText
   }
 
+  /** Over which time the subscribers should come back elsewhere when this registry is gone: each at a moment of its own. */
+  get spreadMs(): number {
+    const ms = (this.#subscribers.size * 1_000) / RETURNS_PER_S
+    return Math.min(MAX_SPREAD_MS, Math.max(1, Math.ceil(ms / SPREAD_STEP_MS)) * SPREAD_STEP_MS)
+  }
+
+  /**
+   * For a client that has seen more at another replica than is known here: resolves once this hub has caught up with
+   * what anyone was told before this call, or when that cannot be known. Undefined when there is nothing to wait for.
+   */
+  reach(known: Iterable<Cursor | undefined>): Promise<void> | undefined {
+    for (const cursor of known)
+      if (cursor?.epoch === this.epoch && cursor.revision > this.#revision) return this.#syncs.join()
+    return undefined
+  }
+
+  /**
+   * A service that the state leaves out keeps its view: a store forgets none, so this is no proof that its nodes are
+   * gone.
+   */
   load(state: StoreState): void {
-    for (const service of state.services) {
-      const view = this.#viewOf(this.#topic(service.namespace, service.service))
-      view.load(service)
-      this.#nodes += view.nodes.size
+    const before = new Map<ServiceView, number>()
+    for (const { view } of this.#topics.values()) {
+      if (view === undefined) continue
+      before.set(view, view.revision)
+      view.forget()
     }
+    const changed: WatchedTopic[] = []
+    for (const service of state.services) {
+      const topic = this.#topic(service.namespace, service.service)
+      const view = this.#viewOf(topic)
+      const had = view.nodes.size
+      view.load(service)
+      this.#nodes += view.nodes.size - had
+      if (view.revision !== (before.get(view) ?? 0)) changed.push(topic)
+    }
+    this.#trail = []
+    this.#trailHead = 0
     for (const entry of state.history) {
       const view = this.#topics.get(serviceKey(entry.namespace, entry.service))?.view
       view?.remember(entry)
       if (view) this.#trail.push({ revision: entry.revision, view })
     }
+    this.#snapshots.clear()
+    this.#snapshotBytes = 0
     this.#moveTo(state.revision)
+    const missed = new Set<Subscriber>()
+    for (const topic of changed)
+      for (const subscriber of this.#watchersOf(topic)) {
+        subscriber.miss(topic, before.get(topic.view!) ?? 0, topic.view!.revision)
+        missed.add(subscriber)
+      }
+    for (const subscriber of missed) subscriber.catchUp()
+    for (const topic of changed) for (const waiter of [...(topic.waiters ?? [])]) waiter.wake()
   }
 
   apply(transactions: readonly Committed[], floor: number): void {
@@ -121,7 +183,7 @@ export class WatchHub implements StoreListener {
         this.#forgetSnapshot(view)
         if (topic.waiters) woken.push(...topic.waiters)
         if (!topic.subscribers && this.#wildcards.size === 0) continue
-        const { epoch } = this.#options
+        const { epoch } = this
         const frame = {
           kind: 'change' as const,
           namespace: change.namespace,
@@ -190,7 +252,8 @@ export class WatchHub implements StoreListener {
 
   /** A new subscriber, without services yet. It must be closed. */
   connect(sink: Sink): Subscriber {
-    const { epoch, clock, maxBufferBytes } = this.#options
+    const { clock, maxBufferBytes } = this.#options
+    const { epoch } = this
     const subscriber: Subscriber = new Subscriber({
       id: ++this.#lastId,
       epoch,
@@ -202,8 +265,9 @@ export class WatchHub implements StoreListener {
         join: (interest) => this.#join(subscriber, interest),
         leave: (interest) => this.#leave(subscriber, interest),
         revisionOf: (topic) => (topic as WatchedTopic).view?.revision ?? 0,
-        catchUp: (topic, revision) => this.#catchUp(topic as WatchedTopic, revision),
+        catchUp: (topic, due) => this.#catchUp(topic as WatchedTopic, due),
         ping: () => this.#pingNow(),
+        isAged: () => this.#ageMs() > 0,
         sent: (frames) => (this.#framesSent += frames),
         closed: () => this.#subscribers.delete(subscriber.id),
       },
@@ -231,6 +295,8 @@ export class WatchHub implements StoreListener {
       restarts: this.#restarts,
       dropped: this.#dropped,
       framesSent: this.#framesSent,
+      snapshotsSent: this.#snapshotsSent,
+      resumes: { ...this.#resumes },
     }
   }
 
@@ -238,7 +304,11 @@ export class WatchHub implements StoreListener {
   close(): void {
     this.#closed = true
     this.#stopPings()
-    for (const subscriber of [...this.#subscribers.values()]) subscriber.end('stopping')
+    // First to all, and with the number that there are now: the last word on when to come back elsewhere.
+    const ping = [this.#pingNow()]
+    const subscribers = [...this.#subscribers.values()]
+    for (const subscriber of subscribers) this.#sendPing(subscriber, ping)
+    for (const subscriber of subscribers) subscriber.end('stopping')
     for (const topic of [...this.#topics.values()]) for (const waiter of [...(topic.waiters ?? [])]) waiter.wake()
   }
 
@@ -344,24 +414,31 @@ export class WatchHub implements StoreListener {
     } else subscriber.send(events, this.#revision, this.#cursorText)
   }
 
+  #catchUp(topic: WatchedTopic, { revision, resumes }: Due): StreamEvent | undefined {
+    const event = this.#missing(topic, revision)
+    if (event?.event === 'snapshot') this.#snapshotsSent++
+    if (resumes) this.#resumes[(event?.event ?? 'nothing') as Resume]++
+    return event
+  }
+
   /** What a subscriber needs that has a service as of `revision`; undefined revision: has nothing. */
-  #catchUp(topic: WatchedTopic, revision: number | undefined): StreamEvent | undefined {
+  #missing(topic: WatchedTopic, revision: number | undefined): StreamEvent | undefined {
     const { view } = topic
     const current = view?.revision ?? 0
     if (revision !== undefined && revision <= this.#revision) {
       if (current <= revision) return undefined
-      const change = view?.since(revision, this.#options.epoch)
+      const change = view?.since(revision, this.epoch)
       if (change) return StreamEvent.ofFrame(change)
     }
     if (view) return this.#snapshot(view)
     const unknown = new ServiceView(topic.namespace, topic.service)
-    return StreamEvent.ofFrame({ kind: 'snapshot', view: unknown.snapshot(this.#options.epoch) })
+    return StreamEvent.ofFrame({ kind: 'snapshot', view: unknown.snapshot(this.epoch) })
   }
 
   #snapshot(view: ServiceView): StreamEvent {
     const kept = this.#snapshots.get(view)
     if (kept) return kept
-    const event = StreamEvent.ofFrame({ kind: 'snapshot', view: view.snapshot(this.#options.epoch) })
+    const event = StreamEvent.ofFrame({ kind: 'snapshot', view: view.snapshot(this.epoch) })
     this.#snapshots.set(view, event)
     this.#snapshotBytes += event.bytes
     for (const oldest of this.#snapshots.keys()) {
@@ -387,8 +464,24 @@ export class WatchHub implements StoreListener {
     }
   }
 
+  /** In whole seconds, so that pings of the same turn are the same; 0 when there is nothing to tell. */
+  #ageMs(): number {
+    const { ageMs } = this.#options.store.status()
+    return ageMs > AGE_TOLD_MS ? Math.ceil(ageMs / 1_000) * 1_000 : 0
+  }
+
   #pingNow(): StreamEvent {
-    return (this.#ping ??= StreamEvent.ping(this.#revision))
+    const age = this.#ageMs()
+    const spread = this.spreadMs
+    if (this.#ping?.data.spread !== spread || (this.#ping.data.age ?? 0) !== age) {
+      const data = { spread, ...(age > 0 && { age }) }
+      this.#ping = { event: StreamEvent.ping(this.#revision, data), data }
+    }
+    return this.#ping.event
+  }
+
+  #sendPing(subscriber: Subscriber, ping: readonly StreamEvent[]): void {
+    if (!subscriber.isBehind && !subscriber.isSlow) subscriber.send(ping, this.#revision, this.#cursorText)
   }
 
   #sendPings(): void {
@@ -400,7 +493,7 @@ export class WatchHub implements StoreListener {
       if (subscriber.stalledMs(nowMs) >= this.#options.stallMs) {
         this.#dropped++
         subscriber.end('stalled')
-      } else if (!subscriber.isBehind && !subscriber.isSlow) subscriber.send(ping, this.#revision, this.#cursorText)
+      } else this.#sendPing(subscriber, ping)
     }
   }
 }

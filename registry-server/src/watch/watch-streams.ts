@@ -14,6 +14,7 @@ import {
   LIMITS,
   parseCursor,
   ProtocolError,
+  type Cursor,
 } from '@holdfast/registry-client/protocol'
 import type { Lifecycle } from '../parts.ts'
 import type { Exchanges } from '../api/exchanges.ts'
@@ -27,7 +28,7 @@ import { checkInterest, watchQuery, type Wanted } from './watch-query.ts'
 const WATCH_PATH = '/v1/watch'
 /** Services of one stream, over all its messages. */
 const MAX_INTERESTS = 100_000
-/** Spreads the return of all SSE clients after a restart. */
+/** For event streams, whose clients know no backoff: at least so long, and spread over so long, however few they are. */
 const RETRY_MS = { least: 1_000, spread: 4_000 }
 /** An unmasked WebSocket ping without payload. Every client library answers it by itself. */
 const WEBSOCKET_PING = Buffer.of(0x89, 0x00)
@@ -79,22 +80,21 @@ export class WatchStreams {
         detail: 'a stream cannot begin before the requests before it are answered',
       })
     const hub = this.#admit()
-    const { random } = this.#options
     const { socket } = request
-    const retryMs = Math.round(RETRY_MS.least + random() * RETRY_MS.spread)
     socket.write(
       'HTTP/1.1 200 OK\r\n' +
         'content-type: text/event-stream; charset=utf-8\r\n' +
         'cache-control: no-store, no-transform\r\n' +
         'x-accel-buffering: no\r\n' +
         `holdfast-cursor: ${hub.cursorText}\r\n` +
-        'connection: close\r\n\r\n' +
-        `retry: ${retryMs}\n\n`,
+        'connection: close\r\n\r\n',
     )
-    const subscriber = this.#carry(hub, new SseSink(socket), socket)
+    const subscriber = this.#carry(hub, new SseSink(socket, hub, this.#options.random), socket)
     // The client's end of the connection; the response itself is never used.
     response.once('close', () => socket.destroy())
-    subscriber.subscribe(wanted)
+    const reached = hub.reach(cursorsOf(wanted))
+    if (reached) void reached.then(() => subscriber.subscribe(wanted))
+    else subscriber.subscribe(wanted)
   }
 
   /** Takes over the upgrade requests of a server. */
@@ -138,15 +138,16 @@ export class WatchStreams {
     this.#webSockets.handleUpgrade(request, socket, head, (webSocket) => {
       const sink = new WebSocketSink(webSocket, socket, this.#options)
       const subscriber = this.#carry(hub, sink, socket)
+      const inbox = new Inbox(webSocket)
       webSocket.on('message', (data, isBinary) => {
         sink.heard()
-        this.#receive(subscriber, data, isBinary)
+        inbox.add(() => this.#receive(hub, subscriber, data, isBinary))
       })
       webSocket.on('pong', () => sink.heard())
       // ws closes by itself what breaks the protocol.
       webSocket.on('error', () => {})
       webSocket.on('close', () => subscriber.close())
-      if (wanted.length > 0) this.#subscribe(subscriber, wanted)
+      if (wanted.length > 0) inbox.add(() => this.#subscribe(hub, subscriber, wanted))
     })
   }
 
@@ -175,28 +176,75 @@ export class WatchStreams {
     return subscriber
   }
 
-  #receive(subscriber: Subscriber, data: RawData, isBinary: boolean): void {
+  /** @returns what the messages after it have to wait for */
+  #receive(hub: WatchHub, subscriber: Subscriber, data: RawData, isBinary: boolean): Promise<void> | undefined {
     try {
       if (isBinary) throw new ProtocolError('message', 'must be text')
       const message = decodeClientMessage(parseJson(data))
-      if (message.type === 'ack') return subscriber.ack(parseCursor(message.cursor)!)
+      if (message.type === 'ack') {
+        subscriber.ack(parseCursor(message.cursor)!)
+        return undefined
+      }
       const wanted = message.services.map(({ namespace = DEFAULT_NAMESPACE, service, ...rest }, index) => {
         const cursor = 'cursor' in rest && rest.cursor !== undefined ? parseCursor(rest.cursor) : undefined
         checkInterest({ namespace, service }, `services.${index}`)
         return { namespace, service, cursor }
       })
-      if (message.type === 'subscribe') this.#subscribe(subscriber, wanted)
-      else subscriber.unsubscribe(wanted)
+      if (message.type === 'subscribe') return this.#subscribe(hub, subscriber, wanted)
+      subscriber.unsubscribe(wanted)
     } catch (error) {
       subscriber.refuse(reasonFor(error))
     }
+    return undefined
   }
 
-  #subscribe(subscriber: Subscriber, wanted: readonly Wanted[]): void {
+  #subscribe(hub: WatchHub, subscriber: Subscriber, wanted: readonly Wanted[]): Promise<void> | undefined {
     if (subscriber.interestCount + wanted.length > MAX_INTERESTS)
       throw new ProtocolError('services', `at most ${MAX_INTERESTS} on one stream`)
+    const reached = hub.reach(cursorsOf(wanted))
+    if (reached) return reached.then(() => subscriber.subscribe(wanted))
     subscriber.subscribe(wanted)
+    return undefined
   }
+}
+
+/**
+ * What one WebSocket's messages ask for, in order, also while one of them waits. Nothing more is read from the socket
+ * meanwhile, so what is held is no more than what had been read with that message.
+ */
+class Inbox {
+  readonly #webSocket: Pick<WebSocket, 'pause' | 'resume'>
+  #held: Task[] | undefined
+
+  constructor(webSocket: Pick<WebSocket, 'pause' | 'resume'>) {
+    this.#webSocket = webSocket
+  }
+
+  add(task: Task): void {
+    if (this.#held) this.#held.push(task)
+    else this.#run([task])
+  }
+
+  #run(tasks: Task[]): void {
+    for (const [index, task] of tasks.entries()) {
+      const wait = task()
+      if (wait === undefined) continue
+      const held = (this.#held = tasks.slice(index + 1))
+      this.#webSocket.pause()
+      void wait.then(() => {
+        this.#held = undefined
+        this.#run(held)
+        if (this.#held === undefined) this.#webSocket.resume()
+      })
+      return
+    }
+  }
+}
+
+type Task = () => Promise<void> | undefined
+
+function* cursorsOf(wanted: readonly Wanted[]): Iterable<Cursor | undefined> {
+  for (const { cursor } of wanted) yield cursor
 }
 
 class SocketSink {
@@ -234,14 +282,33 @@ class SocketSink {
 
 class SseSink extends SocketSink implements Sink {
   readonly transport = 'sse'
+  readonly #hub: WatchHub
+  readonly #random: Random
+  #spreadMs = 0
+
+  constructor(socket: Socket, hub: WatchHub, random: Random) {
+    super(socket)
+    this.#hub = hub
+    this.#random = random
+    this.#nameRetry()
+  }
 
   write(events: readonly StreamEvent[], id: string | undefined): void {
+    if (events[0]?.event === 'ping') this.#nameRetry()
     this.writeAll(events, id, 'sse')
   }
 
   end(reason: EndReason): void {
     if (reason === 'stalled') this.socket.destroy()
     else this.socket.end()
+  }
+
+  /** Its client takes this delay as it is, so it is drawn here; again when there are many more to share the time with. */
+  #nameRetry(): void {
+    const spreadMs = Math.max(RETRY_MS.spread, this.#hub.spreadMs)
+    if (spreadMs === this.#spreadMs || !this.socket.writable) return
+    this.#spreadMs = spreadMs
+    this.socket.write(`retry: ${Math.round(RETRY_MS.least + this.#random() * spreadMs)}\n\n`)
   }
 }
 
