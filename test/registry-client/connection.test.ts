@@ -161,6 +161,46 @@ describe('the stream', () => {
     }
   })
 
+  for (const [what, spread, waitMs] of [
+    ['that a registry named', 5_000, 2_500],
+    ['of at most half a minute', 86_400_000, 15_000],
+    ['shorter than the backoff, which is kept', 100, 100],
+    ['that cannot be read, which is left out', 'soon', 100],
+  ] as const)
+    test(`after a loss the first wait is drawn from a time ${what}`, async () => {
+      const { connection, network, clock } = world({ endpoints: ['http://one:1', 'http://two:2'], random: () => 0.5 })
+      connection.open()
+      const first = await network.stream.accept()
+      await first.event('ping', { spread }, 'e:1')
+      await first.event('change', changeOf('e:1', 'e:2'), 'e:2')
+      await first.cut()
+      assert.equal(clock.nextInMs, waitMs)
+      await clock.advance(waitMs)
+      assert.notEqual(new URL(network.stream.url).hostname, new URL(first.url).hostname)
+      await network.stream.cut('refused')
+      assert.equal(clock.nextInMs, 200, 'then the backoff goes on')
+      await clock.advance(200)
+      await network.stream.accept()
+      await network.stream.cut()
+      assert.equal(clock.nextInMs, 400, 'a registry that named nothing is not bound by what another one did')
+      connection.close()
+    })
+
+  test('five thousand clients of a lost registry come back evenly over the time that it named', async () => {
+    const random = seededRandom(7)
+    const buckets = new Array<number>(10).fill(0)
+    for (let count = 0; count < 5_000; count++) {
+      const { connection, network, clock } = world({ random })
+      connection.open()
+      await network.stream.accept()
+      network.stream.handlers.message('{"event":"ping","data":{"spread":5000}}')
+      network.stream.handlers.close('connection reset')
+      buckets[Math.floor(clock.nextInMs! / 500)]!++
+      connection.close()
+    }
+    for (const count of buckets) assert.ok(count > 400 && count < 600, buckets.join(' '))
+  })
+
   test('only a stream that lasted makes the next wait short again', async () => {
     const { connection, network, clock } = world({ random: () => 0.5 })
     connection.open()
