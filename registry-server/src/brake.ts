@@ -120,6 +120,13 @@ export function isForgotten({ untilMs, span }: Hold, nowMs: number): boolean {
   return nowMs > untilMs && nowMs > span.toMs + LONGEST_TTL_MS
 }
 
+/** The decision on leases of the same moment, if there is one: the oldest, so that a late one gets no later end. */
+export function holdOf(voice: Voice, holds: Iterable<Hold>): Hold | undefined {
+  const fall = fallOf(voice)
+  for (const hold of holds) if (overlap(hold.span, fall)) return hold
+  return undefined
+}
+
 export function decide<V extends Voice>(picture: Picture<V>): Decisions<V> {
   const { nowMs, due, quiet, hostOf, heardMs, holdMs } = picture
   const end: V[] = []
@@ -128,13 +135,12 @@ export function decide<V extends Voice>(picture: Picture<V>): Decisions<V> {
   const begun: Hold[] = []
   const holds = [...picture.holds]
   const silent = quiet.filter((voice) => isSilent(voice, nowMs))
-  const silentFalls = fallsByHost(silent, hostOf)
-  const quietFalls = fallsByHost(quiet, hostOf)
+  const silentFalls = new Falls(silent, hostOf)
+  const quietFalls = new Falls(quiet, hostOf)
   for (const voice of due) {
+    let found = holdOf(voice, holds)
     const span = fallOf(voice)
-    // The oldest: whoever falls due late gets no later end than the others of that moment.
-    let found = holds.find((item) => overlap(item.span, span))
-    if (found === undefined && isOfManyHosts(span, silentFalls)) {
+    if (found === undefined && silentFalls.areOfManyHosts(span)) {
       const group = silent.filter((other) => overlap(span, fallOf(other)))
       const hosts = new Set(group.map(hostOf))
       found = {
@@ -151,38 +157,64 @@ export function decide<V extends Voice>(picture: Picture<V>): Decisions<V> {
     if (found) {
       if (found.untilMs > nowMs) hold.push({ voice, hold: found })
       else end.push(voice)
-    } else if (nowMs < voice.deadlineMs + WAIT_MS && isOfManyHosts(span, quietFalls)) wait.push(voice)
+    } else if (nowMs < voice.deadlineMs + WAIT_MS && quietFalls.areOfManyHosts(span)) wait.push(voice)
     else end.push(voice)
   }
   return { end, wait, hold, begun }
 }
 
-/** Of each host, when its leases fell silent: so few spans that each lease may be compared with all of them. */
-function fallsByHost<V extends Voice>(voices: readonly V[], hostOf: (voice: V) => string): readonly Span[][] {
-  const hosts = new Map<string, Span[]>()
-  for (const voice of voices) {
-    const host = hostOf(voice)
-    const spans = hosts.get(host)
-    if (spans) spans.push(fallOf(voice))
-    else hosts.set(host, [fallOf(voice)])
-  }
-  return hosts.size < HOSTS ? [] : [...hosts.values()].map(merge)
-}
+/** When the leases of which host fell silent. Those of one host that may have done so together are one span. */
+class Falls<V extends Voice> {
+  readonly #voices: readonly V[]
+  readonly #hostOf: (voice: V) => string
+  /** In the order of their beginnings. */
+  #spans: { readonly fromMs: number; toMs: number; readonly host: string }[] | undefined
+  #longestMs = 0
 
-/** The same moments in as few spans as possible. */
-function merge(spans: Span[]): Span[] {
-  if (spans.length === 1) return spans
-  const merged: Span[] = []
-  for (const span of spans.sort((a, b) => a.fromMs - b.fromMs)) {
-    const last = merged.at(-1)
-    if (last && overlap(last, span)) merged[merged.length - 1] = { ...last, toMs: Math.max(last.toMs, span.toMs) }
-    else merged.push(span)
+  constructor(voices: readonly V[], hostOf: (voice: V) => string) {
+    this.#voices = voices
+    this.#hostOf = hostOf
   }
-  return merged
-}
 
-function isOfManyHosts(span: Span, falls: readonly Span[][]): boolean {
-  let hosts = 0
-  for (const spans of falls) if (spans.some((item) => overlap(item, span)) && ++hosts === HOSTS) return true
-  return false
+  /** Whether leases of so many hosts may have fallen silent within a span that one cause is likelier. */
+  areOfManyHosts(span: Span): boolean {
+    this.#spans ??= this.#sorted()
+    const hosts = new Set<string>()
+    for (let index = this.#firstFrom(span.fromMs - this.#longestMs); index < this.#spans.length; index++) {
+      const item = this.#spans[index]!
+      if (item.fromMs > span.toMs) break
+      if (item.toMs >= span.fromMs && hosts.add(item.host).size === HOSTS) return true
+    }
+    return false
+  }
+
+  #sorted() {
+    const spans: { fromMs: number; toMs: number; host: string }[] = []
+    const last = new Map<string, { toMs: number }>()
+    for (const voice of [...this.#voices].sort((a, b) => a.heardMs - b.heardMs)) {
+      const host = this.#hostOf(voice)
+      const { fromMs, toMs } = fallOf(voice)
+      const before = last.get(host)
+      if (before && before.toMs >= fromMs) {
+        before.toMs = Math.max(before.toMs, toMs)
+        continue
+      }
+      const span = { fromMs, toMs, host }
+      last.set(host, span)
+      spans.push(span)
+    }
+    for (const { fromMs, toMs } of spans) this.#longestMs = Math.max(this.#longestMs, toMs - fromMs)
+    return spans
+  }
+
+  #firstFrom(fromMs: number): number {
+    const spans = this.#spans!
+    let low = 0
+    for (let high = spans.length; low < high;) {
+      const middle = (low + high) >>> 1
+      if (spans[middle]!.fromMs < fromMs) low = middle + 1
+      else high = middle
+    }
+    return low
+  }
 }

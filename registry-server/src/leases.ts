@@ -16,6 +16,7 @@
 import { every, type Clock } from '@holdfast/registry-client/clock'
 import {
   decide,
+  holdOf,
   HOSTS,
   isBurst,
   isForgotten,
@@ -513,20 +514,26 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
     if (kept.length > 0)
       log.warn({ leases: kept.length, owners: ownersOf(kept) }, 'held long enough: leases that did not come back end')
     if (holdMs === 0) return due
-    const over = due.filter(({ hold, lease }) => hold !== undefined || isEnding(lease))
-    if (over.length === due.length) return due
+    const isOver = ({ hold, lease }: Life) => hold !== undefined || isEnding(lease)
+    const over = due.filter(isOver)
+    const asked = due.filter((life) => !isOver(life))
+    if (asked.length === 0) return due
     const quiet: Life[] = []
     let heardMs = -Infinity
-    for (const life of this.#lives.values()) {
-      if (life.deadlineMs === Infinity || isEnding(life.lease)) continue
-      if (life.heardMs > heardMs) heardMs = life.heardMs
-      if (isQuiet(life, clock.now())) quiet.push(life)
+    // Where all belong to earlier decisions, it does not matter who else is silent.
+    if (!asked.every((life) => holdOf(life, this.#holds.keys()))) {
+      const nowMs = clock.now()
+      for (const life of this.#lives.values()) {
+        if (life.deadlineMs === Infinity || isEnding(life.lease)) continue
+        if (life.heardMs > heardMs) heardMs = life.heardMs
+        if (isQuiet(life, nowMs)) quiet.push(life)
+      }
+      await this.#locate(quiet)
     }
-    await this.#locate(quiet)
     const nowMs = clock.now()
     const decisions = decide({
       nowMs,
-      due: due.filter((life) => life.hold === undefined && !isEnding(life.lease) && this.#isDue(life, nowMs)),
+      due: asked.filter((life) => this.#isDue(life, nowMs)),
       quiet: quiet.filter((life) => life.deadlineMs !== Infinity && isQuiet(life, nowMs)),
       hostOf: ({ host, lease }) => host ?? lease.owner,
       heardMs,
