@@ -3,10 +3,6 @@
 import { noop } from 'cockatiel'
 import {
   Etcd3,
-  EtcdAuthenticationFailedError,
-  EtcdInvalidAuthTokenError,
-  EtcdLeaseInvalidError,
-  EtcdPermissionDeniedError,
   type ICompare,
   type IKeyValue,
   type IOptions,
@@ -14,10 +10,15 @@ import {
   type ITxnResponse,
   type IWatchResponse,
 } from 'etcd3'
-import type { Clock } from '@holdfast/registry-client/clock'
+import { formatDuration, type Clock } from '@holdfast/registry-client/clock'
+import { EtcdFailure, failureOf, kindOf, type Asked } from './etcd-failure.ts'
+
+export { EtcdFailure, type EtcdFailureKind } from './etcd-failure.ts'
 
 /** A member that answers takes milliseconds; one that has to elect a leader first, about a second. */
 const CALL_TIMEOUT_MS = 3_000
+/** Answers that may be many megabytes. */
+const READ_TIMEOUT_MS = 15_000
 /** Large transactions on a slow disk. */
 const WRITE_TIMEOUT_MS = 3_000
 /** Finds a dead path below a stream that looks alive. etcd refuses clients that ping more often than every 5 s. */
@@ -26,28 +27,11 @@ const KEEPALIVE = { 'grpc.keepalive_time_ms': 10_000, 'grpc.keepalive_timeout_ms
 export interface EtcdAccess {
   readonly user?: string | undefined
   readonly password?: string | undefined
-  /** PEM. Without it, and with TLS, the system's authorities. */
+  /** PEM. Without it, and with TLS, the authorities that Node.js knows. */
   readonly ca?: Buffer | undefined
   readonly certificate?: Buffer | undefined
   readonly key?: Buffer | undefined
   readonly tls: boolean
-}
-
-/**
- * - `unreachable`: nobody knows whether it happened; another member may do better
- * - `denied`: user, password, certificate or permission
- * - `too_large`, `no_space`: it did not happen, and will not on another member either
- * - `compacted`: etcd no longer has the revision that was asked for
- */
-export type EtcdFailureKind = 'unreachable' | 'denied' | 'too_large' | 'no_space' | 'compacted'
-
-export class EtcdFailure extends Error {
-  readonly kind: EtcdFailureKind
-  constructor(kind: EtcdFailureKind, reason: string, cause?: unknown) {
-    super(reason, { cause })
-    this.name = 'EtcdFailure'
-    this.kind = kind
-  }
 }
 
 /** Keys are without the prefix. `revision` is etcd's, of the key's last change. */
@@ -126,10 +110,13 @@ const MAX_LIST = 128
 /** Of one transaction, by nested lists: see {@link nest}. */
 export const MAX_OPERATIONS = (MAX_LIST / 2) ** 2
 
+let connections = 0
+
 export class EtcdConnection {
   readonly endpoint: string
   readonly #client: Etcd3
   readonly #prefix: string
+  readonly #asked: Asked
   readonly #clock: Clock
   #closed = false
   #cancelWatch: () => void = () => {}
@@ -139,23 +126,34 @@ export class EtcdConnection {
   constructor({ endpoint, access, prefix, clock }: EtcdConnectionOptions) {
     this.endpoint = endpoint
     this.#prefix = prefix
+    this.#asked = { access, prefix }
     this.#clock = clock
     const options: IOptions = {
       hosts: `${access.tls ? 'https' : 'http'}://${endpoint}`,
       // Trying again is decided above, where it is known what a lost answer may mean.
       faultHandling: { host: () => noop, global: noop },
-      grpcOptions: { ...KEEPALIVE, 'grpc.max_receive_message_length': -1, 'grpc.enable_retries': 0 },
+      grpcOptions: {
+        ...KEEPALIVE,
+        'grpc.max_receive_message_length': -1,
+        'grpc.enable_retries': 0,
+        // gRPC shares what has the same options. One that comes after a connection that hangs would hang with it.
+        'holdfast.connection': ++connections,
+      },
       ...(access.user !== undefined && { auth: { username: access.user, password: access.password ?? '' } }),
       ...((access.ca ?? access.certificate) && {
         credentials: {
-          // Without one gRPC takes the system's; etcd3's types do not know.
+          // Without one gRPC takes those that Node.js knows; etcd3's types do not know.
           rootCertificate: access.ca as Buffer,
           ...(access.key && { privateKey: access.key }),
           ...(access.certificate && { certChain: access.certificate }),
         },
       }),
     }
-    this.#client = new Etcd3(options)
+    try {
+      this.#client = new Etcd3(options)
+    } catch (error) {
+      throw new EtcdFailure('denied', `certificates that cannot be used: ${(error as Error).message}`, error)
+    }
   }
 
   async get(key: string): Promise<Answer & { readonly item: KeyValue | undefined }> {
@@ -164,8 +162,16 @@ export class EtcdConnection {
   }
 
   async range(request: RangeRequest): Promise<RangeAnswer> {
-    const answer = await this.#call(CALL_TIMEOUT_MS * 5, () => this.#client.kv.range(this.#range(request)))
+    const answer = await this.#call(READ_TIMEOUT_MS, () => this.#client.kv.range(this.#range(request)))
     return this.#found(answer)
+  }
+
+  /** What each of these finds, all as of one revision. */
+  async readTogether(operations: readonly Operation[]): Promise<Pick<TransactionAnswer, 'revision' | 'found'>> {
+    const answer = await this.#call(READ_TIMEOUT_MS, () =>
+      this.#client.kv.txn({ compare: [], success: operations.map((item) => this.#operation(item)), failure: [] }),
+    )
+    return { revision: Number(answer.header.revision), found: this.#allFound(answer) }
   }
 
   async put(key: string, value: Buffer, lease?: string): Promise<Answer> {
@@ -235,7 +241,7 @@ export class EtcdConnection {
             gathered = []
             handlers.events(events)
           })
-          stream.on('error', (error: Error) => fail(failureOf(error)))
+          stream.on('error', (error: Error) => fail(failureOf(error, this.#asked)))
           stream.on('end', () => fail(new EtcdFailure('unreachable', 'the watch ended')))
           stream.write({
             create_request: {
@@ -297,16 +303,18 @@ export class EtcdConnection {
         reject(failure)
       }
       const cancel = this.#clock.after(timeoutMs, () =>
-        end(new EtcdFailure('unreachable', `${this.endpoint} did not answer in ${timeoutMs} ms`)),
+        end(new EtcdFailure('unreachable', `no answer in ${formatDuration(timeoutMs)}`)),
       )
       this.#calls.add(end)
-      run().then(
+      // What it throws before its first wait counts as its failure too.
+      const running = (async () => run())()
+      running.then(
         (value) => {
           cancel()
           this.#calls.delete(end)
           resolve(value)
         },
-        (error: unknown) => end(failureOf(error)),
+        (error: unknown) => end(failureOf(error, this.#asked)),
       )
     })
   }
@@ -379,27 +387,4 @@ function nest(operations: IRequestOp[]): IRequestOp[] {
     }))
   }
   throw new EtcdFailure('too_large', `${operations.length} operations`)
-}
-
-function failureOf(error: unknown): EtcdFailure {
-  if (error instanceof EtcdFailure) return error
-  const text = error instanceof Error ? error.message : String(error)
-  // etcd3 puts the name of the error before it, gRPC the number and name of its code, and etcd its own name.
-  const reason = text.replace(/^\w*Error: /, '').replace(/^\d+ [A-Z_]+: /, '')
-  if (
-    error instanceof EtcdAuthenticationFailedError ||
-    error instanceof EtcdPermissionDeniedError ||
-    error instanceof EtcdInvalidAuthTokenError
-  )
-    return new EtcdFailure('denied', reason, error)
-  if (error instanceof EtcdLeaseInvalidError) return new EtcdFailure('unreachable', reason, error)
-  return new EtcdFailure(kindOf(reason), reason, error)
-}
-
-function kindOf(reason: string): EtcdFailureKind {
-  if (/authentication|user name is empty|auth token|permission denied|certificate/i.test(reason)) return 'denied'
-  if (/request is too large|too many operations|larger than max/i.test(reason)) return 'too_large'
-  if (/space exceeded|no space/i.test(reason)) return 'no_space'
-  if (/compacted/i.test(reason)) return 'compacted'
-  return 'unreachable'
 }

@@ -5,7 +5,7 @@ import { decodeRecord } from '../records.ts'
 import { StoreMemory } from '../store-state.ts'
 import { StoreRefused, type HistoryEntry } from '../store.ts'
 import { EtcdFailure, type EtcdConnection, type KeyValue } from './etcd-connection.ts'
-import { decodeMeta, encodeMeta, LOG, META, STATE, type Meta } from './layout.ts'
+import { decodeMeta, encodeMeta, LOG, logKey, META, REPLICA, STATE, type Meta } from './layout.ts'
 import { decodeLogHead } from './log-entry.ts'
 
 /** Records in one answer. The largest node is some 25 KB, so that an answer stays far below what a process can hold. */
@@ -18,6 +18,15 @@ export interface SetAside {
   readonly reason: string
 }
 
+/** What a commit left in the log. */
+export interface LoadedEntry {
+  readonly first: number
+  /** Of its last transaction. */
+  readonly revision: number
+  readonly author: string
+  readonly entries: readonly HistoryEntry[]
+}
+
 export interface LoadedState {
   readonly meta: Meta
   /** Of etcd, when `meta` was last written. */
@@ -27,7 +36,9 @@ export interface LoadedState {
   readonly memory: StoreMemory
   readonly marks: HistoryMark[]
   /** By commit, oldest first. */
-  readonly history: { readonly revision: number; readonly entries: readonly HistoryEntry[] }[]
+  readonly history: LoadedEntry[]
+  /** The keys of replicas. */
+  readonly replicas: readonly KeyValue[]
   /** Records that cannot be read: left out, so that everything else works. */
   readonly setAside: readonly SetAside[]
 }
@@ -85,17 +96,20 @@ export async function loadState(connection: EtcdConnection, location: string): P
   setAside.push(...mend(memory, meta.revision))
   memory.revision = meta.revision
   const marks: HistoryMark[] = []
-  let history: { readonly revision: number; readonly entries: readonly HistoryEntry[] }[] = []
+  let history: LoadedEntry[] = []
   let next: number | undefined
   await readAll(connection, LOG, revision, LOG_PAGE, ({ key, value }) => {
     try {
       const head = decodeLogHead(key, value)
+      if (head.first > meta.revision) throw new Error(`begins after revision ${meta.revision}, which is the last`)
       if (next !== undefined && head.first !== next) throw new Error(`follows on revision ${next - 1}`)
       next = head.last + 1
       marks.push({ revision: head.last, changes: changesOf(head.history) })
-      history.push({ revision: head.last, entries: head.history })
+      history.push({ first: head.first, revision: head.last, author: head.author, entries: head.history })
     } catch (error) {
       setAside.push({ key, reason: (error as Error).message })
+      // Whoever put it there, no commit did.
+      if (key > logKey(meta.revision)) return
       // What came before cannot be told without it.
       marks.length = 0
       history = []
@@ -107,7 +121,8 @@ export async function loadState(connection: EtcdConnection, location: string): P
     marks.length = 0
     history = []
   }
-  return { meta, metaRevision: item.revision, revision, memory, marks, history, setAside }
+  const replicas = (await connection.range({ prefix: REPLICA, at: revision })).items
+  return { meta, metaRevision: item.revision, revision, memory, marks, history, setAside, replicas }
 }
 
 /** Takes out what contradicts the rest, and says what. */

@@ -6,7 +6,7 @@
 import type { Clock } from '@holdfast/registry-client/clock'
 import type { Log } from '@holdfast/registry-client/log'
 import type { Replica, Replicas, ReplicasListener } from '../store.ts'
-import type { EtcdConnection, FeedEvent, KeyValue } from './etcd-connection.ts'
+import { EtcdFailure, type EtcdConnection, type FeedEvent, type KeyValue } from './etcd-connection.ts'
 import { HEARD, REPLICA } from './layout.ts'
 
 /** Longer than an election and a new connection take together, so that neither looks like a death. */
@@ -32,11 +32,17 @@ export class EtcdReplicas implements Replicas {
   readonly #members = new Map<string, Replica>()
   readonly #listeners = new Set<ReplicasListener>()
   #connection: EtcdConnection | undefined
+  /** Of etcd; undefined while the key is not known to be there. */
   #lease: string | undefined
+  /** Of etcd, when the key was put. */
+  #entered = 0
   #confirmedMs = -Infinity
   #heard = new Set<string>()
+  #renewing: Promise<unknown> = Promise.resolve()
   #cancelRenewal: () => void = () => {}
+  /** Undefined while nothing is to be told, and none of it under way. */
   #cancelTell: (() => void) | undefined
+  #closed = false
   #cancelDoubt: () => void = () => {}
 
   constructor(options: EtcdReplicasOptions) {
@@ -53,6 +59,7 @@ export class EtcdReplicas implements Replicas {
   }
 
   tell(lease: string): void {
+    if (this.#closed) return
     this.#heard.add(lease)
     this.#cancelTell ??= this.#options.clock.after(TELL_MS, () => void this.#tellNow())
   }
@@ -71,14 +78,16 @@ export class EtcdReplicas implements Replicas {
     const before = [...this.#members.keys()].sort().join()
     this.#members.clear()
     for (const { key, value } of items) this.#add(key, value)
+    // Its lease may live on, when someone took the key away.
+    if (!this.#members.has(this.self)) this.#forget()
     if ([...this.#members.keys()].sort().join() !== before) this.#changed()
   }
 
   /** @returns whether the event was about replicas */
-  receive({ key, value }: FeedEvent): boolean {
+  receive({ key, value, revision }: FeedEvent): boolean {
     if (key.startsWith(REPLICA)) {
       if (value) this.#add(key, value)
-      else this.#remove(key.slice(REPLICA.length))
+      else this.#remove(key.slice(REPLICA.length), revision)
       this.#changed()
       return true
     }
@@ -92,7 +101,13 @@ export class EtcdReplicas implements Replicas {
   async join(connection: EtcdConnection): Promise<void> {
     this.#connection = connection
     this.#cancelRenewal()
-    await this.#renew(connection)
+    try {
+      await this.#renew(connection)
+    } catch (error) {
+      if (!(error instanceof EtcdFailure) || error.kind !== 'no_space') throw error
+      this.#options.log.warn({ error: error.message }, 'this replica cannot join; it follows all the same')
+      this.#renewAfter(RENEW_MS, connection)
+    }
   }
 
   /** The connection is lost. Time runs on: this replica counts as alive until etcd may have given it up. */
@@ -104,27 +119,52 @@ export class EtcdReplicas implements Replicas {
   /** Leaves for good, at once, so that nobody waits for this replica's time to run out. */
   async close(): Promise<void> {
     const connection = this.#connection
+    this.#closed = true
     this.leave()
     this.#cancelTell?.()
     this.#cancelDoubt()
     this.#confirmedMs = -Infinity
+    // It may be about to put the key.
+    await this.#renewing
     if (connection && this.#lease !== undefined) await connection.revokeLease(this.#lease)
   }
 
-  async #renew(connection: EtcdConnection): Promise<void> {
-    const { clock, self } = this.#options
-    const sentMs = clock.now()
-    if (this.#lease === undefined || !(await connection.renewLease(this.#lease))) {
-      this.#lease = await connection.grantLease(TTL_SECONDS)
-      const value = Buffer.from(JSON.stringify({ name: self.name, since: self.since }))
-      await connection.put(REPLICA + self.id, value, this.#lease)
-    }
+  /** One at a time: of two that enter, the key could stay with the lease that is not renewed. */
+  #renew(connection: EtcdConnection): Promise<void> {
+    const renewed = this.#renewing.then(() => this.#renewNow(connection))
+    this.#renewing = renewed.catch(() => {})
+    return renewed
+  }
+
+  async #renewNow(connection: EtcdConnection): Promise<void> {
     if (connection !== this.#connection) return
+    const sentMs = this.#options.clock.now()
+    let lease = this.#lease
+    if (lease === undefined || !(await connection.renewLease(lease))) lease = await this.#enter(connection)
+    // When the key was taken away meanwhile, the next renewal is on its way.
+    if (connection !== this.#connection || lease !== this.#lease) return
     const wasAlive = this.isAlive(this.self)
     this.#confirmedMs = sentMs
     this.#doubtLater()
     this.#renewAfter(RENEW_MS, connection)
     if (!wasAlive) this.#changed()
+  }
+
+  async #enter(connection: EtcdConnection): Promise<string> {
+    const { name, since } = this.#options.self
+    const key = REPLICA + this.self
+    const lease = await connection.grantLease(TTL_SECONDS)
+    const { item } = await connection.get(key)
+    // Otherwise an earlier try that comes late would take the key back to a lease that is not renewed.
+    const { succeeded, revision } = await connection.transact({
+      compare: [{ key, revision: item?.revision ?? 0 }],
+      success: [{ put: key, value: Buffer.from(JSON.stringify({ name, since })), lease }],
+      failure: [],
+    })
+    if (!succeeded) throw new EtcdFailure('unreachable', 'an earlier try to join came in between')
+    this.#lease = lease
+    this.#entered = revision
+    return lease
   }
 
   #renewAfter(ms: number, connection: EtcdConnection): void {
@@ -159,13 +199,18 @@ export class EtcdReplicas implements Replicas {
     this.#members.set(id, { id, name, since })
   }
 
-  #remove(id: string): void {
+  #remove(id: string, revision: number): void {
     this.#members.delete(id)
-    if (id !== this.self) return
-    // etcd has spoken, whatever our own count says.
+    // Of the time before it joined again, when that is not news any more.
+    if (id !== this.self || revision < this.#entered) return
+    this.#forget()
+    if (this.#connection) this.#renewAfter(0, this.#connection)
+  }
+
+  /** etcd has spoken, whatever our own count says. */
+  #forget(): void {
     this.#confirmedMs = -Infinity
     this.#lease = undefined
-    if (this.#connection) this.#renewAfter(0, this.#connection)
   }
 
   #changed(): void {
@@ -189,7 +234,6 @@ export class EtcdReplicas implements Replicas {
 
   async #tellNow(): Promise<void> {
     const { clock, log } = this.#options
-    this.#cancelTell = undefined
     const connection = this.#connection
     if (connection && this.#lease !== undefined && this.#heard.size > 0) {
       const told = [...this.#heard].slice(0, TOLD_AT_ONCE)
@@ -201,6 +245,7 @@ export class EtcdReplicas implements Replicas {
         log.debug({ error: String(error) }, 'what was heard could not be told; trying again')
       }
     }
-    if (this.#heard.size > 0) this.#cancelTell ??= clock.after(TELL_MS, () => void this.#tellNow())
+    const goesOn = this.#heard.size > 0 && !this.#closed
+    this.#cancelTell = goesOn ? clock.after(TELL_MS, () => void this.#tellNow()) : undefined
   }
 }

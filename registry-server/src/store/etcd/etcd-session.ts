@@ -11,10 +11,12 @@ import { FEED } from './layout.ts'
 
 const BEAT_MS = 1_000
 /** Beats in a row that may find the watch behind. */
-const BEATS_BEHIND = 2
+const BEATS_BEHIND = 1
+/** Until then a beat may just be late. */
+const CURRENT_MS = BEAT_MS * 3
 const RECONNECT = { baseMs: 50, capMs: 2_000 }
-/** Between two lines of the log that say the same. */
-const SAY_AGAIN_MS = 5_000
+/** Between two lines of the log about the same loss. With the longest wait between tries, one at least every 5 s. */
+const SAY_AGAIN_MS = 2_500
 
 export interface SessionFollower {
   /**
@@ -28,7 +30,7 @@ export interface SessionFollower {
   /** What has to be done before anything is written. */
   opening(connection: EtcdConnection): Promise<void>
   opened(): void
-  /** The connection must not be used any more. */
+  /** The connection must not be used any more. May be called again. */
   lost(): void
 }
 
@@ -55,7 +57,7 @@ export class EtcdSession {
   constructor(options: EtcdSessionOptions) {
     this.#options = options
     this.#currentMs = options.clock.now()
-    this.#lost = { sinceMs: this.#currentMs, reason: 'not connected yet' }
+    this.#lost = { sinceMs: this.#currentMs, reason: 'no answer yet' }
     // Replicas that share a list spread over the members.
     this.#endpoint = Math.floor(options.random() * options.endpoints.length)
   }
@@ -73,7 +75,7 @@ export class EtcdSession {
   /** For how long the state may have been overtaken. */
   get ageMs(): number {
     const ageMs = this.#options.clock.now() - this.#currentMs
-    return this.#lost === undefined && ageMs <= BEAT_MS * (BEATS_BEHIND + 1) ? 0 : ageMs
+    return this.#lost === undefined && ageMs <= CURRENT_MS ? 0 : ageMs
   }
 
   /** Since when and why there is no session. */
@@ -109,19 +111,21 @@ export class EtcdSession {
   async #run(opened: () => void, isFinal: (error: Error) => boolean): Promise<void> {
     const { endpoints, connect, clock, random, log } = this.#options
     const backoff = new Backoff(random, RECONNECT)
-    let said = ''
+    const reasons = new Map<string, string>()
     let saidMs = -Infinity
     let hasOpened = false
     while (!this.#closed.signal.aborted) {
       const endpoint = endpoints[this.#endpoint++ % endpoints.length]!
-      const connection = connect(endpoint)
       const startMs = clock.now()
+      let connection: EtcdConnection | undefined
       try {
+        connection = connect(endpoint)
         await this.#live(connection, () => {
           log.info({ endpoint, ...(hasOpened && { lostMs: this.lost?.forMs }) }, 'connected to etcd')
           this.#lost = undefined
           this.#opened++
-          said = ''
+          reasons.clear()
+          saidMs = -Infinity
           hasOpened = true
           opened()
         })
@@ -130,19 +134,17 @@ export class EtcdSession {
         if (this.#closed.signal.aborted) break
         this.#drop(`${endpoint}: ${reason}`)
         if (!hasOpened && isFinal(error as Error)) break
-        if (reason !== said || clock.now() - saidMs >= SAY_AGAIN_MS) {
-          log.warn(
-            { endpoint, reason },
-            hasOpened ? 'etcd lost; trying the next member' : 'etcd cannot be reached; waiting',
-          )
-          said = reason
+        reasons.set(endpoint, reason)
+        if (clock.now() - saidMs >= SAY_AGAIN_MS) {
+          log.warn({ reasons: Object.fromEntries(reasons) }, hasOpened ? 'etcd lost; trying again' : 'waiting for etcd')
           saidMs = clock.now()
         }
         if (clock.now() - startMs > RECONNECT.capMs * 2) backoff.reset()
       } finally {
         this.#fail = () => {}
-        this.#drop('closing')
-        connection.close()
+        this.#connection = undefined
+        this.#options.follower.lost()
+        connection?.close()
       }
       await sleep(clock, backoff.next(), this.#closed.signal)
     }

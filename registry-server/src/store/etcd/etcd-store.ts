@@ -12,19 +12,19 @@
  * write takes, not how many there are.
  */
 
-import type { Clock, Random } from '@holdfast/registry-client/clock'
+import { formatDuration, type Clock, type Random } from '@holdfast/registry-client/clock'
 import type { Log } from '@holdfast/registry-client/log'
 import { changesOf, HistoryMarks, type HistoryMark } from '../history-marks.ts'
 import { keyOf } from '../records.ts'
-import { redo, type Draft, type StoreMemory } from '../store-state.ts'
+import { redo, serviceKey, type Draft, type StoreMemory } from '../store-state.ts'
 import {
   StoreRefused,
   StoreUnavailable,
   TransactionTooLarge,
   type Committed,
-  type HistoryEntry,
   type Outcome,
   type Replica,
+  type ServiceChange,
   type Store,
   type StoreListener,
   type StoreReader,
@@ -38,11 +38,12 @@ import {
   MAX_OPERATIONS,
   type EtcdAccess,
   type FeedEvent,
+  type KeyValue,
   type Operation,
   type TransactionAnswer,
   type TransactionRequest,
 } from './etcd-connection.ts'
-import { ensureStore, loadState, readMeta, type SetAside } from './etcd-loader.ts'
+import { ensureStore, loadState, readMeta, type LoadedEntry, type SetAside } from './etcd-loader.ts'
 import { EtcdReplicas } from './etcd-replicas.ts'
 import { EtcdSession } from './etcd-session.ts'
 import { encodeMeta, LOG, logKey, META, REPLICA, STATE, type Meta } from './layout.ts'
@@ -60,12 +61,13 @@ const REQUEST_OVERHEAD_BYTES = 4_096
 const OPERATION_OVERHEAD_BYTES = 32
 /** Meta, the entry, and the entries that leave history. */
 const FIXED_OPERATIONS = 3
-/** Entries read at once after an interruption. */
+/** Entries read at once. */
 const LOG_PAGE = 200
 /** For how long a refusal by etcd counts as its state; then the next commit finds out. */
 const REFUSED_MS = 5_000
 /** How long a beat waits for the watch to tell what is there. */
 const CHECK_MS = 1_000
+const RESTART = 'this replica serves what it knows; restart it to follow'
 
 export interface EtcdStoreOptions {
   readonly endpoints: readonly string[]
@@ -75,6 +77,8 @@ export interface EtcdStoreOptions {
   readonly maxRequestBytes: number
   /** For how long to wait for etcd at the start; undefined: for ever. */
   readonly timeoutMs: number | undefined
+  /** Ends the waiting. */
+  readonly signal?: AbortSignal | undefined
   /** Gives the store a new identity. */
   readonly newEpoch: boolean
   /** Where this replica runs, for people. */
@@ -107,6 +111,9 @@ interface Attempt {
   readonly runs: readonly Run[]
   readonly drafts: readonly Draft[]
   readonly request: TransactionRequest
+  readonly startMs: number
+  /** The revision that it was decided on. */
+  readonly base: number
   /** Its drafts are part of the memory. */
   applied: boolean
   settled: boolean
@@ -122,13 +129,16 @@ export class EtcdStore implements Store {
   readonly #self: Replica
   readonly #listeners = new Set<StoreListener>()
   #epoch = ''
+  #newEpoch: boolean
   #memory!: StoreMemory
   #history!: HistoryMarks
   /** What history holds, by commit, oldest first. */
-  #entries: { readonly revision: number; readonly entries: readonly HistoryEntry[] }[] = []
+  #entries: Pick<LoadedEntry, 'revision' | 'entries'>[] = []
   #durable = 0
   /** Of etcd, when meta was last written. */
   #metaRevision = 0
+  /** Of etcd, up to which the watch has told everything, or the reading before it. */
+  #watched = 0
   #setAside = new Map<string, SetAside>()
   #queue: Pending[] = []
   #attempt: Attempt | undefined
@@ -136,17 +146,20 @@ export class EtcdStore implements Store {
   #uncertain: Attempt[] = []
   #pumping = false
   #attempts = 0
-  #waiters: { readonly revision: number; readonly resolve: () => void }[] = []
+  #waiters: { readonly watched: number; readonly resolve: () => void }[] = []
   #readers: (() => void)[] = []
-  #closing = false
+  #closed: Promise<void> | undefined
+  /** While closing: called once nothing waits any more. */
+  #finished: (() => void) | undefined
   #commits = 0
   #failures = 0
   /** The last commit that etcd refused for a reason of its own, such as a full disk. */
   #refused: { readonly reason: string; readonly atMs: number } | undefined
-  #cancelSweep: (() => void) | undefined
+  #sweep: { readonly atMs: number; readonly cancel: () => void } | undefined
 
   private constructor(options: EtcdStoreOptions) {
     this.#options = options
+    this.#newEpoch = options.newEpoch
     const { clock, log, random, endpoints, access, prefix } = options
     this.#self = { id: options.identifier(), name: options.name, since: new Date(clock.wall()).toISOString() }
     this.replicas = new EtcdReplicas({ self: this.#self, clock, log })
@@ -157,7 +170,7 @@ export class EtcdStore implements Store {
       random,
       log,
       follower: {
-        catchUp: (connection) => this.#catchUp(connection),
+        catchUp: async (connection) => (this.#watched = await this.#catchUp(connection)),
         receive: (events) => this.#receive(events),
         check: (connection) => this.#check(connection),
         opening: (connection) => this.replicas.join(connection),
@@ -173,24 +186,30 @@ export class EtcdStore implements Store {
    */
   static async open(options: EtcdStoreOptions): Promise<EtcdStore> {
     const store = new EtcdStore(options)
-    const { clock, timeoutMs } = options
+    const { clock, timeoutMs, signal } = options
     let cancel = () => {}
     const late = new Promise<never>((_, reject) => {
+      const stopped = () => reject(new StoreRefused('stopped while waiting for etcd'))
+      if (signal?.aborted === true) stopped()
+      signal?.addEventListener('abort', stopped, { once: true })
       if (timeoutMs === undefined) return
       cancel = clock.after(timeoutMs, () =>
         reject(
           new StoreRefused(
-            `${store.#location} could not be reached in ${timeoutMs} ms: ${store.#session.lost?.reason}`,
+            `${store.#location} could not be used within ${formatDuration(timeoutMs)}, as --store-timeout says: ` +
+              `${store.#session.lost?.reason}`,
           ),
         ),
       )
     })
     try {
-      await Promise.race([store.#session.open(isFinal), late])
+      await Promise.race([store.#session.open(finalFor(options.endpoints)), late])
       return store
     } catch (error) {
       await store.#session.close()
-      if (error instanceof EtcdFailure) throw new StoreRefused(`${store.#location} refuses: ${error.message}`, error)
+      await store.replicas.close()
+      if (error instanceof EtcdFailure)
+        throw new StoreRefused(`${store.#location} cannot be used: ${error.message}`, error)
       throw error
     } finally {
       cancel()
@@ -202,12 +221,12 @@ export class EtcdStore implements Store {
   }
 
   get #location(): string {
-    const { endpoints, prefix } = this.#options
-    return `etcd://${endpoints.join()}/${prefix}`
+    const { access, endpoints, prefix } = this.#options
+    return `etcd${access.tls ? 's' : ''}://${endpoints.join()}/${prefix.replace(/^\//, '')}`
   }
 
   transact<T>(body: (tx: Transaction) => T): Promise<Outcome<T>> {
-    if (this.#closing) return Promise.reject(new StoreUnavailable('it is closing'))
+    if (this.#closed) return Promise.reject(new StoreUnavailable('it is closing'))
     const lost = this.#lost
     if (lost !== undefined) return Promise.reject(new StoreUnavailable(lost))
     if (this.#queue.length >= MAX_PENDING)
@@ -263,21 +282,27 @@ export class EtcdStore implements Store {
     }
   }
 
-  async close(): Promise<void> {
-    if (this.#closing) return
-    this.#closing = true
-    while (this.#queue.length > 0 || this.#attempt) {
-      await new Promise<void>((resolve) => {
-        this.#readers.push(resolve)
-        if (this.#attempt === undefined) this.#settled()
-      })
-      if (this.#session.connection === undefined) this.#refuse(this.#queue.splice(0), 'it is closing')
-    }
-    this.#cancelSweep?.()
+  close(): Promise<void> {
+    return (this.#closed ??= this.#close())
+  }
+
+  async #close(): Promise<void> {
+    await new Promise<void>((resolve) => {
+      this.#finished = resolve
+      this.#finishLater()
+    })
+    this.#sweep?.cancel()
     await this.replicas.close().catch((error: unknown) => {
       this.#options.log.debug({ error: String(error) }, 'the replica could not sign off; its time will run out')
     })
     await this.#session.close()
+  }
+
+  /** While closing: waits for what etcd can still answer, and for nothing else. */
+  #finishLater(): void {
+    if (this.#finished === undefined) return
+    if (this.#session.connection === undefined) this.#refuse(this.#queue.splice(0), 'it is closing')
+    if (this.#queue.length === 0 && this.#attempt === undefined) this.#finished()
   }
 
   /** Only what lasts longer than transactions wait counts: an election is none of their business. */
@@ -306,22 +331,20 @@ export class EtcdStore implements Store {
   /** @returns etcd's revision of what is known then; undefined when the log begins later than what is known here */
   async #readLog(connection: EtcdConnection): Promise<number | undefined> {
     for (;;) {
-      const { revision, found } = await connection.transact({
-        compare: [],
-        success: [
-          { get: META },
-          { range: { prefix: LOG, after: this.#lastLogKey(), limit: LOG_PAGE } },
-          { range: { prefix: REPLICA } },
-        ],
-        failure: [],
-      })
+      const known = this.#durable
+      const { revision, found } = await connection.readTogether([
+        { get: META },
+        { range: { prefix: LOG, after: this.#lastLogKey(), limit: LOG_PAGE } },
+        { range: { prefix: REPLICA } },
+      ])
       const [meta, log, replicas] = found
-      this.#checkMeta(meta?.items[0])
-      for (const { key, value, revision: written } of log!.items)
-        if (!this.#takeLogged(key, value, written)) return undefined
-      if (log!.more) continue
-      if (this.#durable < this.#metaOf(meta!.items[0]!).revision) return undefined
-      this.#metaRevision = meta!.items[0]!.revision
+      const { item, newest } = this.#checkMeta(meta!.items[0], known)
+      for (const entry of log!.items) if (!this.#takeLogged(entry, newest)) return undefined
+      if (this.#durable < newest) {
+        if (log!.more && this.#durable > known) continue
+        return undefined
+      }
+      this.#metaRevision = item.revision
       this.replicas.load(replicas!.items)
       return revision
     }
@@ -329,12 +352,14 @@ export class EtcdStore implements Store {
 
   async #load(connection: EtcdConnection): Promise<number> {
     const loaded = await loadState(connection, this.#location)
-    const { meta, metaRevision, revision, memory, marks, history, setAside } = loaded
+    const { meta, metaRevision, revision, memory, marks, history, setAside, replicas } = loaded
     const isFirst = this.#epoch === ''
-    if (isFirst && this.#options.newEpoch) return this.#renewEpoch(connection, meta, metaRevision)
+    if (this.#newEpoch) return this.#renewEpoch(connection, meta, metaRevision)
+    if (!isFirst) this.#checkSame(meta, this.#durable)
     this.#epoch = meta.epoch
     if (this.#attempt) this.#withdraw(this.#attempt)
-    this.#uncertain = []
+    const uncertain = meta.revision > this.#durable ? this.#uncertain.splice(0) : []
+    const next = history.find(({ first }) => first === this.#durable + 1)
     this.#memory = memory
     this.#history = new HistoryMarks(this.#options, marks, meta.revision)
     this.#entries = history
@@ -347,10 +372,15 @@ export class EtcdStore implements Store {
     if (setAside.length > 20) log.error({ records: setAside.length }, 'records cannot be read; all are in the status')
     if (!isFirst) {
       log.warn({ revision: meta.revision }, 'cut off for longer than history reaches back; loaded everything anew')
-      for (const listener of this.#listeners) listener.load(this.#state())
+      for (const listener of [...this.#listeners]) if (this.#listeners.has(listener)) listener.load(this.#state())
     }
-    this.#advanced()
-    // What was written since, and who else is there.
+    for (const attempt of uncertain) {
+      if (next?.author === attempt.author) this.#settle(attempt)
+      else if (next === undefined)
+        this.#giveUp(attempt, new StoreUnavailable('cut off for so long that nobody knows whether it happened'))
+    }
+    this.replicas.load(replicas)
+    // What was written since; the watch tells of what this cannot read.
     return (await this.#readLog(connection)) ?? revision
   }
 
@@ -365,7 +395,7 @@ export class EtcdStore implements Store {
     if (!succeeded)
       throw new StoreRefused(`${this.#location} is in use: stop all its replicas before giving it a new epoch`)
     this.#options.log.warn({ epoch, before: meta.epoch }, 'the store has a new epoch')
-    this.#epoch = epoch
+    this.#newEpoch = false
     return this.#load(connection)
   }
 
@@ -373,16 +403,29 @@ export class EtcdStore implements Store {
     for (const event of events) {
       if (this.replicas.receive(event)) continue
       // Entries leave history, which changes nothing.
-      if (event.value === undefined || !event.key.startsWith(LOG)) continue
-      if (!this.#takeLogged(event.key, event.value, event.revision))
-        throw new EtcdFailure('unreachable', `${event.key} cannot follow on revision ${this.#durable}`)
+      const { key, value, revision } = event
+      if (value === undefined || !key.startsWith(LOG)) continue
+      if (!this.#takeLogged({ key, value, revision }))
+        throw new EtcdFailure('unreachable', `${key} cannot follow on revision ${this.#durable}`)
     }
+    this.#watched = Math.max(this.#watched, events.at(-1)?.revision ?? 0)
+    this.#waiters = this.#waiters.filter(({ watched, resolve }) => {
+      if (watched <= this.#watched) resolve()
+      return watched > this.#watched
+    })
   }
 
-  /** @returns false when it cannot be read, or is not the next */
-  #takeLogged(key: string, value: Buffer, revision: number): boolean {
+  /**
+   * @param newest the last revision there is, where it is known: what lies beyond it in the log is no commit's
+   * @returns false when it cannot be read, or is not the next
+   */
+  #takeLogged({ key, value, revision }: KeyValue, newest = Number.MAX_SAFE_INTEGER): boolean {
     const first = Number(key.slice(LOG.length))
-    if (first <= this.#durable) return true
+    if (Number.isNaN(first)) {
+      this.#setAside.set(key, { key, reason: 'no entry of the log' })
+      return true
+    }
+    if (first <= this.#durable || key > logKey(newest)) return true
     let entry: LogEntry
     try {
       entry = decodeLogEntry(key, value)
@@ -393,6 +436,7 @@ export class EtcdStore implements Store {
       return false
     }
     if (entry.first !== this.#durable + 1) return false
+    if (entry.epoch !== this.#epoch) throw this.#replacedBy(entry.epoch)
     this.#take(entry, revision)
     return true
   }
@@ -404,17 +448,32 @@ export class EtcdStore implements Store {
     // Someone else was faster, or an earlier try of ours whose answer was lost.
     if (attempt) this.#withdraw(attempt)
     const own = this.#uncertain.find(({ author }) => author === entry.author)
-    const transactions: Committed[] = []
-    for (const { time, deeds } of entry.transactions) {
-      const { draft } = this.#memory.run((tx) => {
-        for (const deed of deeds) redo(tx, deed)
-      }, time)
-      // One that takes away what is not here, since it was set aside, is a revision all the same.
-      this.#memory.revision = this.#durable + transactions.length + 1
-      transactions.push(draft.committed ?? emptyCommit(this.#memory.revision, time))
-    }
+    this.#setAside.delete(logKey(entry.first))
+    const transactions = entry.transactions.map((logged, index) => this.#redo(logged, entry.first + index))
     this.#publish(transactions, entry.transactions, metaRevision)
-    if (own) this.#settle(own)
+    if (own) {
+      this.#commits++
+      this.#settle(own)
+    }
+  }
+
+  #redo({ time, deeds, history }: LoggedTransaction, revision: number): Committed {
+    const { draft } = this.#memory.run((tx) => {
+      for (const deed of deeds) redo(tx, deed)
+    }, time)
+    const committed = draft.committed ?? { revision, time, changes: [], leases: { put: [], removed: [] } }
+    this.#memory.revision = revision
+    const changed = new Set(committed.changes.map(({ namespace, service }) => serviceKey(namespace, service)))
+    const missed = history.filter(({ namespace, service }) => !changed.has(serviceKey(namespace, service)))
+    if (missed.length === 0) return committed
+    // It took away what was set aside here. The service has this revision all the same, as everywhere.
+    const changes = missed.map(({ namespace, service, items }): ServiceChange => {
+      const { revision: after = 0, emptied } = this.#memory.service(namespace, service) ?? {}
+      const value = Object.freeze({ revision, ...(emptied && { emptied }) })
+      this.#memory.apply({ kind: 'service', namespace, service, value })
+      return { namespace, service, after, put: [], remove: [], ...(emptied && { emptied }), items }
+    })
+    return { ...committed, changes: [...committed.changes, ...changes] }
   }
 
   #publish(transactions: readonly Committed[], logged: readonly LoggedTransaction[], metaRevision: number): void {
@@ -426,8 +485,9 @@ export class EtcdStore implements Store {
     this.#remember(transactions)
     if (this.#setAside.size > 0)
       for (const { deeds } of logged) for (const deed of deeds) this.#setAside.delete(STATE + keyOf(deed))
-    for (const listener of this.#listeners) listener.apply(transactions, this.#history.floor)
-    this.#advanced()
+    const { floor } = this.#history
+    // One that comes during this is told as part of its state.
+    for (const listener of [...this.#listeners]) if (this.#listeners.has(listener)) listener.apply(transactions, floor)
   }
 
   #remember(transactions: readonly Committed[]): void {
@@ -449,52 +509,52 @@ export class EtcdStore implements Store {
     }
   }
 
-  #advanced(): void {
-    if (this.#waiters.length === 0) return
-    const reached = this.#waiters.filter(({ revision }) => revision <= this.#durable)
-    if (reached.length === 0) return
-    this.#waiters = this.#waiters.filter(({ revision }) => revision > this.#durable)
-    for (const { resolve } of reached) resolve()
-  }
-
-  #reached(revision: number): Promise<void> {
-    if (revision <= this.#durable) return Promise.resolve()
-    return new Promise((resolve) => this.#waiters.push({ revision, resolve }))
-  }
-
   #lastLogKey(): string {
     // Keys name the first revision of an entry; one that begins at or before the last known is known.
     return logKey(this.#durable)
   }
 
-  #metaOf(item: { readonly key: string; readonly value: Buffer; readonly revision: number }): Meta {
-    return readMeta(item, this.#location)
+  /**
+   * @param known the revision that was known before `item` was asked for: the watch may be faster than the answer
+   * @throws StoreReplaced
+   */
+  #checkMeta(item: KeyValue | undefined, known: number): { readonly item: KeyValue; readonly newest: number } {
+    if (item === undefined) throw new StoreReplaced(`the store is gone from etcd: ${RESTART}`)
+    const meta = readMeta(item, this.#location)
+    this.#checkSame(meta, known)
+    return { item, newest: meta.revision }
   }
 
-  /** @throws StoreReplaced */
-  #checkMeta(item: { readonly key: string; readonly value: Buffer; readonly revision: number } | undefined): void {
-    const meta = item && this.#metaOf(item)
-    const restart = 'this replica serves what it knows; restart it to follow'
-    if (meta === undefined) throw new StoreReplaced(`the store is gone from etcd: ${restart}`)
-    if (meta.epoch !== this.#epoch)
-      throw new StoreReplaced(`etcd holds another store now, of epoch ${meta.epoch}: ${restart}`)
-    if (meta.revision < this.#durable)
+  #checkSame({ epoch, revision }: Meta, known: number): void {
+    if (epoch !== this.#epoch) throw this.#replacedBy(epoch)
+    if (revision < known)
       throw new StoreReplaced(
-        `etcd is at revision ${meta.revision} and has been at ${this.#durable}, as after restoring a backup: start one ` +
-          `replica with --new-epoch and restart the others`,
+        `etcd is at revision ${revision} and has been at ${known}, as after restoring a backup: start one replica ` +
+          'with --new-epoch and restart the others',
       )
   }
 
+  #replacedBy(epoch: string): StoreReplaced {
+    return new StoreReplaced(`etcd holds another store now, of epoch ${epoch}: ${RESTART}`)
+  }
+
+  /**
+   * Whether the watch tells what it should. That this replica knows it is not enough: its own commits it knows from
+   * their answers, and who comes and goes from the watch alone.
+   */
   async #check(connection: EtcdConnection): Promise<boolean> {
-    const { item } = await connection.get(META)
-    this.#checkMeta(item)
-    const { revision } = this.#metaOf(item!)
-    if (revision <= this.#durable) return true
-    let cancel = () => {}
-    const late = new Promise<void>((resolve) => (cancel = this.#options.clock.after(CHECK_MS, resolve)))
-    await Promise.race([this.#reached(revision), late])
-    cancel()
-    return revision <= this.#durable
+    const known = this.#durable
+    const { item, newest } = this.#checkMeta((await connection.get(META)).item, known)
+    if (this.#watched < item.revision)
+      await new Promise<void>((resolve) => {
+        const waiter = { watched: item.revision, resolve: () => (cancel(), resolve()) }
+        const cancel = this.#options.clock.after(CHECK_MS, () => {
+          this.#waiters = this.#waiters.filter((other) => other !== waiter)
+          resolve()
+        })
+        this.#waiters.push(waiter)
+      })
+    return item.revision <= this.#watched && newest <= this.#durable
   }
 
   // ---- Writing ----
@@ -514,9 +574,9 @@ export class EtcdStore implements Store {
       if (attempt === undefined) {
         // In this very turn: whoever is answered in it may write again.
         this.#pumping = false
+        this.#finishLater()
         return
       }
-      const startMs = this.#options.clock.now()
       let answer: TransactionAnswer
       try {
         answer = await connection!.transact(attempt.request)
@@ -526,15 +586,10 @@ export class EtcdStore implements Store {
       }
       // The watch was faster than the answer.
       if (attempt.settled) continue
-      if (!answer.succeeded) {
-        this.#lose(attempt, answer, connection!)
-        continue
-      }
+      if (!answer.succeeded) this.#lose(attempt, answer, connection!)
       // Withdrawn when the connection was lost: the next session finds it in the log.
-      if (!attempt.applied) continue
-      this.#confirm(attempt, attempt.drafts.length > 0 ? answer.revision : this.#metaRevision)
-      if (attempt.drafts.length > 0)
-        this.#options.onCommit?.(attempt.drafts.length, this.#options.clock.now() - startMs)
+      else if (attempt.applied) this.#confirm(attempt, attempt.author === '' ? this.#metaRevision : answer.revision)
+      else this.#answerReaders(attempt)
     }
   }
 
@@ -577,7 +632,9 @@ export class EtcdStore implements Store {
     }
     const author = drafts.length > 0 ? `${this.#self.id}.${++this.#attempts}` : ''
     const request = this.#request(author, drafts)
-    return (this.#attempt = { author, pending, runs, drafts, request, applied: true, settled: false })
+    const startMs = this.#options.clock.now()
+    const base = this.#durable
+    return (this.#attempt = { author, pending, runs, drafts, request, startMs, base, applied: true, settled: false })
   }
 
   #run(pending: Pending, time: string): Run {
@@ -624,7 +681,10 @@ export class EtcdStore implements Store {
       // From the beginning, so that what a replica failed to remove goes with the next.
       const left = trimmed.at(-1)
       if (left) success.push({ removeRange: [LOG, logKey(left.revision + 1)] })
-      success.push({ put: logKey(drafts[0]!.revision), value: encodeLogEntry(author, logged) })
+      success.push({
+        put: logKey(drafts[0]!.revision),
+        value: encodeLogEntry({ epoch: this.#epoch, author, transactions: logged }),
+      })
       success.push({ put: META, value: encodeMeta({ epoch: this.#epoch, revision: last }) })
     }
     return {
@@ -644,13 +704,14 @@ export class EtcdStore implements Store {
       this.#publish(transactions, attempt.drafts.map(loggedOf), metaRevision)
     }
     this.#settle(attempt)
+    if (attempt.drafts.length > 0)
+      this.#options.onCommit?.(attempt.drafts.length, this.#options.clock.now() - attempt.startMs)
   }
 
   /** Tells the authors what came of it. */
   #settle(attempt: Attempt): void {
     attempt.settled = true
-    const mine = new Set(attempt.pending)
-    if (this.#queue.length > 0) this.#queue = this.#queue.filter((item) => !mine.has(item))
+    this.#unqueue(attempt)
     for (const [index, pending] of attempt.pending.entries()) {
       const run = attempt.runs[index]!
       if ('error' in run) pending.reject(run.error)
@@ -670,10 +731,24 @@ export class EtcdStore implements Store {
     this.#settled()
   }
 
+  /** It failed, or nobody knows. */
+  #giveUp(attempt: Attempt, error: Error): void {
+    attempt.settled = true
+    this.#unqueue(attempt)
+    for (const pending of attempt.pending) pending.reject(error)
+  }
+
+  #unqueue({ pending }: Attempt): void {
+    if (this.#queue.length === 0) return
+    const mine = new Set(pending)
+    this.#queue = this.#queue.filter((item) => !mine.has(item))
+  }
+
   #disconnected(): void {
     this.replicas.leave()
     const attempt = this.#attempt
     if (attempt) this.#doubt(attempt)
+    this.#finishLater()
   }
 
   /** It may have happened, or happen yet. On the same revision only one can, so that running it again is safe. */
@@ -687,14 +762,31 @@ export class EtcdStore implements Store {
     if (this.#attempt === attempt) this.#withdraw(attempt)
     try {
       const [meta, log] = found
-      const item = meta!.items[0]
-      this.#checkMeta(item)
-      for (const { key, value, revision } of log!.items)
-        if (!this.#takeLogged(key, value, revision)) throw new Error(`cannot follow ${key}`)
+      const { item, newest } = this.#checkMeta(meta!.items[0], attempt.base)
+      for (const entry of log!.items)
+        if (!this.#takeLogged(entry, newest)) throw new Error(`cannot follow ${entry.key}`)
       // Someone wrote it again as it was, by hand.
-      if (this.#metaOf(item!).revision === this.#durable) this.#metaRevision = item!.revision
+      if (newest === this.#durable) this.#metaRevision = item.revision
+      if (newest <= this.#durable) this.#answerReaders(attempt)
     } catch (error) {
       if (connection === this.#session.connection) this.#session.fail(error as Error)
+    }
+  }
+
+  /**
+   * Those that write nothing. What is known now was the newest when etcd answered, which was after they asked: were
+   * they to ask again, they might never be as fast as those who write.
+   */
+  #answerReaders(attempt: Attempt): void {
+    if (attempt.author !== '' || attempt.settled) return
+    const time = new Date(this.#options.clock.wall()).toISOString()
+    for (const pending of attempt.pending) {
+      if (pending !== this.#queue[0]) return
+      const run = this.#run(pending, time)
+      if ('draft' in run && run.draft.committed) return run.draft.undo()
+      this.#queue.shift()
+      if ('error' in run) pending.reject(run.error)
+      else pending.resolve({ revision: this.#durable, result: run.result })
     }
   }
 
@@ -711,13 +803,11 @@ export class EtcdStore implements Store {
     log.error({ error: failure.message, transactions: attempt.drafts.length }, 'etcd refuses a commit')
     if (failure.kind !== 'too_large') this.#refused = { reason: failure.message, atMs: clock.now() }
     if (this.#attempt === attempt) this.#withdraw(attempt)
-    const mine = new Set(attempt.pending)
-    this.#queue = this.#queue.filter((item) => !mine.has(item))
-    const refusal =
-      failure.kind === 'too_large'
-        ? new TransactionTooLarge(failure.message)
-        : new StoreUnavailable(failure.message, failure)
-    for (const pending of attempt.pending) pending.reject(refusal)
+    const { kind, message } = failure
+    this.#giveUp(
+      attempt,
+      kind === 'too_large' ? new TransactionTooLarge(message) : new StoreUnavailable(message, failure),
+    )
   }
 
   /** The memory is what is durable again. */
@@ -732,22 +822,36 @@ export class EtcdStore implements Store {
   /** Refuses those that have waited for too long. One that is under way is waited for: its answer comes, or it fails. */
   #sweepLater(): void {
     const { clock } = this.#options
+    // Those that are withdrawn go before all others.
     const oldest = this.#queue[0]
-    if (oldest === undefined || this.#cancelSweep) return
-    this.#cancelSweep = clock.after(Math.max(0, oldest.deadlineMs - clock.now()), () => {
-      this.#cancelSweep = undefined
+    if (oldest === undefined || (this.#sweep && this.#sweep.atMs <= oldest.deadlineMs)) return
+    this.#sweep?.cancel()
+    const cancel = clock.after(Math.max(0, oldest.deadlineMs - clock.now()), () => {
+      this.#sweep = undefined
       const nowMs = clock.now()
       const late = this.#queue.filter(({ deadlineMs }) => deadlineMs <= nowMs)
       this.#queue = this.#queue.filter(({ deadlineMs }) => deadlineMs > nowMs)
       this.#refuse(late, this.#session.lost?.reason ?? `etcd took longer than ${PATIENCE_MS} ms`)
+      const waiting = new Set([...this.#queue, ...(this.#attempt?.pending ?? [])])
+      this.#uncertain = this.#uncertain.filter(({ pending }) => pending.some((item) => waiting.has(item)))
+      this.#finishLater()
       this.#sweepLater()
     })
+    this.#sweep = { atMs: oldest.deadlineMs, cancel }
   }
 }
 
-/** Only before the first session: later, whatever etcd says, what is known is served. */
-function isFinal(error: Error): boolean {
-  return error instanceof StoreRefused || (error instanceof EtcdFailure && error.kind === 'denied')
+/**
+ * What ends the waiting before the first session: later, whatever etcd says, what is known is served. One member with a
+ * wrong certificate does not count, when all of them have one there is nothing to wait for.
+ */
+function finalFor(endpoints: readonly string[]): (error: Error) => boolean {
+  let members = 0
+  return (error) => {
+    if (error instanceof StoreRefused || (error instanceof EtcdFailure && error.kind === 'denied')) return true
+    members = error instanceof EtcdFailure && error.isLasting ? members + 1 : 0
+    return members >= endpoints.length
+  }
 }
 
 function loggedOf(draft: Draft): LoggedTransaction {
@@ -757,10 +861,6 @@ function loggedOf(draft: Draft): LoggedTransaction {
     deeds: draft.writes.filter(({ kind }) => kind !== 'service'),
     history: changes.map(({ namespace, service, after, items }) => ({ namespace, service, after, items })),
   }
-}
-
-function emptyCommit(revision: number, time: string): Committed {
-  return { revision, time, changes: [], leases: { put: [], removed: [] } }
 }
 
 /** Roughly, and rather too much: each record once in the state and once in the log. */

@@ -21,6 +21,8 @@ export interface LogEntry {
   /** Of its first transaction. */
   readonly first: number
   readonly last: number
+  /** The store's identity at the time. */
+  readonly epoch: string
   /** Names the commit, so that its author knows it again after losing the answer. */
   readonly author: string
   readonly transactions: readonly LoggedTransaction[]
@@ -30,6 +32,7 @@ export interface LogEntry {
 export type LogHead = Omit<LogEntry, 'transactions'> & { readonly history: readonly HistoryEntry[] }
 
 interface Head {
+  readonly epoch: string
   readonly author: string
   readonly deflated: boolean
   /** Of each transaction. */
@@ -39,20 +42,20 @@ interface Head {
 /** Deeds, each as its record's key, its value or null, and why. */
 type Line = readonly (readonly [key: string, value: unknown, why: Why | null])[]
 
-export function encodeLogEntry(author: string, transactions: readonly LoggedTransaction[]): Buffer {
+export function encodeLogEntry({ epoch, author, transactions }: Omit<LogEntry, 'first' | 'last'>): Buffer {
   const lines: Line[] = transactions.map(({ deeds }) =>
     deeds.map((deed) => [keyOf(deed), deed.value ?? null, deed.why ?? null] as const),
   )
   const body = Buffer.from(JSON.stringify(lines))
   const deflated = body.length >= DEFLATE_FROM_BYTES
   const history = transactions.map((item) => encodeHistory(item.time, item.history))
-  const head: Head = { author, deflated, history }
+  const head: Head = { epoch, author, deflated, history }
   return Buffer.concat([Buffer.from(`${JSON.stringify(head)}\n`), deflated ? deflateRawSync(body, { level: 1 }) : body])
 }
 
 /** @throws Error that names the key */
 export function decodeLogEntry(key: string, value: Buffer): LogEntry {
-  const { first, last, author, deflated, history, body } = open(key, value)
+  const { first, last, epoch, author, deflated, history, body } = open(key, value)
   const text = deflated ? inflateRawSync(body, { maxOutputLength: MAX_INFLATED_BYTES }) : body
   const lines = JSON.parse(text.toString()) as readonly Line[]
   if (lines.length !== history.length) throw new Error(`${key}: contradicts itself`)
@@ -70,15 +73,16 @@ export function decodeLogEntry(key: string, value: Buffer): LogEntry {
       history: parts.map(({ namespace, service, after, items }) => ({ namespace, service, after, items })),
     }
   })
-  return { first, last, author, transactions }
+  return { first, last, epoch, author, transactions }
 }
 
 /** Without unfolding the deeds. @throws Error that names the key */
 export function decodeLogHead(key: string, value: Buffer): LogHead {
-  const { first, last, author, history } = open(key, value)
+  const { first, last, epoch, author, history } = open(key, value)
   return {
     first,
     last,
+    epoch,
     author,
     history: history.flatMap((item, index) => decodeHistory(historyKey(first + index), item)),
   }
@@ -89,7 +93,8 @@ function open(key: string, value: Buffer): Head & { first: number; last: number;
   const end = value.indexOf(0x0a)
   if (!Number.isSafeInteger(first) || key !== logKey(first) || end < 0) throw new Error(`${key}: no log entry`)
   const head = JSON.parse(value.subarray(0, end).toString()) as Head
-  if (typeof head.author !== 'string' || !Array.isArray(head.history) || head.history.length === 0)
-    throw new Error(`${key}: no log entry`)
+  const { epoch, author, history } = head
+  if (typeof epoch !== 'string' || typeof author !== 'string' || author === '') throw new Error(`${key}: no log entry`)
+  if (!Array.isArray(history) || history.length === 0) throw new Error(`${key}: no log entry`)
   return { ...head, first, last: first + head.history.length - 1, body: value.subarray(end + 1) }
 }
