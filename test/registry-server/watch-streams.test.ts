@@ -4,7 +4,7 @@ import assert from 'node:assert/strict'
 import { EventEmitter, once } from 'node:events'
 import { request, type IncomingMessage } from 'node:http'
 import { connect } from 'node:net'
-import { test, type TestContext } from 'node:test'
+import { describe, test, type TestContext } from 'node:test'
 import { WebSocket } from 'ws'
 import {
   decodeEvent,
@@ -13,7 +13,9 @@ import {
   type SnapshotFrame,
   type StreamEvent,
 } from '@holdfast/registry-client/protocol'
+import type { Sink } from '../../registry-server/src/watch/subscriber.ts'
 import { ManualClock } from '../support/manual-clock.ts'
+import { startReplicas, type TestReplica } from './shared-store.ts'
 import { someNode, startRegistry } from './support.ts'
 
 /** The events of one stream, to be awaited one by one. */
@@ -226,6 +228,143 @@ test('both transports carry the same', async (context) => {
   await call('PUT', '/v1/services/stock/policy', { timeout: '1s' })
   await call('DELETE', '/v1/services/stock/nodes/a')
   for (let count = 0; count < 3; count++) assert.deepEqual(await sse.events.next(), await events.next())
+})
+
+test('an event stream whose registry has got more subscribers is told to spread over more time', async (context) => {
+  const clock = new ManualClock()
+  const { url, registry } = await startRegistry(context, { random: () => 0.5, clock })
+  const { events, retry } = await openSse(context, `${url}/v1/watch?service=stock`)
+  await events.next()
+  await clock.advance(10_000)
+  await events.next()
+  assert.equal(retry(), 3_000)
+  const sink: Sink = {
+    transport: 'websocket',
+    remote: 'test',
+    unsentBytes: 0,
+    sentBytes: 0,
+    write() {},
+    end() {},
+  }
+  for (let count = 1; count < 8_000; count++) registry.parts.hub.connect(sink)
+  await clock.advance(10_000)
+  await events.next()
+  assert.equal(retry(), 5_000)
+})
+
+test('the last word of a registry that stops is the time to spread over', async (context) => {
+  const { url, registry } = await startRegistry(context)
+  const { socket, events } = await openWebSocket(context, `${url}/v1/watch?service=stock`)
+  await events.next()
+  const closed = once(socket, 'close')
+  await registry.close()
+  await closed
+  const last = await events.next()
+  assert.equal(last.event === 'ping' && last.spreadMs, 200)
+})
+
+describe('a client that has seen more at another replica', () => {
+  /** Two replicas, of which the second hears nothing by itself; and the place of what only the first has. */
+  async function ahead(context: TestContext) {
+    const [first, second] = (await startReplicas(context, 2)) as [TestReplica, TestReplica]
+    await first.call('PUT', '/v1/services/stock/nodes/a', someNode)
+    second.store.isLagging = true
+    const { headers } = await first.call('PUT', '/v1/services/stock/nodes/b', someNode)
+    return { first, second, cursor: headers.get('holdfast-cursor')! }
+  }
+
+  test('is sent nothing that it has, and what it says meanwhile is done after, in order', async (context) => {
+    const { first, second, cursor } = await ahead(context)
+    await first.call('PUT', '/v1/services/cart/nodes/x', someNode)
+    const { events, send, socket } = await openWebSocket(context, `${second.url}/v1/watch`)
+    send({ type: 'subscribe', services: [{ service: 'stock', cursor }] })
+    send({ type: 'subscribe', services: [{ service: 'cart' }, { service: 'other' }] })
+    send({ type: 'unsubscribe', services: [{ service: 'other' }] })
+    send({ type: 'subscribe', services: [{ service: 'stock', cursor }] })
+    const seen = [await events.next(), await events.next(), await events.next(), await events.next()]
+    assert.deepEqual(
+      seen.map((event) => [event.event, event.id?.revision]),
+      [
+        ['ping', 3],
+        ['snapshot', undefined],
+        ['snapshot', 3],
+        ['ping', 3],
+      ],
+    )
+    assert.equal(second.store.syncs, 1)
+    assert.equal(socket.isPaused, false)
+    assert.equal((await second.call('GET', '/v1/subscribers')).body.subscribers[0]?.serviceCount, 2)
+    assert.deepEqual(second.registry.parts.hub.status().resumes, { nothing: 2, change: 0, snapshot: 0 })
+  })
+
+  test('may say nonsense meanwhile, and hears of it after', async (context) => {
+    const { second, cursor } = await ahead(context)
+    const { events, send, socket } = await openWebSocket(
+      context,
+      `${second.url}/v1/watch?service=stock&cursor=${cursor}`,
+    )
+    send('nonsense')
+    const closed = once(socket, 'close') as Promise<[number]>
+    assert.equal((await events.next()).event, 'ping')
+    assert.equal((await closed)[0], 1008)
+  })
+
+  test('is sent nothing that it has on an event stream', async (context) => {
+    const { second, cursor } = await ahead(context)
+    const { events } = await openSse(context, `${second.url}/v1/watch?service=stock`, { 'last-event-id': cursor })
+    const first = await events.next()
+    assert.deepEqual([first.event, first.id?.revision], ['ping', 2])
+  })
+
+  test('is sent a snapshot when the store cannot say what is newest', async (context) => {
+    const { second, cursor } = await ahead(context)
+    second.store.isCutOff = true
+    const { events } = await openWebSocket(context, `${second.url}/v1/watch?service=stock&cursor=${cursor}`)
+    const event = await events.next()
+    assert.deepEqual([event.event, event.id?.revision], ['snapshot', 1])
+  })
+
+  test('waits by a long poll for what is newer than that', async (context) => {
+    const { first, second, cursor } = await ahead(context)
+    const polling = second.call('GET', `/v1/services/stock?after=${cursor}&wait=30s`)
+    while (second.store.syncs === 0) await second.call('GET', '/healthz')
+    second.store.isLagging = false
+    await first.call('PUT', '/v1/services/stock/nodes/c', someNode)
+    assert.equal((await polling).body.nodes.length, 3)
+  })
+
+  test('reads by its ETag that nothing is newer, not something older', async (context) => {
+    const { first, second } = await ahead(context)
+    const tag = (await first.call('GET', '/v1/services/stock')).headers.get('etag')!
+    const { status } = await second.call('GET', '/v1/services/stock', undefined, { 'if-none-match': `"x", W/${tag}` })
+    assert.equal(status, 304)
+    await second.call('GET', '/v1/services/stock', undefined, { 'if-none-match': tag })
+    assert.equal(second.store.syncs, 1, 'what is known is not asked for')
+  })
+})
+
+test('the status and the metrics tell what streams were sent', async (context) => {
+  const { url, call } = await startRegistry(context)
+  const cursor = (await call('PUT', '/v1/services/stock/nodes/a', someNode)).headers.get('holdfast-cursor')!
+  const { events, send } = await openWebSocket(context, `${url}/v1/watch?service=stock`)
+  await events.next()
+  send({ type: 'subscribe', services: [{ service: 'stock', cursor }] })
+  await events.next()
+  const { subscribers } = (await call('GET', '/v1/status')).body as unknown as { subscribers: object }
+  assert.deepEqual(subscribers, {
+    sse: 0,
+    websocket: 1,
+    snapshotsSent: 1,
+    resumes: { nothing: 1, change: 0, snapshot: 0 },
+  })
+  const { text } = await call('GET', '/metrics')
+  for (const line of [
+    'holdfast_snapshots_sent_total 1',
+    'holdfast_resumes_total{with="nothing"} 1',
+    'holdfast_resumes_total{with="change"} 0',
+    'holdfast_resumes_total{with="snapshot"} 0',
+  ])
+    assert.ok(text.includes(`\n${line}\n`), line)
 })
 
 test('a stop ends event streams, and closes WebSockets with 1001', async (context) => {
