@@ -28,6 +28,8 @@ export interface RegistryOptions {
   readonly random?: Random
   /** Names that nobody guesses: of the store's epoch, and of leases. */
   readonly identifier?: () => string
+  /** Ends the loading. */
+  readonly signal?: AbortSignal
   /** Another engine than the configured one. */
   readonly openStore?: () => Promise<Store>
   /** How long a client may take to send a request: 10 s for the head, 30 s for all. */
@@ -46,10 +48,11 @@ export interface Registry {
 
 /**
  * Listens, loads, and serves.
- * @throws StoreRefused when the store must not be opened; the error of `listen` when the port cannot be had
+ * @throws StoreRefused when the store must not be opened; the error of `listen` when the port cannot be had; the
+ * signal's reason
  */
 export async function createRegistry(options: RegistryOptions): Promise<Registry> {
-  const { config, log, clock = systemClock, random = systemRandom } = options
+  const { config, log, clock = systemClock, random = systemRandom, signal } = options
   const identifier = options.identifier ?? (() => randomBytes(16).toString('base64url'))
   const lifecycle = { phase: 'loading' as Phase, parts: undefined as RegistryParts | undefined }
   const metrics = createMetrics(lifecycle)
@@ -66,6 +69,7 @@ export async function createRegistry(options: RegistryOptions): Promise<Registry
     maxOverrides: config.overrides.max,
     timeouts: options.timeouts ?? TIMEOUTS,
   })
+  let store: Store | undefined
   try {
     await api.listen({ host: config.host, port: config.port })
     const { port } = api.server.address() as AddressInfo
@@ -77,9 +81,10 @@ export async function createRegistry(options: RegistryOptions): Promise<Registry
       random,
       log,
       url,
+      signal,
       onCommit: (count: number, ms: number) => metrics.commit(count, ms),
     }
-    const store = await (options.openStore?.() ?? openStore(config, context))
+    store = await openUnlessAborted(() => options.openStore?.() ?? openStore(config, context), signal)
     const hub = new WatchHub({
       store,
       clock,
@@ -92,9 +97,11 @@ export async function createRegistry(options: RegistryOptions): Promise<Registry
     // The hub first: when a lease is known, its nodes are too.
     await store.watch(hub)
     await store.watch(leases)
+    signal?.throwIfAborted()
     const parts = { store, hub, leases }
     lifecycle.parts = parts
     lifecycle.phase = 'ready'
+    const opened = store
     let closing: Promise<void> | undefined
     const close = async () => {
       lifecycle.phase = 'stopping'
@@ -110,12 +117,31 @@ export async function createRegistry(options: RegistryOptions): Promise<Registry
       } finally {
         cut()
         force()
-        await store.close()
+        await opened.close()
       }
     }
     return { url, port, parts, close: () => (closing ??= close()) }
   } catch (error) {
+    lifecycle.phase = 'stopping'
+    // Nothing but refusals was ever promised to them.
+    api.server.closeAllConnections()
     await api.close()
+    await store?.close()
     throw error
   }
+}
+
+/** A store that opens all the same is closed again. */
+async function openUnlessAborted(open: () => Promise<Store>, signal: AbortSignal | undefined): Promise<Store> {
+  if (signal === undefined) return open()
+  signal.throwIfAborted()
+  const opening = open()
+  return new Promise((resolve, reject) => {
+    const stop = () => {
+      reject(signal.reason)
+      opening.then((store) => store.close()).catch(() => {})
+    }
+    signal.addEventListener('abort', stop, { once: true })
+    void opening.then(resolve, reject).finally(() => signal.removeEventListener('abort', stop))
+  })
 }

@@ -1,5 +1,6 @@
 /** The engine that the settings name. */
 
+import { createPrivateKey, X509Certificate } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { hostname } from 'node:os'
 import type { Clock, Random } from '@holdfast/registry-client/clock'
@@ -24,6 +25,8 @@ export interface StoreContext {
   readonly onCommit: (transactions: number, ms: number) => void
   /** Where this replica listens, for people. */
   readonly url: string
+  /** Ends the waiting for etcd. */
+  readonly signal: AbortSignal | undefined
 }
 
 /** @throws StoreRefused */
@@ -47,30 +50,57 @@ export async function openStore(config: RegistryConfig, context: StoreContext): 
   })
 }
 
-/** How to get into etcd. @throws StoreRefused for a file that cannot be read */
+/**
+ * How to get into etcd.
+ * @throws StoreRefused that names the flag, for a file that cannot be read or does not hold what it should
+ */
 export function etcdAccess(config: Pick<RegistryConfig, 'store' | 'etcd'>): EtcdAccess {
-  const { user, password, passwordFile, ca, cert, key } = config.etcd
+  const { user, passwordFile, ca, cert, key } = config.etcd
   const address = addressOf(config)
-  const file = (path: string | undefined, flag: string) => path && read(path, flag)
-  return {
+  const access = {
     tls: (address.kind === 'etcd' && address.tls) || ca !== undefined || cert !== undefined,
     user,
-    password:
-      password ??
-      file(passwordFile, 'etcd-password-file')
-        ?.toString()
-        .replace(/\r?\n$/, ''),
-    ca: file(ca, 'etcd-ca') as Buffer | undefined,
-    certificate: file(cert, 'etcd-cert') as Buffer | undefined,
-    key: file(key, 'etcd-key') as Buffer | undefined,
+    password: config.etcd.password ?? (passwordFile && readPassword(passwordFile)),
+    ca: ca && readPem('etcd-ca', ca, 'certificate', (pem) => new X509Certificate(pem)),
+    certificate: cert && readPem('etcd-cert', cert, 'certificate', (pem) => new X509Certificate(pem)),
+    key: key && readPem('etcd-key', key, 'key without a passphrase', (pem) => createPrivateKey(pem)),
+  }
+  if (access.certificate && access.key && !isPair(access.certificate, access.key))
+    throw new StoreRefused(`--etcd-key: ${key} is not the key of the certificate in ${cert}, as --etcd-cert says`)
+  return access as EtcdAccess
+}
+
+function readPassword(file: string): string {
+  const password = read('etcd-password-file', file)
+    .toString()
+    .replace(/\r?\n$/, '')
+  if (password === '') throw new StoreRefused(`--etcd-password-file: ${file} is empty`)
+  return password
+}
+
+/** @param parse throws when it is not what it should be */
+function readPem(flag: string, file: string, what: string, parse: (pem: Buffer) => unknown): Buffer {
+  const content = read(flag, file)
+  try {
+    // The parser takes what is not in PEM too, and TLS then passes over it in silence.
+    if (!content.includes('-----BEGIN ')) throw new Error('not in PEM')
+    parse(content)
+    return content
+  } catch (error) {
+    throw new StoreRefused(`--${flag}: ${file} holds no ${what} in PEM`, error)
   }
 }
 
-function read(path: string, flag: string): Buffer {
+function isPair(certificate: Buffer, key: Buffer): boolean {
+  return new X509Certificate(certificate).checkPrivateKey(createPrivateKey(key))
+}
+
+function read(flag: string, file: string): Buffer {
   try {
-    return readFileSync(path)
+    return readFileSync(file)
   } catch (error) {
-    throw new StoreRefused(`--${flag}: ${(error as Error).message}`, error)
+    const reason = (error as Error).message.replace(/^[A-Z]+: /, '').replace(/, \w+( '.*')?$/, '')
+    throw new StoreRefused(`--${flag}: cannot read ${file}: ${reason}`, error)
   }
 }
 

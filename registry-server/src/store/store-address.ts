@@ -15,10 +15,10 @@ const FORMS = 'embedded or etcd://HOST:PORT[,HOST:PORT], etcds:// for TLS'
 /** @returns why it cannot be read, when that is a text */
 export function parseStoreAddress(text: string): StoreAddress | string {
   if (text === 'embedded') return { kind: 'embedded' }
+  // First of all, since it is not repeated: what comes before may be a secret.
+  if (text.includes('@')) return 'must not hold a user or a password: --etcd-user and --etcd-password-file are for them'
   const [, scheme, rest] = /^(etcds?):\/\/(.*)$/.exec(text) ?? []
   if (scheme === undefined || rest === undefined) return `must be ${FORMS}, got ${JSON.stringify(text.slice(0, 60))}`
-  // Whatever comes before is not repeated: it may be a secret.
-  if (rest.includes('@')) return 'must not hold a user or a password: --etcd-user and --etcd-password-file are for them'
   if (/[/?#]/.test(rest.replace(/\/$/, ''))) return 'must end after the members: --etcd-prefix names the keys'
   const endpoints: string[] = []
   for (const member of rest.replace(/\/$/, '').split(',')) {

@@ -214,6 +214,8 @@ export class EtcdReplicas implements Replicas {
   }
 
   #changed(): void {
+    // Who leaves needs no word about it.
+    if (this.#closed) return
     for (const listener of this.#listeners) listener.membersChanged()
   }
 
