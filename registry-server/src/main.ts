@@ -10,7 +10,7 @@ import { Interrupted, type CommandContext, type Terminal } from './commands/comm
 import { EXPORT_USAGE, exportSettings, exportStore } from './commands/export.ts'
 import { IMPORT_USAGE, importSettings, importStore } from './commands/import.ts'
 import { settings } from './config.ts'
-import { createRegistry } from './server.ts'
+import { createRegistry, type Registry } from './server.ts'
 import type { StoreArchive } from './store/archive.ts'
 import { embeddedArchive } from './store/embedded/embedded-archive.ts'
 import { StoreRefused } from './store/store.ts'
@@ -29,6 +29,8 @@ const FOOTER = '\nholdfast-registry COMMAND --help lists the options of a comman
 const COMMAND_FOOTER = '\nExits 0 when done, 1 when there was a problem, 2 for settings that cannot be used.\n'
 
 export async function main(): Promise<void> {
+  // Standard error is for operators: what a dependency of ours should not call any more tells them nothing.
+  process.noDeprecation = true
   try {
     await run(process.argv.slice(2))
   } catch (error) {
@@ -108,16 +110,14 @@ async function serve(argv: readonly string[]): Promise<void> {
     return
   }
   const log = pino({ level: config.logLevel, name: 'holdfast-registry' }, pino.destination({ fd: 2, sync: true }))
-  const registry = await createRegistry({
-    config,
-    log,
-    onListening: (url) => log.info({ url }, 'listening; loading the state'),
-  })
+  const loading = new AbortController()
+  let registry: Registry | undefined
   let isStopping = false
   const stop = (signal: NodeJS.Signals) => {
     if (isStopping) process.exit(1)
     isStopping = true
     log.info({ signal }, 'stopping')
+    if (registry === undefined) return loading.abort()
     registry.close().then(
       () => process.exit(0),
       (error: unknown) => {
@@ -128,6 +128,17 @@ async function serve(argv: readonly string[]): Promise<void> {
   }
   process.on('SIGTERM', stop)
   process.on('SIGINT', stop)
+  try {
+    registry = await createRegistry({
+      config,
+      log,
+      signal: loading.signal,
+      onListening: (url) => log.info({ url }, 'listening; loading the state'),
+    })
+  } catch (error) {
+    if (!loading.signal.aborted) throw error
+    process.exit(0)
+  }
   // Last: whoever waits for this line may stop us the moment it reads it.
   const { store, hub } = registry.parts
   const { kind, location } = store.status()
