@@ -182,7 +182,9 @@ function watchRoute(app: FastifyInstance, streams: WatchStreams): void {
           'Events are `snapshot`, `change` and `ping`; the id of an event promises that everything up to it has been sent, ' +
           'and `Last-Event-ID` resumes there. With `Upgrade: websocket` the same events come as text messages ' +
           '`{"event", "id", "data"}`, and the client may send `{"type": "subscribe", "services": [{"service", ' +
-          '"namespace", "cursor"}]}`, `unsubscribe` and `{"type": "ack", "cursor"}`.',
+          '"namespace", "cursor"}]}`, `unsubscribe` and `{"type": "ack", "cursor"}`. A ping\'s data names, in milliseconds, ' +
+          'the `spread` over which clients come back when the stream is lost, each at random, and, while it may be ' +
+          'behind, the `age` of what the registry knows.',
         querystring: { ...queries.watch, required: ['service'] },
         response: {
           200: {
