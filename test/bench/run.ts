@@ -4,11 +4,12 @@
  */
 
 import { cpus, totalmem } from 'node:os'
+import { etcd } from './etcd.ts'
 import { fanout } from './fanout.ts'
 import { registry } from './registry.ts'
 import { resolve } from './resolve.ts'
 
-const BENCHES = { resolve, registry, fanout } as const
+const BENCHES = { resolve, registry, fanout, etcd } as const
 
 const wanted = process.argv.slice(2)
 const unknown = wanted.filter((name) => !Object.keys(BENCHES).includes(name))
