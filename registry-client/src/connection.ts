@@ -93,6 +93,11 @@ export class Connection {
   /** By `namespace/service`. */
   readonly #subscriptions = new Map<string, Subscription>()
   #endpoint: number
+  /**
+   * Where requests begin: at the stream's endpoint, until it does not answer and another does. A stream to a registry
+   * that is frozen looks alive for long, and a renewal that waits for it each time comes too late.
+   */
+  #answering: number
   #stream: Stream | undefined
   #session: Session | undefined
   /** When the present stream last brought anything. */
@@ -115,6 +120,7 @@ export class Connection {
     this.#backoff = new Backoff(options.random, RECONNECT)
     // Clients that share a list of endpoints spread over it instead of all taking the first.
     this.#endpoint = Math.floor(options.random() * options.endpoints.length)
+    this.#answering = this.#endpoint
   }
 
   get reachable(): boolean {
@@ -157,15 +163,17 @@ export class Connection {
   }
 
   /**
-   * Sends a request to the endpoint in use, then to the others.
+   * Sends a request to the endpoint that is known to answer, then to the others.
    * @param signal ends the request early; it then rejects with UnreachableError
    * @throws UnreachableError when none answered; RefusedError for a status of 400 and above
    */
   async request(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<HttpAnswer> {
     const { endpoints, clock, network } = this.#options
     const tried: string[] = []
+    const begin = this.#answering
     for (let attempt = 0; attempt < endpoints.length && !signal?.aborted && !this.#closed; attempt++) {
-      const endpoint = endpoints[(this.#endpoint + attempt) % endpoints.length]!
+      const index = (begin + attempt) % endpoints.length
+      const endpoint = endpoints[index]!
       const timeout = new AbortController()
       this.#requests.add(timeout)
       const cancel = clock.after(REQUEST_TIMEOUT_MS, () =>
@@ -183,6 +191,7 @@ export class Connection {
           tried.push(`${endpoint}: ${problemOf(answer)?.code ?? answer.status}`)
           continue
         }
+        this.#answering = index
         if (answer.status >= 400) throw new RefusedError(answer.status, problemOf(answer), `${method} ${path}`)
         return answer
       } catch (error) {
@@ -221,6 +230,7 @@ export class Connection {
         this.#ageMs = this.#spreadMs = 0
         this.#lastError = undefined
         this.#acked = ''
+        this.#answering = this.#endpoint
         this.#options.log.info({ endpoint: this.#current() }, 'registry connected')
         this.#watchSilence()
         this.#sendSubscribe([...this.#subscriptions.keys()])
@@ -282,7 +292,9 @@ export class Connection {
     if (this.#session || reason !== this.#lastError)
       this.#options.log.warn({ endpoint: this.#current(), reason }, 'registry unreachable; what is known is kept')
     this.#lastError = reason
+    const isFirst = this.#current() === this.#options.endpoints[this.#answering % this.#options.endpoints.length]
     this.#endpoint++
+    if (isFirst) this.#answering = this.#endpoint
     this.#stream = undefined
     stream?.close()
     this.#lost()

@@ -391,6 +391,26 @@ describe('a request', () => {
     assert.equal(clock.pending, 0)
   })
 
+  test('begins where the last one was answered, so that a frozen registry is waited for once', async () => {
+    const { connection, network, clock } = world({ endpoints })
+    network.respond = ({ url }) => (url.startsWith('http://one') ? silence() : answer(200))
+    const first = connection.request('POST', '/v1/leases/L1/renew')
+    await clock.advance(5_000)
+    await first
+    await connection.request('POST', '/v1/leases/L1/renew')
+    assert.deepEqual(
+      network.calls.map(({ url }) => new URL(url).host),
+      ['one:1', 'two:2', 'two:2'],
+    )
+    // A stream that opens says again who is there.
+    network.respond = () => answer(200)
+    connection.open()
+    await network.stream.accept()
+    await connection.request('GET', '/v1/status')
+    assert.equal(new URL(network.calls.at(-1)!.url).host, 'one:1')
+    connection.close()
+  })
+
   test('names each endpoint with its reason when none answered', async () => {
     const { connection, network } = world({ endpoints })
     network.respond = ({ url }) => {
