@@ -77,7 +77,25 @@ export function createMetrics(lifecycle: Lifecycle): Metrics {
   counter('holdfast_snapshots_sent_total', 'Whole views sent to subscribers', ({ hub }) => hub.status().snapshotsSent)
   counter('holdfast_store_commits_total', 'Durable commits', ({ store }) => store.status().commits)
   counter('holdfast_store_failures_total', 'Commits that failed', ({ store }) => store.status().failures)
-  gauge('holdfast_store_pending', 'Transactions that wait for the disk', ({ store }) => store.status().pending)
+  gauge('holdfast_store_pending', 'Transactions that wait for the store', ({ store }) => store.status().pending)
+  gauge(
+    'holdfast_store_age_seconds',
+    'For how long the state may have been overtaken elsewhere',
+    ({ store }) => store.status().ageMs / 1000,
+  )
+  gauge('holdfast_store_lost', '1 while nothing can be written', ({ store }) =>
+    store.status().lost === undefined ? 0 : 1,
+  )
+  gauge(
+    'holdfast_store_set_aside',
+    'Records that cannot be read, and are left out',
+    ({ store }) => store.status().setAside.length,
+  )
+  gauge(
+    'holdfast_store_replicas',
+    'Replicas that share the store, this one included; 0 where there can be one only',
+    ({ store }) => store.replicas.list().length,
+  )
   new Counter({
     name: 'holdfast_lease_holds_total',
     help: 'Decisions to keep leases that ran out',
