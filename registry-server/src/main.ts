@@ -93,9 +93,7 @@ function processTerminal(): Terminal {
   // Whoever writes is told, by the write.
   process.stdout.on('error', () => {})
   return {
-    get input() {
-      return process.stdin as AsyncIterable<Buffer>
-    },
+    input: () => process.stdin,
     write: (text) =>
       new Promise((resolve, reject) => process.stdout.write(text, (error) => (error ? reject(error) : resolve()))),
     say: (line) => void process.stderr.write(`${line}\n`),

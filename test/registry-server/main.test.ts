@@ -140,6 +140,30 @@ test('--help and --version answer without starting anything', async () => {
   assert.match(asked.stdout, /^\d+\.\d+\.\d+\n$/)
 })
 
+test('a command has its own help and refuses what it does not know; the file of the registry serves it too', async (context) => {
+  const directory = await temporaryDirectory(context)
+  const help = await start(['--help']).ended
+  for (const command of ['export', 'import', 'check']) {
+    assert.match(help.stdout, new RegExp(`^  ${command} `, 'm'))
+    const own = await start([command, '--help']).ended
+    assert.equal(own.code, 0)
+    assert.match(own.stdout, new RegExp(`^Usage: holdfast-registry ${command} \\[OPTIONS\\]`))
+    assert.doesNotMatch(own.stdout, /--port/)
+  }
+  const unknown = await start(['exprot']).ended
+  assert.equal(unknown.code, 2)
+  assert.match(unknown.stderr, /exprot: unknown command; did you mean export\?/)
+  const wrong = await start(['check', '--port', '1', 'extra', '--log-level', 'loud']).ended
+  assert.equal(wrong.code, 2)
+  for (const what of [/--port: unknown option/, /extra: unexpected argument/, /logLevel: must be one of/])
+    assert.match(wrong.stderr, what)
+  const file = path.join(directory, 'registry.yaml')
+  writeFileSync(file, `port: 1\nleases: { max: 7 }\ndataDir: ${directory}/from-file\n`)
+  const { code, stderr } = await start(['check', '--config', file]).ended
+  assert.equal(code, 1)
+  assert.match(stderr, /there is no store in .+\/from-file\/store: is --data-dir right\?/)
+})
+
 test('a port that is taken, and a directory that cannot be, are named in one line, with status 1', async (context) => {
   const directory = await temporaryDirectory(context)
   const first = start(['--port', '0', '--data-dir', path.join(directory, 'a')])

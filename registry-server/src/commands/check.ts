@@ -24,15 +24,17 @@ export async function checkStore(
 ): Promise<number> {
   const { archive, terminal } = context
   const progress = new Progress(context, logLevel)
-  const { epoch, revision, records } = await archive.read()
+  const picture = await archive.read()
+  const { epoch, revision } = picture
   const problems: Finding[] = []
   const verification = new Verification(revision, (finding) => problems.push(finding))
   let count = 0
-  for await (const stored of records) {
+  for await (const stored of picture.records) {
     progress.at('checked', ++count)
     if ('problem' in stored) verification.addUnreadable(stored.key, stored.problem)
     else verification.add(stored.key, stored.value)
   }
+  for (const { key, problem } of picture.problems) verification.addUnreadable(key, problem)
   verification.finish()
   const isSound = problems.length === 0
   if (json) {

@@ -1,14 +1,16 @@
 /** What the operator's commands share. They do their work on a {@link StoreArchive} and know no engine. */
 
-import { commonSettings } from '@holdfast/registry-client/settings'
+import type { Readable } from 'node:stream'
 import type { Clock } from '@holdfast/registry-client/clock'
+import { commonSettings } from '@holdfast/registry-client/settings'
 import { z } from 'zod'
 import { settings } from '../config.ts'
 import type { StoreArchive } from '../store/archive.ts'
 
 /** What a command has of its process. */
 export interface Terminal {
-  readonly input: AsyncIterable<Buffer>
+  /** Standard input. */
+  readonly input: () => Readable
   /** Writes to standard output; resolves once that has taken it. */
   readonly write: (text: string) => Promise<void>
   /** Says a line on standard error. */
@@ -40,9 +42,12 @@ const { logLevel } = commonSettings
 
 /** A command's settings. One file serves it and the registry, so what only the registry needs may stand there. */
 export function commandSettings<T extends z.ZodRawShape>(own: T) {
-  const others = Object.fromEntries(Object.keys(settings.shape).map((name) => [name, z.unknown().optional()]))
-  const mine = { dataDir, store, ...own, logLevel }
-  return z.strictObject<typeof mine>({ ...others, ...mine })
+  const mine = { ...own, dataDir, store, logLevel }
+  const others = Object.keys(settings.shape).filter((name) => !Object.hasOwn(mine, name))
+  return z.strictObject<typeof mine>({
+    ...mine,
+    ...Object.fromEntries(others.map((name) => [name, z.unknown().optional()])),
+  })
 }
 
 const SAY_EVERY_MS = 1_000

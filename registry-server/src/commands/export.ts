@@ -22,7 +22,7 @@ export const exportSettings = commandSettings({
 export const EXPORT_USAGE =
   'Usage: holdfast-registry export [OPTIONS]\n\n' +
   'Writes all state as of one moment, one JSON document a line, also while the registry runs. Whoever reads it can end\n' +
-  "every lease. The last line says that it is whole: without it, and with any other change, import doesn't take it."
+  'every lease. The last line says that it is whole: import refuses it without, and after any other change.'
 
 /** @throws StoreRefused, Unsound, Interrupted */
 export async function exportStore(
@@ -68,6 +68,7 @@ async function* soundRecords(picture: StorePicture, onRecord: () => void): Async
     onRecord()
     yield record
   }
+  for (const { key, problem } of picture.problems) verification.addUnreadable(key, problem)
   verification.finish()
   if (problems.count > 0) throw new Unsound('the store has problems, and the export was given up', problems)
 }

@@ -1,11 +1,12 @@
 /** `holdfast-registry import`: what export wrote becomes a store. */
 
 import { createReadStream } from 'node:fs'
+import { addAbortSignal } from 'node:stream'
 import { leaf, toggle } from '@holdfast/registry-client/settings'
 import { z } from 'zod'
 import type { PortableRecord } from '../store/archive.ts'
 import { readExport } from '../store/portable.ts'
-import { commandSettings, counted, Progress, type CommandContext } from './command.ts'
+import { commandSettings, counted, Interrupted, Progress, type CommandContext } from './command.ts'
 
 export const importSettings = commandSettings({
   file: leaf(z.string().min(1), {
@@ -29,13 +30,16 @@ export async function importStore(
   { file, newEpoch, logLevel }: z.output<typeof importSettings>,
   context: CommandContext,
 ): Promise<number> {
-  const { archive, identifier, terminal } = context
+  const { archive, identifier, signal, terminal } = context
   const progress = new Progress(context, logLevel)
   // First: nobody shall wait for a long file only to hear this.
   await archive.refuseUnlessEmpty()
-  const { header, records } = await readExport(file === '-' ? terminal.input : createReadStream(file), (count) =>
+  const input = file === '-' ? terminal.input() : createReadStream(file)
+  const { header, records } = await readExport(addAbortSignal(signal, input), (count) =>
     progress.at('read', count),
-  )
+  ).catch((error: unknown) => {
+    throw signal.aborted ? new Interrupted() : error
+  })
   const epoch = newEpoch ? identifier() : header.epoch
   await archive.create({ epoch, revision: header.revision }, told(records, progress))
   progress.end(

@@ -1,7 +1,10 @@
 /** A store at rest, as the operator's commands see it: read whole as of one moment, or made whole. */
 
-/** A record that can be read, or what is wrong with it. `key` is also that of a record that is missing. */
-export type StoredRecord = PortableRecord | { readonly key: string; readonly problem: string }
+/** What is wrong with a record, with one that should be there, or with the whole. */
+export interface StoredProblem {
+  readonly key: string
+  readonly problem: string
+}
 
 /** A record with the key and the value that it has on every engine, history included. */
 export interface PortableRecord {
@@ -16,8 +19,10 @@ export interface StoreIdentity {
 }
 
 export interface StorePicture extends StoreIdentity {
-  /** In the order of their keys; what is wrong with the whole comes last. Read once. */
-  readonly records: Iterable<StoredRecord> | AsyncIterable<StoredRecord>
+  /** In the order of their keys, those that cannot be read with the reason. Read once. */
+  readonly records: Iterable<PortableRecord | StoredProblem> | AsyncIterable<PortableRecord | StoredProblem>
+  /** What the engine finds wrong besides; known once the records were read. */
+  readonly problems: readonly StoredProblem[]
 }
 
 export interface StoreArchive {

@@ -1,12 +1,12 @@
 /** The embedded store at rest: read beside a registry that uses it, or created from records. */
 
-import type { PortableRecord, StoreArchive, StoreIdentity, StoredRecord } from '../archive.ts'
+import type { PortableRecord, StoreArchive, StoredProblem, StoreIdentity } from '../archive.ts'
 import { damaged } from '../store.ts'
 import { StoreMemory, type StateCounts } from '../store-state.ts'
 import { reasonOf } from '../verification.ts'
-import { readLmdb, type Database } from './lmdb-database.ts'
+import type { Database } from './lmdb-database.ts'
 import { readMeta } from './store-loader.ts'
-import { checkReadable, createStore, locationIn, refuseStoreIn } from './store-directory.ts'
+import { createStore, locationIn, readRecords, refuseStoreIn } from './store-directory.ts'
 import { decodeValue, encodeValues, FORMAT, META_KEY, type Meta } from './stored-values.ts'
 
 /** Records in one commit while creating. */
@@ -33,13 +33,14 @@ export function embeddedArchive({ directory, identifier }: EmbeddedArchiveOption
     kind: 'embedded',
     location,
     async read() {
-      await checkReadable(location)
-      try {
-        const stored = await readLmdb(location)
-        const meta = readMeta({ get: (name) => stored.find(({ key }) => key === name)?.value })
-        return { epoch: meta.epoch, revision: meta.revision, records: decoded(stored, meta) }
-      } catch (error) {
-        throw damaged(location, error)
+      const stored = await readRecords(location)
+      const meta = metaOf(stored, location)
+      const records = stored.filter(({ key }) => key !== META_KEY)
+      return {
+        epoch: meta.epoch,
+        revision: meta.revision,
+        records: decoded(records),
+        problems: [...contradictions(records, meta)],
       }
     },
     refuseUnlessEmpty: () => refuseStoreIn(directory),
@@ -48,23 +49,36 @@ export function embeddedArchive({ directory, identifier }: EmbeddedArchiveOption
   }
 }
 
-function* decoded(stored: readonly { key: string; value: Buffer }[], meta: Meta): Iterable<StoredRecord> {
-  const counter = new Counter()
-  for (const { key, value } of stored) {
-    if (key === META_KEY) continue
-    counter.count(key)
-    yield read(key, value)
+type Encoded = Awaited<ReturnType<typeof readRecords>>
+
+/** @throws StoreRefused */
+function metaOf(stored: Encoded, location: string): Meta {
+  try {
+    return readMeta({ get: (name) => stored.find(({ key }) => key === name)?.value })
+  } catch (error) {
+    throw damaged(location, error)
   }
-  for (const [name, count] of Object.entries(counter.counts))
-    if (count !== meta.counts[name as keyof StateCounts])
-      yield { key: META_KEY, problem: `${count} ${name} are left of ${meta.counts[name as keyof StateCounts]}` }
 }
 
-function read(key: string, value: Buffer): StoredRecord {
+function* decoded(stored: Encoded): Iterable<PortableRecord | StoredProblem> {
+  for (const { key, value } of stored) yield read(key, value)
+}
+
+function read(key: string, value: Buffer): PortableRecord | StoredProblem {
   try {
     return { key, value: decodeValue(key, value) }
   } catch (error) {
     return { key, problem: reasonOf(key, error) }
+  }
+}
+
+/** Where the records are not as many as the first one says. */
+function* contradictions(stored: Encoded, meta: Meta): Iterable<StoredProblem> {
+  const counter = new Counter()
+  for (const { key } of stored) counter.count(key)
+  for (const [name, count] of Object.entries(counter.counts)) {
+    const expected = meta.counts[name as keyof StateCounts]
+    if (count !== expected) yield { key: META_KEY, problem: `there are ${count} ${name}, not ${expected}` }
   }
 }
 

@@ -14,19 +14,18 @@ export interface Database {
 
 const text = (key: string) => Buffer.from(key, 'latin1')
 
-const OPTIONS = {
-  noSubdir: false,
-  encoding: 'binary',
-  keyEncoding: 'binary',
-  // With overlapping sync a commit is acknowledged before it is flushed: a power cut would lose acknowledged writes.
-  overlappingSync: false,
-  // Batches are ours; lmdb's own would make promises that nobody awaits, and whose rejection nobody handles.
-  eventTurnBatching: false,
-} as const
-
 /** Opens the database in `directory`, which is created when missing. */
 export function openLmdb(directory: string): Database {
-  const root: RootDatabase<Buffer, Buffer> = open<Buffer, Buffer>({ ...OPTIONS, path: directory })
+  const root: RootDatabase<Buffer, Buffer> = open<Buffer, Buffer>({
+    path: directory,
+    noSubdir: false,
+    encoding: 'binary',
+    keyEncoding: 'binary',
+    // With overlapping sync a commit is acknowledged before it is flushed: a power cut would lose acknowledged writes.
+    overlappingSync: false,
+    // Batches are ours; lmdb's own would make promises that nobody awaits, and whose rejection nobody handles.
+    eventTurnBatching: false,
+  })
   return {
     async commit(writes) {
       try {
@@ -58,25 +57,5 @@ export function openLmdb(directory: string): Database {
       return found
     },
     close: () => root.close(),
-  }
-}
-
-/**
- * All records as of one moment in the order of their keys, while another process may go on writing. Writes nothing
- * itself, except its place in the list of readers.
- *
- * All at once and not bit by bit: for as long as a moment is held, no page of it can be used again, and the file grows
- * with every write.
- */
-export async function readLmdb(directory: string): Promise<{ key: string; value: Buffer }[]> {
-  const root: RootDatabase<Buffer, Buffer> = open<Buffer, Buffer>({ ...OPTIONS, path: directory, readOnly: true })
-  try {
-    const records: { key: string; value: Buffer }[] = []
-    // One walk is one transaction.
-    for (const { key, value } of root.getRange({ start: text('\x00') }))
-      records.push({ key: key.toString('latin1'), value: Buffer.from(value) })
-    return records
-  } finally {
-    await root.close()
   }
 }

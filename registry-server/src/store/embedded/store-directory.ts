@@ -15,6 +15,7 @@ import { openLmdb, type Database } from './lmdb-database.ts'
 import { damaged, StoreRefused } from '../store.ts'
 
 const CHECK = fileURLToPath(new URL('../../../bin/check-store.js', import.meta.url))
+const READ = fileURLToPath(new URL('../../../bin/read-store.js', import.meta.url))
 
 export interface DirectoryOptions {
   readonly directory: string
@@ -79,12 +80,20 @@ export function refuseStoreIn(directory: string): void {
 }
 
 /**
- * Checks that everything can be read, beside a process that may be writing.
- * @throws StoreRefused when there is no store, or it is damaged
+ * All records as of one moment in the order of their keys, while a process may be writing. Changes nothing.
+ * @throws StoreRefused when there is no store, or it cannot be read
  */
-export async function checkReadable(location: string): Promise<void> {
+export async function readRecords(location: string): Promise<{ key: string; value: Buffer }[]> {
   if (!existsSync(location)) throw new StoreRefused(`there is no store in ${location}: is --data-dir right?`)
-  await check(location, 'beside')
+  const bytes = await runOn(location, READ)
+  const records: { key: string; value: Buffer }[] = []
+  for (let at = 0; at < bytes.length;) {
+    const keyEnd = at + 6 + bytes.readUInt16LE(at)
+    const valueEnd = keyEnd + bytes.readUInt32LE(at + 2)
+    records.push({ key: bytes.toString('latin1', at + 6, keyEnd), value: bytes.subarray(keyEnd, valueEnd) })
+    at = valueEnd
+  }
+  return records
 }
 
 async function takeDirectory(options: Pick<DirectoryOptions, 'directory' | 'identifier'>) {
@@ -147,21 +156,28 @@ function syncDirectory(directory: string): void {
   }
 }
 
+/** Reads the whole database. @throws StoreRefused when it is damaged */
+async function check(location: string): Promise<void> {
+  await runOn(location, CHECK)
+}
+
 /**
- * Reads the whole database in a process of its own: lmdb maps the file into memory, and a damaged page ends the process
- * that touches it without a word.
- * @param beside whether another process may be writing: then only what readers touch is checked, and no checksums
+ * Reads a database in a process of its own: lmdb maps the file into memory, and a damaged page ends the process that
+ * touches it without a word.
+ * @returns what the script wrote
  */
-function check(location: string, ...beside: readonly 'beside'[]): Promise<void> {
+function runOn(location: string, script: string): Promise<Buffer> {
   if (!existsSync(join(location, 'data.mdb')))
     return Promise.reject(damaged(location, new Error('data.mdb is missing')))
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [CHECK, location, ...beside], { stdio: ['ignore', 'ignore', 'pipe'] })
+    const child = spawn(process.execPath, [script, location], { stdio: ['ignore', 'pipe', 'pipe'] })
+    const written: Buffer[] = []
     let said = ''
+    child.stdout.on('data', (chunk: Buffer) => written.push(chunk))
     child.stderr.on('data', (chunk: Buffer) => (said = (said + chunk.toString()).slice(0, 2_000)))
     child.on('error', (error) => reject(new StoreRefused(`cannot check ${location}: ${error.message}`, error)))
     child.on('close', (code, signal) => {
-      if (code === 0) return resolve()
+      if (code === 0) return resolve(Buffer.concat(written))
       const reason = code === 3 ? said.trim() : `reading data.mdb ends in ${signal ?? `status ${code}`}`
       reject(damaged(location, new Error(reason)))
     })
