@@ -448,7 +448,7 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
         await store.transact((tx) => {
           for (const { id, from, to } of batch) {
             const lease = tx.lease(id)
-            if (lease && lease.holder === from && !isEnding(lease)) tx.putLease(Object.freeze({ ...lease, holder: to }))
+            if (lease && lease.holder === from) tx.putLease(Object.freeze({ ...lease, holder: to }))
           }
         })
       }

@@ -152,6 +152,19 @@ test('an end that waits for the store is called off by a renewal', async (contex
   assert.deepEqual(cluster.removals(), [])
 })
 
+test('of two replicas that claim the same lease, the later leaves it to the first', async (context) => {
+  const { cluster, lease, a, b } = await orphan(context)
+  const gate = deferred<void>()
+  a.gate = gate.promise
+  await Promise.all([a.leases.renew(lease.id), b.leases.renew(lease.id)])
+  await cluster.clock.advance(250)
+  assert.deepEqual([a.transactions, b.transactions], [1, 1])
+  gate.resolve()
+  await settle()
+  assert.equal(await cluster.holderOf(lease.id), 'b')
+  assert.deepEqual(counted(cluster), [0, 1])
+})
+
 test('a claim that comes after the end brings nothing back, and the registrant learns of it', async (context) => {
   const { cluster, lease, b } = await orphan(context)
   const gate = deferred<void>()
