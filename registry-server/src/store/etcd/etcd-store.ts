@@ -65,6 +65,8 @@ const FIXED_OPERATIONS = 3
 const LOG_PAGE = 200
 /** For how long a refusal by etcd counts as its state; then the next commit finds out. */
 const REFUSED_MS = 5_000
+/** About the time of an election. */
+const OFFER_AGAIN_MS = 1_000
 /** How long a beat waits for the watch to tell what is there. */
 const CHECK_MS = 1_000
 const RESTART = 'this replica serves what it knows; restart it to follow'
@@ -322,6 +324,8 @@ export class EtcdStore implements Store {
   async #catchUp(connection: EtcdConnection): Promise<number> {
     if (this.#epoch === '') await ensureStore(connection, this.#location, this.#options.identifier())
     else {
+      // A small question finds out sooner when the member hangs.
+      await connection.get(META)
       const revision = await this.#readLog(connection)
       if (revision !== undefined) return revision
     }
@@ -579,7 +583,7 @@ export class EtcdStore implements Store {
       }
       let answer: TransactionAnswer
       try {
-        answer = await connection!.transact(attempt.request)
+        answer = await this.#offer(attempt.request, connection!)
       } catch (error) {
         this.#failed(attempt, error as EtcdFailure, connection!)
         continue
@@ -591,6 +595,33 @@ export class EtcdStore implements Store {
       else if (attempt.applied) this.#confirm(attempt, attempt.author === '' ? this.#metaRevision : answer.revision)
       else this.#answerReaders(attempt)
     }
+  }
+
+  /**
+   * Offers it again while there is no answer: a member forgets what it sent to a leader that has died. It can happen
+   * once only, and one that finds that it has happened finds it in the log, by its author.
+   */
+  #offer(request: TransactionRequest, connection: EtcdConnection): Promise<TransactionAnswer> {
+    return new Promise((resolve, reject) => {
+      let offers = 0
+      let cancel = () => {}
+      const offer = () => {
+        offers++
+        cancel = this.#options.clock.after(OFFER_AGAIN_MS, offer)
+        connection.transact(request).then(
+          (answer) => {
+            cancel()
+            resolve(answer)
+          },
+          (error: EtcdFailure) => {
+            cancel()
+            // What refuses one says nothing about the others.
+            reject(offers === 1 ? error : new EtcdFailure('unreachable', error.message, error))
+          },
+        )
+      }
+      offer()
+    })
   }
 
   /** Runs as many of those that wait as one commit takes. */
@@ -757,19 +788,20 @@ export class EtcdStore implements Store {
     if (attempt.author !== '') this.#uncertain.push(attempt)
   }
 
-  /** Someone was faster: takes what the answer brought along. */
+  /** Someone was faster, or the same commit offered before: takes what the answer brought along. */
   #lose(attempt: Attempt, { found }: TransactionAnswer, connection: EtcdConnection): void {
-    if (this.#attempt === attempt) this.#withdraw(attempt)
     try {
       const [meta, log] = found
       const { item, newest } = this.#checkMeta(meta!.items[0], attempt.base)
       for (const entry of log!.items)
         if (!this.#takeLogged(entry, newest)) throw new Error(`cannot follow ${entry.key}`)
+      if (this.#attempt === attempt) this.#withdraw(attempt)
       // Someone wrote it again as it was, by hand.
       if (newest === this.#durable) this.#metaRevision = item.revision
       if (newest <= this.#durable) this.#answerReaders(attempt)
     } catch (error) {
       if (connection === this.#session.connection) this.#session.fail(error as Error)
+      else if (this.#attempt === attempt) this.#doubt(attempt)
     }
   }
 
