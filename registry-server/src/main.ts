@@ -11,8 +11,7 @@ import { EXPORT_USAGE, exportSettings, exportStore } from './commands/export.ts'
 import { IMPORT_USAGE, importSettings, importStore } from './commands/import.ts'
 import { settings } from './config.ts'
 import { createRegistry, type Registry } from './server.ts'
-import type { StoreArchive } from './store/archive.ts'
-import { embeddedArchive } from './store/embedded/embedded-archive.ts'
+import { openArchive } from './store/open-store.ts'
 import { StoreRefused } from './store/store.ts'
 import { Unsound } from './store/verification.ts'
 import { version } from './version.ts'
@@ -55,7 +54,7 @@ async function run(argv: readonly string[]): Promise<void> {
 }
 
 /** What says where the state is, the same for the registry and its commands. */
-type Place = Pick<z.output<typeof settings>, 'store' | 'dataDir'>
+type Place = Pick<z.output<typeof settings>, 'store' | 'dataDir' | 'etcd'>
 
 async function runCommand<T extends z.ZodObject<z.ZodRawShape>>(
   argv: readonly string[],
@@ -72,17 +71,12 @@ async function runCommand<T extends z.ZodObject<z.ZodRawShape>>(
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stop.abort())
   const place = config as z.output<T> & Place
   process.exitCode = await command(place, {
-    archive: archiveOf(place),
+    archive: await openArchive(place, { identifier, clock: systemClock }),
     terminal: processTerminal(),
     clock: systemClock,
     identifier,
     signal: stop.signal,
   })
-}
-
-function archiveOf({ store, dataDir }: Place): StoreArchive {
-  if (store === 'embedded') return embeddedArchive({ directory: dataDir, identifier })
-  throw new SettingsError([{ path: 'store', message: 'export, import and check know the embedded store only' }])
 }
 
 function identifier(): string {

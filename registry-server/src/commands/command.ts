@@ -37,12 +37,12 @@ export class Interrupted extends Error {
   }
 }
 
-const { dataDir, store } = settings.shape
+const { dataDir, store, etcd } = settings.shape
 const { logLevel } = commonSettings
 
 /** A command's settings. One file serves it and the registry, so what only the registry needs may stand there. */
 export function commandSettings<T extends z.ZodRawShape>(own: T) {
-  const mine = { ...own, dataDir, store, logLevel }
+  const mine = { ...own, dataDir, store, etcd, logLevel }
   const others = Object.keys(settings.shape).filter((name) => !Object.hasOwn(mine, name))
   return z.strictObject<typeof mine>({
     ...mine,

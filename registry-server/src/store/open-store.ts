@@ -6,6 +6,8 @@ import { hostname } from 'node:os'
 import type { Clock, Random } from '@holdfast/registry-client/clock'
 import type { Log } from '@holdfast/registry-client/log'
 import type { RegistryConfig } from '../config.ts'
+import type { StoreArchive } from './archive.ts'
+import { embeddedArchive } from './embedded/embedded-archive.ts'
 import { openEmbeddedStore } from './embedded/embedded-store.ts'
 import type { EtcdAccess } from './etcd/etcd-connection.ts'
 import { StoreRefused, type Store } from './store.ts'
@@ -48,6 +50,18 @@ export async function openStore(config: RegistryConfig, context: StoreContext): 
     name: `${hostname()} ${context.url}`,
     historyChanges: Math.min(history.changes, MOST_CHANGES_ON_ETCD),
   })
+}
+
+/** The engine that the settings name, for the operator's commands. @throws StoreRefused */
+export async function openArchive(
+  config: Pick<RegistryConfig, 'store' | 'dataDir' | 'etcd'>,
+  context: Pick<StoreContext, 'identifier' | 'clock'>,
+): Promise<StoreArchive> {
+  const address = addressOf(config)
+  if (address.kind === 'embedded') return embeddedArchive({ ...context, directory: config.dataDir })
+  const { etcdArchive } = await import('./etcd/etcd-archive.ts')
+  const { endpoints } = address
+  return etcdArchive({ ...context, endpoints, access: etcdAccess(config), prefix: config.etcd.prefix })
 }
 
 /**

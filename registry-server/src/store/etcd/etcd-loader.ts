@@ -5,13 +5,13 @@ import { decodeRecord } from '../records.ts'
 import { StoreMemory } from '../store-state.ts'
 import { StoreRefused, type HistoryEntry } from '../store.ts'
 import { EtcdFailure, type EtcdConnection, type KeyValue } from './etcd-connection.ts'
-import { decodeMeta, encodeMeta, LOG, logKey, META, REPLICA, STATE, type Meta } from './layout.ts'
+import { decodeMeta, encodeMeta, IMPORT, LOG, logKey, META, REPLICA, STATE, type Meta } from './layout.ts'
 import { decodeLogHead } from './log-entry.ts'
 
 /** Records in one answer. The largest node is some 25 KB, so that an answer stays far below what a process can hold. */
-const PAGE = 4_000
+export const PAGE = 4_000
 /** Entries of the log may be a megabyte each. */
-const LOG_PAGE = 200
+export const LOG_PAGE = 200
 
 export interface SetAside {
   readonly key: string
@@ -48,21 +48,34 @@ export interface LoadedState {
  * @throws StoreRefused when something else is there
  */
 export async function ensureStore(connection: EtcdConnection, location: string, epoch: string): Promise<void> {
-  const { item } = await connection.get(META)
-  if (item) return void readMeta(item, location)
-  const { items } = await connection.range({ prefix: '', limit: 1, keysOnly: true })
-  // Another replica may have made it in between.
-  if (items[0]?.key === META) return
-  if (items[0])
-    throw new StoreRefused(
-      `${location} holds ${JSON.stringify(items[0].key)} but no store of Holdfast: it belongs to another program, or an ` +
-        'import into it was cut off. Choose another --etcd-prefix, or remove its keys.',
-    )
+  if (await findStore(connection, location)) return
   await connection.transact({
     compare: [{ key: META, revision: 0 }],
     success: [{ put: META, value: encodeMeta({ epoch, revision: 0 }) }],
     failure: [],
   })
+}
+
+/**
+ * The store below a prefix; undefined where nothing is.
+ * @throws StoreRefused when something else is there
+ */
+export async function findStore(connection: EtcdConnection, location: string) {
+  const { item, revision } = await connection.get(META)
+  if (item) return { meta: readMeta(item, location), revision }
+  const { items } = await connection.range({ prefix: '', limit: 1, keysOnly: true })
+  if (items[0] === undefined) return undefined
+  // Another replica may have made it in between.
+  const again = await connection.get(META)
+  if (again.item) return { meta: readMeta(again.item, location), revision: again.revision }
+  if ((await connection.get(IMPORT)).item)
+    throw new StoreRefused(
+      `an import into ${location} is under way or was cut off: let it end, or run it again with the same file`,
+    )
+  throw new StoreRefused(
+    `${location} holds ${JSON.stringify(items[0].key)} but no store of Holdfast: it belongs to another program. Choose ` +
+      'another --etcd-prefix, or remove its keys.',
+  )
 }
 
 /** @throws StoreRefused that names the key */
@@ -84,7 +97,7 @@ export async function loadState(connection: EtcdConnection, location: string): P
   const meta = readMeta(item, location)
   const setAside: SetAside[] = []
   const memory = new StoreMemory()
-  await readAll(connection, STATE, revision, PAGE, ({ key, value }) => {
+  for await (const { key, value } of readAll(connection, STATE, revision, PAGE)) {
     try {
       const write = decodeRecord(key.slice(STATE.length), JSON.parse(value.toString()))
       if (write === undefined) throw new Error('of no known kind')
@@ -92,13 +105,13 @@ export async function loadState(connection: EtcdConnection, location: string): P
     } catch (error) {
       setAside.push({ key, reason: (error as Error).message })
     }
-  })
+  }
   setAside.push(...mend(memory, meta.revision))
   memory.revision = meta.revision
   const marks: HistoryMark[] = []
   let history: LoadedEntry[] = []
   let next: number | undefined
-  await readAll(connection, LOG, revision, LOG_PAGE, ({ key, value }) => {
+  for await (const { key, value } of readAll(connection, LOG, revision, LOG_PAGE)) {
     try {
       const head = decodeLogHead(key, value)
       if (head.first > meta.revision) throw new Error(`begins after revision ${meta.revision}, which is the last`)
@@ -109,13 +122,13 @@ export async function loadState(connection: EtcdConnection, location: string): P
     } catch (error) {
       setAside.push({ key, reason: (error as Error).message })
       // Whoever put it there, no commit did.
-      if (key > logKey(meta.revision)) return
+      if (key > logKey(meta.revision)) continue
       // What came before cannot be told without it.
       marks.length = 0
       history = []
       next = undefined
     }
-  })
+  }
   if (next !== undefined && next !== meta.revision + 1) {
     setAside.push({ key: LOG, reason: `it ends at revision ${next - 1}, and the state is at ${meta.revision}` })
     marks.length = 0
@@ -139,20 +152,20 @@ function* mend(memory: StoreMemory, revision: number): Iterable<SetAside> {
   }
 }
 
-async function readAll(
+/** All keys of a prefix in their order, as of one of etcd's revisions. */
+export async function* readAll(
   connection: EtcdConnection,
   prefix: string,
   at: number,
   limit: number,
-  take: (item: KeyValue) => void,
-): Promise<void> {
+): AsyncIterable<KeyValue> {
   let page = connection.range({ prefix, limit, at })
   for (;;) {
     const { items, more } = await page
     const after = items.at(-1)?.key
     // The next one is on its way while this one is read.
     if (more && after !== undefined) page = connection.range({ prefix, limit, at, after })
-    for (const item of items) take(item)
+    yield* items
     if (!more) return
   }
 }

@@ -46,7 +46,7 @@ import {
 import { ensureStore, loadState, readMeta, type LoadedEntry, type SetAside } from './etcd-loader.ts'
 import { EtcdReplicas } from './etcd-replicas.ts'
 import { EtcdSession } from './etcd-session.ts'
-import { encodeMeta, LOG, logKey, META, REPLICA, STATE, type Meta } from './layout.ts'
+import { encodeMeta, locationOf, LOG, logKey, META, REPLICA, STATE, type Meta } from './layout.ts'
 import { decodeLogEntry, encodeLogEntry, type LogEntry, type LoggedTransaction } from './log-entry.ts'
 
 /** Transactions that may wait. Each is a request that waits for its answer; more are refused at once. */
@@ -224,7 +224,7 @@ export class EtcdStore implements Store {
 
   get #location(): string {
     const { access, endpoints, prefix } = this.#options
-    return `etcd${access.tls ? 's' : ''}://${endpoints.join()}/${prefix.replace(/^\//, '')}`
+    return locationOf(endpoints, access.tls, prefix)
   }
 
   transact<T>(body: (tx: Transaction) => T): Promise<Outcome<T>> {

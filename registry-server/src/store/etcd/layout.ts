@@ -6,17 +6,24 @@
  *     feed/log/{revision}   what made it so: one entry a commit, for those who follow, and as history
  *     feed/replica/{id}     the replicas; each key goes when its process stops renewing it
  *     feed/heard/{id}       leases that were renewed at a replica which does not hold them
+ *     import                there while an import is under way, or was cut off
  *
  * Every commit compares `meta`, and so comes after exactly the one that its author had seen: revisions have no gaps,
  * and the entries of the log are one line, whoever wrote them. Those who follow need the feed alone.
  */
 
 export const META = 'meta'
+export const IMPORT = 'import'
 export const STATE = 'state/'
 export const FEED = 'feed/'
 export const LOG = `${FEED}log/`
 export const REPLICA = `${FEED}replica/`
 export const HEARD = `${FEED}heard/`
+
+/** A store on etcd, for people. */
+export function locationOf(endpoints: readonly string[], tls: boolean, prefix: string): string {
+  return `etcd${tls ? 's' : ''}://${endpoints.join()}/${prefix.replace(/^\//, '')}`
+}
 
 /** Raised by any change that an older version would misread. */
 export const FORMAT = 1
