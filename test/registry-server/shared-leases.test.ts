@@ -208,6 +208,29 @@ test('a registrant that moved for good costs one write; one that is spread over 
   assert.deepEqual(cluster.removals(), [])
 })
 
+test('renewals that come through two other replicas in turn move a lease to neither', async (context) => {
+  const cluster = await start(context, 'a b c')
+  const lease = await cluster.registrant('a', 'n', TTL_MS)
+  for (let round = 0; round < 20; round++) {
+    await cluster.clock.advance(TTL_MS / 3)
+    await cluster.at(round % 2 === 0 ? 'b' : 'c').leases.renew(lease.id)
+  }
+  assert.equal(await cluster.holderOf(lease.id), 'a')
+})
+
+test('a registrant that comes back before its lease is handed over keeps its holder', async (context) => {
+  const cluster = await start(context, 'a b')
+  const lease = await cluster.registrant('a', 'n', TTL_MS)
+  const { leases } = cluster.at('a')
+  for (let round = 0; round < 8; round++) {
+    await cluster.clock.advance(TTL_MS / 4)
+    leases.heard([lease.id], 'b')
+  }
+  await leases.renew(lease.id)
+  await cluster.clock.advance(1_000)
+  assert.equal(await cluster.holderOf(lease.id), 'a')
+})
+
 test('a burst of registrations through another replica does not move a lease', async (context) => {
   const cluster = await start(context, 'a b')
   const lease = await cluster.registrant('a', 'n0', 60_000)
@@ -246,8 +269,10 @@ test('while the store is lost nothing ends, and afterwards every lease has its f
   await cluster.registrant('a', 'n', TTL_MS)
   const a = cluster.at('a')
   await cluster.clock.advance(TTL_MS - 1_000)
+  const before = a.transactions
   a.cut()
   await cluster.clock.advance(5_000)
+  assert.equal(a.transactions, before)
   a.heal()
   await cluster.clock.advance(TTL_MS - 1_000)
   assert.deepEqual(cluster.removals(), [])
@@ -272,6 +297,18 @@ test('a replica that was given up and is back counts its leases from the start, 
   assert.equal(await cluster.holderOf(lease.id), 'a')
   await cluster.clock.advance(2_000)
   assert.deepEqual(cluster.removals(), ['n'])
+})
+
+test('also when it was given up for so short a time that no sweep saw it', async (context) => {
+  const cluster = await start(context, 'a b')
+  await cluster.registrant('a', 'n', TTL_MS)
+  await cluster.clock.advance(TTL_MS - 1_000)
+  cluster.alive.delete('a')
+  cluster.changed()
+  cluster.alive.add('a')
+  cluster.changed()
+  await cluster.clock.advance(TTL_MS - 1_000)
+  assert.deepEqual(cluster.removals(), [])
 })
 
 test('a lease granted elsewhere an instant ago is found by asking the store', async (context) => {
@@ -355,7 +392,10 @@ test('a lease whose end has begun is not renewed back to life, and another repli
   for (const { leases } of [a, b]) await assert.rejects(leases.renew(lease.id), { code: 'lease_not_found' })
   a.leases.heard([lease.id], 'b')
   a.leases.touch(lease.id)
-  await cluster.clock.advance(5_500)
+  // Not at once: most likely its author is about to.
+  await cluster.clock.advance(4_500)
+  assert.deepEqual(sizes(cluster), [1_000])
+  await cluster.clock.advance(1_000)
   assert.deepEqual(sizes(cluster), [1_000, 500])
 })
 
