@@ -9,7 +9,7 @@ import { createRegistry } from '../../../registry-server/src/server.ts'
 import type { Store } from '../../../registry-server/src/store/store.ts'
 import { startEtcd, withoutEtcd, type Member } from '../../support/etcd.ts'
 import { configOf, silent, someNode, temporaryDirectory, type Answer, type TestRegistry } from '../support.ts'
-import { lastWords, Program } from './program.ts'
+import { eventually, lastWords, Program } from './program.ts'
 import { freshPrefix, openStore } from './support.ts'
 
 const skip = await withoutEtcd()
@@ -17,7 +17,6 @@ const skip = await withoutEtcd()
 const NOWHERE = 'etcd://127.0.0.1:1,127.0.0.1:2'
 /** As long as a client gets no answer while the registry still hopes, and some time for a busy machine. */
 const PATIENCE_MS = 5_500
-const ASK_AGAIN_MS = 50
 
 /** For tests that leave etcd as it is; each has a prefix of its own. */
 const member = (skip ? undefined : await startEtcd({ after })) as Member
@@ -306,11 +305,6 @@ function statusOf({ status, body }: Answer): StoreDocument {
 function assertUnavailable({ status, body, headers }: Answer): void {
   assert.deepEqual([status, body.code], [503, 'store_unavailable'])
   assert.match(headers.get('retry-after')!, /^\d+$/)
-}
-
-/** Asks again until it holds. */
-async function eventually(holds: () => Promise<boolean>): Promise<void> {
-  while (!(await holds())) await new Promise((resolve) => setTimeout(resolve, ASK_AGAIN_MS))
 }
 
 async function timed<T>(promise: Promise<T>): Promise<[T, number]> {

@@ -10,6 +10,9 @@ import { caller, type TestRegistry } from '../support.ts'
 
 const PROGRAM = fileURLToPath(new URL('../../../registry-server/bin/holdfast-registry.js', import.meta.url))
 
+/** How often a program is asked whether it has come to what nothing announces. */
+const ASK_AGAIN_MS = 50
+
 export interface LogLine {
   readonly msg: string
   readonly level: number
@@ -101,6 +104,11 @@ export class Program {
       check()
     })
   }
+}
+
+/** Asks until the answer is yes. */
+export async function eventually(ask: () => Promise<boolean>): Promise<void> {
+  while (!(await ask())) await new Promise((resolve) => setTimeout(resolve, ASK_AGAIN_MS))
 }
 
 /** The one sentence with which a program that gives up ends, without its beginning. */

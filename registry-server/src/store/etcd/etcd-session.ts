@@ -121,7 +121,7 @@ export class EtcdSession {
       try {
         connection = connect(endpoint)
         await this.#live(connection, () => {
-          log.info({ endpoint, ...(hasOpened && { lostMs: this.lost?.forMs }) }, 'connected to etcd')
+          log.info({ endpoint, ...(hasOpened && { lostMs: Math.round(this.lost?.forMs ?? 0) }) }, 'connected to etcd')
           this.#lost = undefined
           this.#opened++
           reasons.clear()
