@@ -234,8 +234,10 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
     if (life === undefined || isEnding(life.lease)) throw new LeaseNotFound()
     // An end that cannot be written has not happened, and then the renewal counts.
     if (life.ending && (await life.ending).has(id)) throw new LeaseNotFound()
-    const { lost } = store.status()
-    if (lost !== undefined && this.#isForeign(life.lease)) throw new StoreUnavailable(lost)
+    // Its holder might be told too late.
+    const { lost, ageMs } = store.status()
+    if ((lost !== undefined || ageMs > 0) && this.#isForeign(life.lease))
+      throw new StoreUnavailable(lost ?? 'the other replicas cannot be told of this renewal now')
     return life.lease
   }
 
@@ -419,7 +421,10 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
   /** @returns whether this replica is cut off, so that it knows of no silence but its own */
   #look(): boolean {
     const { store, log } = this.#options
-    const reason = this.#isGivenUp() ? 'the others have given this replica up' : store.status().lost
+    const { lost, ageMs } = store.status()
+    let reason = this.#isGivenUp() ? 'the others have given this replica up' : lost
+    // What the others heard meanwhile was not told here, which is as good as a pause.
+    if (ageMs > PAUSE_MS) reason ??= 'nothing comes from the store'
     if (reason !== undefined && !this.#cutOff) {
       this.#stops.store++
       log.warn({ reason, leases: this.#counted }, 'cut off from the store; no lease ends')

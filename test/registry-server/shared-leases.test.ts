@@ -264,11 +264,24 @@ test('a replica that lost the store answers for its own leases, and refuses thos
   await assert.rejects(a.leases.renew(foreign.id), { code: 'store_unavailable' })
 })
 
+test('a store that says nothing for longer than a pause counts as lost before it says so', async (context) => {
+  const cluster = await start(context, 'a b')
+  await cluster.registrant('a', 'n', TTL_MS)
+  const a = cluster.at('a')
+  await cluster.clock.advance(TTL_MS - 3_000)
+  a.cut()
+  await cluster.clock.advance(2_500)
+  a.heal()
+  await cluster.clock.advance(TTL_MS - 1_000)
+  assert.deepEqual(cluster.removals(), [])
+  assert.deepEqual([a.leases.status().holds.store, a.leases.status().pauses], [1, 1])
+})
+
 test('while the store is lost nothing ends, and afterwards every lease has its full ttl again', async (context) => {
   const cluster = await start(context, 'a b')
   await cluster.registrant('a', 'n', TTL_MS)
   const a = cluster.at('a')
-  await cluster.clock.advance(TTL_MS - 1_000)
+  await cluster.clock.advance(TTL_MS - 1_500)
   const before = a.transactions
   a.cut()
   await cluster.clock.advance(5_000)

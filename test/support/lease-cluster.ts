@@ -30,6 +30,8 @@ export const DETECT_MS = 8_000
 /** From the loss of the store until a replica takes itself for given up. */
 const DOUBT_MS = 7_000
 const TELL_MS = 500
+/** How long a store that cannot be reached says nothing of it. */
+const PATIENCE_MS = 4_000
 
 export interface ClusterOptions {
   readonly holdMs?: number
@@ -188,7 +190,10 @@ export class Member {
         this.#watcher = listener
         return () => {}
       },
-      status: (): StoreStatus => ({ ...inner.status(), lost: this.#lost }),
+      status: (): StoreStatus => {
+        const ageMs = this.isCut ? Math.max(1, clock.now() - this.#cutMs) : 0
+        return { ...inner.status(), ageMs, lost: ageMs >= PATIENCE_MS ? this.#lost : undefined }
+      },
       close: async () => {},
     }
     this.leases = new Leases({
