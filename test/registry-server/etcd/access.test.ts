@@ -143,6 +143,15 @@ if (!skip) {
   })
 
   describe('what may be about to change is waited for', { concurrency: 2 }, () => {
+    test('one member with a wrong certificate, beside one that is down', async (context) => {
+      const members = `etcds://${encrypted.endpoint},127.0.0.1:1`
+      const program = new Program(context, ['--store', members, ...ca(foreign)])
+      const { reasons } = await program.logged(({ reasons = {} }) => Object.keys(reasons).length === 2)
+      assert.match(reasons![encrypted.endpoint]!, /^its certificate is not from the authority of --etcd-ca/)
+      assert.equal(reasons!['127.0.0.1:1'], 'connection refused')
+      assert.equal((await program.stop()).code, 0)
+    })
+
     test('TLS on one side only', async (context) => {
       for (const [store, flags, reason] of [
         [`etcd://${encrypted.endpoint}`, [], /^it closed the connection at once; where it wants TLS, --store begins/],
@@ -157,6 +166,14 @@ if (!skip) {
   })
 
   describe('what is right works', { concurrency: 2 }, () => {
+    test('one member with the right certificate, beside one with a wrong one', async (context) => {
+      const misfit = await startEtcd(context, { certificates: foreign })
+      const members = `etcds://${misfit.endpoint},${encrypted.endpoint}`
+      const program = new Program(context, ['--store', members, ...ca(own)])
+      await writes(await program.ready())
+      assert.equal((await program.stop()).code, 0)
+    })
+
     test('a user, also after etcd was restarted and has forgotten all tokens', async (context) => {
       const member = await startEtcd(context)
       await member.gateway.enableAuth()
