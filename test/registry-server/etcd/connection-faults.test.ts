@@ -6,8 +6,17 @@ import { decodeMeta } from '../../../registry-server/src/store/etcd/layout.ts'
 import { StoreUnavailable, type Transaction } from '../../../registry-server/src/store/store.ts'
 import { node } from '../../store.contract.ts'
 import { startEtcd, withoutEtcd } from '../../support/etcd.ts'
-import { startProxy } from '../../support/tcp-proxy.ts'
-import { checkAgreement, freshPrefix, Ledger, openRecorded, openThroughProxy, ref, until } from './support.ts'
+import {
+  checkAgreement,
+  cut,
+  freshPrefix,
+  Ledger,
+  openProxy,
+  openRecorded,
+  openThroughProxy,
+  ref,
+  until,
+} from './support.ts'
 
 const skip = await withoutEtcd()
 const member = skip ? undefined! : await startEtcd({ after })
@@ -25,8 +34,7 @@ test('cut before a backlog has arrived, it misses nothing and hears nothing twic
   one.proxy.hold('down')
   for (let count = 0; count < 100; count++) await ledger.write(other.store)
   await one.proxy.waitForHeld('down', 1_000)
-  one.proxy.cut()
-  one.proxy.dropHeld()
+  await cut(one.proxy)
   one.proxy.restore()
   await until(() => one.recorder.revision === 100, 'it has followed')
   assert.equal(one.recorder.loads, 1)
@@ -39,14 +47,14 @@ test('cut again while it catches up, it misses nothing and hears nothing twice',
   const one = await openThroughProxy(context, member, prefix)
   const other = await openRecorded(context, [member.endpoint], prefix)
   const ledger = new Ledger()
-  one.proxy.cut()
+  await cut(one.proxy)
   for (let count = 0; count < 300; count++) await ledger.write(other.store)
   one.proxy.delay(100, 'down')
   one.proxy.restore()
   // What it missed is on its way.
   await one.proxy.waitForHeld('down', 10_000)
   assert.equal(one.recorder.revision, 0)
-  one.proxy.cut()
+  await cut(one.proxy)
   one.proxy.delay(0, 'down')
   one.proxy.restore()
   await until(() => one.recorder.revision === 300, 'it has followed')
@@ -59,7 +67,7 @@ test('etcd forgets its past while it is cut off, and it misses nothing', { skip 
   const one = await openThroughProxy(context, member, prefix)
   const other = await openRecorded(context, [member.endpoint], prefix)
   const ledger = new Ledger()
-  one.proxy.cut()
+  await cut(one.proxy)
   for (let count = 0; count < 50; count++) await ledger.write(other.store)
   await member.gateway.compact(await member.gateway.revision())
   one.proxy.restore()
@@ -79,7 +87,7 @@ test(
     const other = await openRecorded(context, [member.endpoint], prefix, options)
     const ledger = new Ledger()
     for (let count = 0; count < 5; count++) await ledger.write(one.store)
-    one.proxy.cut()
+    await cut(one.proxy)
     for (let count = 0; count < 40; count++) await ledger.write(other.store)
     one.proxy.restore()
     await until(() => one.recorder.loads === 2, 'it is loaded')
@@ -108,8 +116,7 @@ test(
       return true
     })
     await until(async () => (await revisionIn(prefix)) === 1, 'it has happened')
-    one.proxy.cut()
-    one.proxy.dropHeld()
+    await cut(one.proxy)
     for (let count = 0; count < 40; count++) await ledger.write(other.store)
     one.proxy.restore()
     await refused
@@ -132,8 +139,7 @@ test('the answer of a commit is lost, and its author hears that it happened, onc
     one.proxy.hold('down')
     const written = ledger.write(one.store)
     await until(async () => (await revisionIn(prefix)) === round, 'it has happened')
-    one.proxy.cut()
-    one.proxy.dropHeld()
+    await cut(one.proxy)
     one.proxy.restore()
     assert.equal(await written, true)
   }
@@ -146,8 +152,7 @@ test(
   { skip },
   async (context) => {
     const prefix = freshPrefix()
-    const target = { host: '127.0.0.1', port: member.clientPort }
-    const [first, second] = [await startProxy(context, target), await startProxy(context, target)]
+    const [first, second] = [await openProxy(context, member), await openProxy(context, member)]
     // It begins with the first of the list.
     const one = await openRecorded(context, [first.endpoint, second.endpoint], prefix, { random: () => 0 })
     const other = await openRecorded(context, [member.endpoint], prefix)
@@ -230,8 +235,7 @@ test('whoever only reads is answered however fast others write', { skip }, async
 
 test('a connection that looks alive and is silent is replaced within seconds', { skip }, async (context) => {
   const prefix = freshPrefix()
-  const target = { host: '127.0.0.1', port: member.clientPort }
-  const [first, second] = [await startProxy(context, target), await startProxy(context, target)]
+  const [first, second] = [await openProxy(context, member), await openProxy(context, member)]
   const one = await openRecorded(context, [first.endpoint, second.endpoint], prefix, { random: () => 0 })
   const other = await openRecorded(context, [member.endpoint], prefix)
   const ledger = new Ledger()
@@ -248,14 +252,15 @@ test('a connection that looks alive and is silent is replaced within seconds', {
 test('a connection that hangs while it is made does not hold up the next', { skip }, async (context) => {
   const prefix = freshPrefix()
   const one = await openThroughProxy(context, member, prefix)
-  one.proxy.cut()
+  await cut(one.proxy)
   one.proxy.hold('up')
   one.proxy.restore()
   await one.proxy.waitForHeld('up')
   const since = one.proxy.accepted
   await one.proxy.waitForConnection(since)
   // Those that hang go on hanging; the ones after them pass.
-  one.proxy.dropHeld()
+  await cut(one.proxy)
+  one.proxy.restore()
   const startMs = performance.now()
   await until(() => one.store.status().ageMs === 0 && one.store.status().lost === undefined, 'it follows again')
   context.diagnostic(`follows again after ${Math.round(performance.now() - startMs)} ms`)
@@ -292,7 +297,7 @@ test('closing while etcd is out of reach refuses what waits, at once', { skip },
   const prefix = freshPrefix()
   const one = await openThroughProxy(context, member, prefix)
   const ledger = new Ledger()
-  one.proxy.cut()
+  await cut(one.proxy)
   await until(() => one.store.status().ageMs > 0, 'it is cut off')
   const waiting = ledger.write(one.store)
   const startMs = performance.now()

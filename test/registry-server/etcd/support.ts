@@ -209,6 +209,28 @@ export interface Follower {
   readonly proxy: TcpProxy
 }
 
+/**
+ * Breaks every connection; until `restore` new ones break at once. What has just ended is passed on first: a socket that
+ * is told to reset in the turn in which it ends stays open, and keeps the process from ending.
+ */
+export async function cut(proxy: TcpProxy): Promise<void> {
+  proxy.hold()
+  for (let turn = 0; turn < 3; turn++) await new Promise((resolve) => setImmediate(resolve))
+  proxy.cut()
+  proxy.dropHeld()
+}
+
+/** A proxy before a member, whose connections are gone before it is. */
+export async function openProxy(context: TestContext, member: Member): Promise<TcpProxy> {
+  const opened: TcpProxy[] = []
+  context.after(async () => {
+    for (const proxy of opened) await cut(proxy)
+  })
+  const proxy = await startProxy(context, { host: '127.0.0.1', port: member.clientPort })
+  opened.push(proxy)
+  return proxy
+}
+
 /** A store that reaches a member through a proxy of its own, and a recorder on it. */
 export async function openThroughProxy(
   context: TestContext,
@@ -216,8 +238,13 @@ export async function openThroughProxy(
   prefix: string,
   options: Partial<EtcdStoreOptions> = {},
 ): Promise<Follower> {
-  const proxy = await startProxy(context, { host: '127.0.0.1', port: member.clientPort })
-  return { proxy, ...(await openRecorded(context, [proxy.endpoint], prefix, options)) }
+  const stores: EtcdStore[] = []
+  // Before the proxy goes, so that it can sign off.
+  context.after(() => stores[0]?.close())
+  const proxy = await openProxy(context, member)
+  const opened = await openRecorded(context, [proxy.endpoint], prefix, options)
+  stores.push(opened.store)
+  return { proxy, ...opened }
 }
 
 export async function openRecorded(
