@@ -1,7 +1,7 @@
 /** What a write does to a node: pure decisions on a store's transaction. */
 
 import { PROTOCOLS, type NodeStatus, type Override, type ServiceNode } from '@holdfast/registry-client/protocol'
-import { dropOwnLease, LeaseNotFound, type LeaseGranter } from './lease-rules.ts'
+import { dropOwnLease, isEnding, LeaseNotFound, type LeaseGranter } from './lease-rules.ts'
 import type { Lease, NodeRef, Transaction } from './store/store.ts'
 
 /** The node is held by a newer instance than the one that speaks. */
@@ -87,7 +87,8 @@ function leaseFor(
 ): Lease | undefined {
   if (spec.lease !== undefined) {
     const lease = tx.lease(spec.lease)
-    if (lease === undefined) throw new LeaseNotFound()
+    // One that is ending takes what is still put under it along.
+    if (lease === undefined || isEnding(lease)) throw new LeaseNotFound()
     return lease
   }
   if (spec.ttlMs === undefined) return undefined

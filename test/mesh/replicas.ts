@@ -1,10 +1,14 @@
 /** Several registries on one etcd, and what someone who watches all of them sees. */
 
 import { once } from 'node:events'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import type { TestContext } from 'node:test'
 import { WebSocket } from 'ws'
 import { connect, type Registration, type RegistryClient } from '@holdfast/registry-client'
 import type { Member } from '../support/etcd.ts'
-import { eventually, type Mesh, type Program } from './mesh.ts'
+import { eventually, Mesh, type Program } from './mesh.ts'
 
 const REGISTRY = 'registry-server/bin/holdfast-registry.js'
 
@@ -151,3 +155,49 @@ export async function settledOn(etcd: Member, replicas: readonly Replica[]): Pro
     'all leases with a living replica',
   )
 }
+
+export const TTL_MS = 4_000
+export const REGISTRANTS = 30
+
+export async function setUp(t: TestContext, store: string, count = 3) {
+  const directory = mkdtempSync(path.join(tmpdir(), 'holdfast-test-'))
+  const mesh = new Mesh({ directory })
+  t.after(async () => {
+    await mesh.stop('SIGKILL')
+    rmSync(directory, { recursive: true, force: true })
+  })
+  const replicas = Array.from({ length: count }, (_, index) => new Replica(mesh, `registry-${index}`, store))
+  await Promise.all(replicas.map((replica) => replica.start()))
+  return { mesh, replicas }
+}
+
+export async function populate(t: TestContext, replicas: readonly Replica[]) {
+  const people = await registrants(
+    replicas.map(({ url }) => url),
+    REGISTRANTS,
+    TTL_MS,
+  )
+  const watchers = await Promise.all(replicas.map((replica) => new Watcher(replica).open()))
+  t.after(async () => {
+    for (const watcher of watchers) watcher.close()
+    await Promise.all(people.map(({ client }) => client.close()))
+  })
+  await Promise.all(watchers.map((watcher) => watcher.until(({ nodes }) => nodes.size === REGISTRANTS)))
+  return { people, watchers }
+}
+
+/** Waits for as long as any lease of the registrants could live unrenewed, and more. */
+export async function longEnough(replica: Replica, watchers: readonly Watcher[]): Promise<void> {
+  await canary(replica, 'canary', `${TTL_MS * 2}ms`)
+  await Promise.all(
+    watchers.map((watcher) => watcher.until(({ removed }) => removed.some(({ id }) => id === 'canary'))),
+  )
+}
+
+export function goneBesidesCanary(watchers: readonly Watcher[]): string[] {
+  return watchers.flatMap(({ removed }) =>
+    removed.filter(({ id }) => id !== 'canary').map(({ id, cause }) => `${id} ${cause}`),
+  )
+}
+
+export const ofOne = (member: Member) => `etcd://${member.endpoint}`

@@ -73,6 +73,11 @@ test('the replica that counts a lease stays behind', async () => {
   assert.deepEqual((await read(await exported(held))).records, sampleRecords())
 })
 
+test('a lease whose end is under way is part of a copy like any other', async () => {
+  const ending = changed({ 'lease/l1': { ...stored('lease/l1'), ttlMs: 0 } })
+  assert.deepEqual((await read(await exported(ending))).records, ending)
+})
+
 test('a file that was cut anywhere is refused', async () => {
   const bytes = await exported(sampleRecords())
   for (let length = 0; length < bytes.length; length++) {

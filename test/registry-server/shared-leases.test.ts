@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { test, type TestContext } from 'node:test'
 import fc from 'fast-check'
+import { registerNode } from '../../registry-server/src/registration.ts'
 import type { Lease } from '../../registry-server/src/store/store.ts'
 import { DETECT_MS, LeaseCluster, type ClusterOptions } from '../support/lease-cluster.ts'
 import { settle } from '../support/manual-clock.ts'
@@ -403,6 +404,12 @@ test('a lease whose end has begun is not renewed back to life, and another repli
   await settle()
   assert.deepEqual(sizes(cluster), [1_000])
   for (const { leases } of [a, b]) await assert.rejects(leases.renew(lease.id), { code: 'lease_not_found' })
+  const late = { namespace: 'default', service: 'stock', id: 'late' }
+  const spec = { host: '10.0.0.1', port: 1, lease: lease.id }
+  await assert.rejects(
+    cluster.store.transact((tx) => registerNode(tx, a.leases, late, spec, 'test')),
+    { code: 'lease_not_found' },
+  )
   a.leases.heard([lease.id], 'b')
   a.leases.touch(lease.id)
   // Not at once: most likely its author is about to.

@@ -53,7 +53,8 @@ const schemas: Readonly<Record<Write['kind'], z.ZodType>> = {
   // Without its holder: a replica elsewhere means nothing.
   lease: z.object({
     id: z.string().regex(/^[A-Za-z0-9_-]{1,64}$/, 'must be a lease id'),
-    ttlMs: z.number().refine((ms) => ms >= LIMITS.leaseTtlMinMs && ms <= LIMITS.leaseTtlMaxMs, {
+    // 0: its end is under way, piece by piece.
+    ttlMs: z.number().refine((ms) => ms === 0 || (ms >= LIMITS.leaseTtlMinMs && ms <= LIMITS.leaseTtlMaxMs), {
       error: ({ input }) => `must be ${LIMITS.leaseTtlMinMs}..${LIMITS.leaseTtlMaxMs}, got ${show(input)}`,
     }),
     owner: text(256),
