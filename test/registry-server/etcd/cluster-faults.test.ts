@@ -42,7 +42,7 @@ async function writeThrough(context: TestContext, { choose, strike, heal }: Faul
     await openRecorded(context, endpoints(other), prefix, { random: () => 0 }),
   ]
   const ledgers = followers.map(() => new Ledger())
-  const stops = followers.map(({ store }, index) => ledgers[index]!.writeOn(store))
+  const stops = followers.map(({ store }, index) => ledgers[index]!.writeOn(context, store))
   const someMore = async (what: string) => {
     const before = ledgers.map(({ acknowledged }) => acknowledged.size)
     const wrote = (ledger: Ledger, index: number) => ledger.acknowledged.size >= before[index]! + SOME
@@ -77,7 +77,7 @@ test('the whole cluster is down: reads answer, writes are refused, and nothing i
   const followers = [await openRecorded(context, endpoints, prefix), await openRecorded(context, endpoints, prefix)]
   const [{ store }] = followers as [(typeof followers)[0]]
   const ledger = new Ledger()
-  const stops = followers.map((item) => ledger.writeOn(item.store))
+  const stops = followers.map((item) => ledger.writeOn(context, item.store))
   await until(() => ledger.acknowledged.size > SOME, 'both write')
   await cluster.killAll()
   await Promise.all(stops.map((stop) => stop()))

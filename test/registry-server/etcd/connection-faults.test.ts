@@ -219,7 +219,7 @@ test('whoever only reads is answered however fast others write', { skip }, async
   // Far away: whatever it compares with, the writer was faster.
   reader.proxy.delay(15)
   const ledger = new Ledger()
-  const stop = ledger.writeOn(writer.store, 1)
+  const stop = ledger.writeOn(context, writer.store, 1)
   await until(() => ledger.acknowledged.size > 20, 'it writes')
   for (let round = 0; round < 10; round++) {
     const before = writer.recorder.revision
@@ -231,6 +231,24 @@ test('whoever only reads is answered however fast others write', { skip }, async
   await stop()
   reader.proxy.delay(0)
   await checkAgreement({ followers: [writer, reader], ledgers: [ledger], ...where(prefix) })
+})
+
+test('one that is far from etcd gets to write beside one that is near and never rests', { skip }, async (context) => {
+  const prefix = freshPrefix()
+  const near = await openRecorded(context, [member.endpoint], prefix)
+  const far = await openThroughProxy(context, member, prefix)
+  far.proxy.delay(15)
+  const [nearby, faraway] = [new Ledger(), new Ledger()]
+  const stop = nearby.writeOn(context, near.store)
+  await until(() => nearby.acknowledged.size > 20, 'it writes')
+  for (let round = 0; round < 5; round++) {
+    const startMs = performance.now()
+    assert.equal(await faraway.write(far.store), true)
+    context.diagnostic(`written after ${Math.round(performance.now() - startMs)} ms`)
+  }
+  await stop()
+  far.proxy.delay(0)
+  await checkAgreement({ followers: [near, far], ledgers: [nearby, faraway], ...where(prefix) })
 })
 
 test('a connection that looks alive and is silent is replaced within seconds', { skip }, async (context) => {
@@ -278,7 +296,7 @@ test('closing while another writes ends, with every transaction answered', { ski
   const prefix = freshPrefix()
   const other = await openRecorded(context, [member.endpoint], prefix)
   const ledger = new Ledger()
-  const stop = ledger.writeOn(other.store)
+  const stop = ledger.writeOn(context, other.store)
   for (let round = 0; round < 10; round++) {
     const one = await openRecorded(context, [member.endpoint], prefix)
     const written = Array.from({ length: 20 }, () => ledger.write(one.store))

@@ -189,8 +189,9 @@ export class Ledger {
   }
 
   /** Writes one after the other until stopped. Stopping returns once the last is answered. */
-  writeOn(store: Store, lanes = 4): () => Promise<void> {
+  writeOn(context: TestContext, store: Store, lanes = 4): () => Promise<void> {
     let stopped = false
+    context.after(() => void (stopped = true))
     const running = Array.from({ length: lanes }, async () => {
       while (!stopped)
         // One that is refused at once must not keep this process from all else.

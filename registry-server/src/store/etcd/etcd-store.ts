@@ -46,7 +46,7 @@ import {
 import { ensureStore, loadState, readMeta, type LoadedEntry, type SetAside } from './etcd-loader.ts'
 import { EtcdReplicas } from './etcd-replicas.ts'
 import { EtcdSession } from './etcd-session.ts'
-import { encodeMeta, locationOf, LOG, logKey, META, REPLICA, STATE, type Meta } from './layout.ts'
+import { encodeMeta, locationOf, LOG, logKey, META, REPLICA, STATE, TURN, type Meta } from './layout.ts'
 import { decodeLogEntry, encodeLogEntry, type LogEntry, type LoggedTransaction } from './log-entry.ts'
 
 /** Transactions that may wait. Each is a request that waits for its answer; more are refused at once. */
@@ -67,6 +67,10 @@ const LOG_PAGE = 200
 const REFUSED_MS = 5_000
 /** About the time of an election. */
 const OFFER_AGAIN_MS = 1_000
+/** Commits lost in a row to faster ones, after which a replica asks the others to let it write. */
+const LOSSES = 3
+/** How long they let it; it takes a few round trips of its own. */
+const TURN_MS = 300
 /** How long a beat waits for the watch to tell what is there. */
 const CHECK_MS = 1_000
 const RESTART = 'this replica serves what it knows; restart it to follow'
@@ -148,6 +152,10 @@ export class EtcdStore implements Store {
   #uncertain: Attempt[] = []
   #pumping = false
   #attempts = 0
+  /** In a row. */
+  #losses = 0
+  /** Of another replica; nothing is written here meanwhile. */
+  #turn: { readonly of: string; readonly over: Promise<void>; readonly end: () => void } | undefined
   #waiters: { readonly watched: number; readonly resolve: () => void }[] = []
   #readers: (() => void)[] = []
   #closed: Promise<void> | undefined
@@ -406,6 +414,7 @@ export class EtcdStore implements Store {
   #receive(events: readonly FeedEvent[]): void {
     for (const event of events) {
       if (this.replicas.receive(event)) continue
+      if (event.key === TURN && event.value) this.#letWrite(event.value.toString())
       // Entries leave history, which changes nothing.
       const { key, value, revision } = event
       if (value === undefined || !key.startsWith(LOG)) continue
@@ -429,7 +438,11 @@ export class EtcdStore implements Store {
       this.#setAside.set(key, { key, reason: 'no entry of the log' })
       return true
     }
-    if (first <= this.#durable || key > logKey(newest)) return true
+    if (first <= this.#durable) return true
+    if (key > logKey(newest)) {
+      this.#setAside.set(key, { key, reason: `begins after revision ${newest}, which is the last` })
+      return true
+    }
     let entry: LogEntry
     try {
       entry = decodeLogEntry(key, value)
@@ -452,9 +465,9 @@ export class EtcdStore implements Store {
     // Someone else was faster, or an earlier try of ours whose answer was lost.
     if (attempt) this.#withdraw(attempt)
     const own = this.#uncertain.find(({ author }) => author === entry.author)
-    this.#setAside.delete(logKey(entry.first))
     const transactions = entry.transactions.map((logged, index) => this.#redo(logged, entry.first + index))
     this.#publish(transactions, entry.transactions, metaRevision)
+    if (this.#turn && entry.author.startsWith(`${this.#turn.of}.`)) this.#turn.end()
     if (own) {
       this.#commits++
       this.#settle(own)
@@ -487,8 +500,10 @@ export class EtcdStore implements Store {
     const changes = logged.reduce((sum, { history }) => sum + changesOf(history), 0)
     this.#history.take(this.#history.plan([{ revision: this.#durable, changes }], this.#durable))
     this.#remember(transactions)
-    if (this.#setAside.size > 0)
+    if (this.#setAside.size > 0) {
+      this.#setAside.delete(logKey(transactions[0]!.revision))
       for (const { deeds } of logged) for (const deed of deeds) this.#setAside.delete(STATE + keyOf(deed))
+    }
     const { floor } = this.#history
     // One that comes during this is told as part of its state.
     for (const listener of [...this.#listeners]) if (this.#listeners.has(listener)) listener.apply(transactions, floor)
@@ -573,6 +588,7 @@ export class EtcdStore implements Store {
     // One turn later, so that all transactions of this turn share the commit.
     await Promise.resolve()
     for (;;) {
+      while (this.#turn) await this.#turn.over
       const connection = this.#session.connection
       const attempt = connection && this.#begin()
       if (attempt === undefined) {
@@ -595,6 +611,26 @@ export class EtcdStore implements Store {
       else if (attempt.applied) this.#confirm(attempt, attempt.author === '' ? this.#metaRevision : answer.revision)
       else this.#answerReaders(attempt)
     }
+  }
+
+  /**
+   * One that is farther from etcd would always be too slow beside one that never rests. Its wish is worth nothing but
+   * this courtesy: what is written, and in which order, depends on the conditions of commits alone.
+   */
+  #letWrite(replica: string): void {
+    this.#turn?.end()
+    // Of several that ask the last goes first.
+    if (replica === this.#self.id) return
+    let end = () => {}
+    const over = new Promise<void>((resolve) => {
+      const cancel = this.#options.clock.after(TURN_MS, () => end())
+      end = () => {
+        cancel()
+        this.#turn = undefined
+        resolve()
+      }
+    })
+    this.#turn = { of: replica, over, end }
   }
 
   /**
@@ -721,7 +757,11 @@ export class EtcdStore implements Store {
     return {
       compare: [{ key: META, revision: this.#metaRevision }],
       success,
-      failure: [{ get: META }, { range: { prefix: LOG, after: this.#lastLogKey(), limit: LOG_PAGE } }],
+      failure: [
+        { get: META },
+        { range: { prefix: LOG, after: this.#lastLogKey(), limit: LOG_PAGE } },
+        ...(drafts.length > 0 && this.#losses >= LOSSES ? [{ put: TURN, value: Buffer.from(this.#self.id) }] : []),
+      ],
     }
   }
 
@@ -730,6 +770,7 @@ export class EtcdStore implements Store {
     this.#attempt = undefined
     if (attempt.drafts.length > 0) {
       this.#commits++
+      this.#losses = 0
       this.#refused = undefined
       const transactions = attempt.drafts.map((draft) => draft.committed!)
       this.#publish(transactions, attempt.drafts.map(loggedOf), metaRevision)
@@ -779,6 +820,7 @@ export class EtcdStore implements Store {
     this.replicas.leave()
     const attempt = this.#attempt
     if (attempt) this.#doubt(attempt)
+    this.#turn?.end()
     this.#finishLater()
   }
 
@@ -796,6 +838,7 @@ export class EtcdStore implements Store {
       for (const entry of log!.items)
         if (!this.#takeLogged(entry, newest)) throw new Error(`cannot follow ${entry.key}`)
       if (this.#attempt === attempt) this.#withdraw(attempt)
+      if (attempt.drafts.length > 0 && !attempt.settled) this.#losses++
       // Someone wrote it again as it was, by hand.
       if (newest === this.#durable) this.#metaRevision = item.revision
       if (newest <= this.#durable) this.#answerReaders(attempt)

@@ -6,6 +6,7 @@
  *     feed/log/{revision}   what made it so: one entry a commit, for those who follow, and as history
  *     feed/replica/{id}     the replicas; each key goes when its process stops renewing it
  *     feed/heard/{id}       leases that were renewed at a replica which does not hold them
+ *     feed/turn             the replica that asks to write next, having been too slow several times
  *     import                there while an import is under way, or was cut off
  *
  * Every commit compares `meta`, and so comes after exactly the one that its author had seen: revisions have no gaps,
@@ -19,6 +20,7 @@ export const FEED = 'feed/'
 export const LOG = `${FEED}log/`
 export const REPLICA = `${FEED}replica/`
 export const HEARD = `${FEED}heard/`
+export const TURN = `${FEED}turn`
 
 /** A store on etcd, for people. */
 export function locationOf(endpoints: readonly string[], tls: boolean, prefix: string): string {
