@@ -239,7 +239,7 @@ test('one that is far from etcd gets to write beside one that is near and never 
   const far = await openThroughProxy(context, member, prefix)
   far.proxy.delay(15)
   const [nearby, faraway] = [new Ledger(), new Ledger()]
-  const stop = nearby.writeOn(context, near.store)
+  const stop = nearby.writeOn(context, near.store, 1)
   await until(() => nearby.acknowledged.size > 20, 'it writes')
   for (let round = 0; round < 5; round++) {
     const startMs = performance.now()

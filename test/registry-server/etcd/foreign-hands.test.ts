@@ -264,11 +264,15 @@ test('thousands that ask at once share commits that etcd takes', { skip }, async
   context.diagnostic(
     `${done} transactions in ${commits.length} commits, ${tookMs} ms, of which etcd ${Math.round(etcdMs)}`,
   )
-  // On a slow machine the last are refused, since they have waited for too long. None is refused for its size.
-  for (const [index, outcome] of outcomes.entries())
-    if (index < done) assert.ok(outcome.status === 'fulfilled' && outcome.value.revision === index + 1)
-    else assert.ok(outcome.status === 'rejected' && outcome.reason instanceof StoreUnavailable)
-  assert.ok(done > 1_000)
+  // On a slow machine some wait for too long, and are refused. None is for its size.
+  const revisions = outcomes.flatMap((outcome) => (outcome.status === 'fulfilled' ? [outcome.value.revision] : []))
+  assert.deepEqual(
+    revisions,
+    revisions.map((_, index) => index + 1),
+  )
+  for (const outcome of outcomes)
+    assert.ok(outcome.status === 'fulfilled' || outcome.reason instanceof StoreUnavailable)
+  assert.ok(done > 500)
   assert.equal(
     commits.reduce((sum, count) => sum + count, 0),
     done,

@@ -19,8 +19,8 @@ export { EtcdFailure, type EtcdFailureKind } from './etcd-failure.ts'
 const CALL_TIMEOUT_MS = 3_000
 /** Answers that may be many megabytes. */
 const READ_TIMEOUT_MS = 15_000
-/** Large transactions on a slow disk. */
-const WRITE_TIMEOUT_MS = 3_000
+/** Large transactions on a slow disk. With a short question to another member it is less than writers wait for. */
+const WRITE_TIMEOUT_MS = 2_500
 /** Finds a dead path below a stream that looks alive. etcd refuses clients that ping more often than every 5 s. */
 const KEEPALIVE = { 'grpc.keepalive_time_ms': 10_000, 'grpc.keepalive_timeout_ms': 5_000 }
 
@@ -156,8 +156,8 @@ export class EtcdConnection {
     }
   }
 
-  async get(key: string): Promise<Answer & { readonly item: KeyValue | undefined }> {
-    const answer = await this.#call(CALL_TIMEOUT_MS, () => this.#client.kv.range({ key: this.#bytes(key) }))
+  async get(key: string, timeoutMs = CALL_TIMEOUT_MS): Promise<Answer & { readonly item: KeyValue | undefined }> {
+    const answer = await this.#call(timeoutMs, () => this.#client.kv.range({ key: this.#bytes(key) }))
     return { revision: Number(answer.header.revision), item: answer.kvs[0] && this.#item(answer.kvs[0]) }
   }
 

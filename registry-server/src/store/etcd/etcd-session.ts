@@ -9,6 +9,8 @@ import type { Log } from '@holdfast/registry-client/log'
 import { EtcdFailure, type EtcdConnection, type FeedEvent } from './etcd-connection.ts'
 import { FEED } from './layout.ts'
 
+/** For a sign of life, while there is another member to be asked instead. */
+const NEXT_MEMBER_MS = 1_000
 const BEAT_MS = 1_000
 /** Beats in a row that may find the watch behind. */
 const BEATS_BEHIND = 1
@@ -21,9 +23,10 @@ const SAY_AGAIN_MS = 2_500
 export interface SessionFollower {
   /**
    * Reads everything that was missed.
+   * @param firstAnswerMs how long to wait for a sign of life
    * @returns etcd's revision up to which everything is known now
    */
-  catchUp(connection: EtcdConnection): Promise<number>
+  catchUp(connection: EtcdConnection, firstAnswerMs?: number): Promise<number>
   receive(events: readonly FeedEvent[]): void
   /** @returns whether everything is known that anyone was acknowledged before the call */
   check(connection: EtcdConnection): Promise<boolean>
@@ -114,13 +117,16 @@ export class EtcdSession {
     const reasons = new Map<string, string>()
     let saidMs = -Infinity
     let hasOpened = false
+    let failed = 0
     while (!this.#closed.signal.aborted) {
       const endpoint = endpoints[this.#endpoint++ % endpoints.length]!
       const startMs = clock.now()
       let connection: EtcdConnection | undefined
       try {
         connection = connect(endpoint)
-        await this.#live(connection, () => {
+        const isHasty = hasOpened && failed < endpoints.length - 1
+        await this.#live(connection, isHasty ? NEXT_MEMBER_MS : undefined, () => {
+          failed = 0
           log.info({ endpoint, ...(hasOpened && { lostMs: Math.round(this.lost?.forMs ?? 0) }) }, 'connected to etcd')
           this.#lost = undefined
           this.#opened++
@@ -131,6 +137,7 @@ export class EtcdSession {
         })
       } catch (error) {
         const reason = (error as Error).message
+        failed++
         if (this.#closed.signal.aborted) break
         this.#drop(`${endpoint}: ${reason}`)
         if (!hasOpened && isFinal(error as Error)) break
@@ -159,7 +166,7 @@ export class EtcdSession {
     this.#options.follower.lost()
   }
 
-  async #live(connection: EtcdConnection, opened: () => void): Promise<void> {
+  async #live(connection: EtcdConnection, firstAnswerMs: number | undefined, opened: () => void): Promise<void> {
     const { follower, clock } = this.#options
     let end: (failure: Error) => void = () => {}
     const ended = new Promise<never>((_, reject) => (end = reject))
@@ -167,7 +174,7 @@ export class EtcdSession {
     ended.catch(() => {})
     this.#fail = end
     const askedMs = clock.now()
-    const revision = await Promise.race([follower.catchUp(connection), ended])
+    const revision = await Promise.race([follower.catchUp(connection, firstAnswerMs), ended])
     await Promise.race([
       connection.watch(FEED, revision + 1, {
         events: (events) => {

@@ -180,7 +180,7 @@ export class EtcdStore implements Store {
       random,
       log,
       follower: {
-        catchUp: async (connection) => (this.#watched = await this.#catchUp(connection)),
+        catchUp: async (...asked) => (this.#watched = await this.#catchUp(...asked)),
         receive: (events) => this.#receive(events),
         check: (connection) => this.#check(connection),
         opening: (connection) => this.replicas.join(connection),
@@ -329,11 +329,11 @@ export class EtcdStore implements Store {
   // ---- Following the log ----
 
   /** Everything that was missed; the whole state where the log does not reach back that far. */
-  async #catchUp(connection: EtcdConnection): Promise<number> {
+  async #catchUp(connection: EtcdConnection, firstAnswerMs?: number): Promise<number> {
     if (this.#epoch === '') await ensureStore(connection, this.#location, this.#options.identifier())
     else {
       // A small question finds out sooner when the member hangs.
-      await connection.get(META)
+      await connection.get(META, firstAnswerMs)
       const revision = await this.#readLog(connection)
       if (revision !== undefined) return revision
     }
