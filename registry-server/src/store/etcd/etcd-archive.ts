@@ -4,9 +4,9 @@ import type { Clock } from '@holdfast/registry-client/clock'
 import type { PortableRecord, StoreArchive, StoredProblem, StoreIdentity } from '../archive.ts'
 import { encodeHistory, historyKey, HISTORY_PREFIX } from '../records.ts'
 import { StoreRefused } from '../store.ts'
-import { EtcdConnection, type EtcdAccess, type Operation } from './etcd-connection.ts'
+import { EtcdConnection, type EtcdAccess, type KeyValue, type Operation } from './etcd-connection.ts'
 import { EtcdFailure } from './etcd-failure.ts'
-import { findStore, readAll, LOG_PAGE, PAGE } from './etcd-loader.ts'
+import { findStore, LOG_PAGE, PAGE, pagesOf } from './etcd-loader.ts'
 import { encodeMeta, FEED, IMPORT, locationOf, LOG, logKey, META, STATE } from './layout.ts'
 import { decodeLogHead, encodeLogEntry, type LoggedTransaction } from './log-entry.ts'
 
@@ -95,31 +95,36 @@ async function free(connection: EtcdConnection, location: string): Promise<numbe
 /** History first, as its keys come before those of the state. */
 async function* records(connection: EtcdConnection, at: number): AsyncIterable<PortableRecord | StoredProblem> {
   try {
-    for await (const { key, value } of readAll(connection, LOG, at, LOG_PAGE)) {
-      try {
-        const byRevision = new Map<number, { time: string; entries: object[] }>()
-        for (const { revision, time, ...entry } of decodeLogHead(key, value).history) {
-          const kept = byRevision.get(revision)
-          if (kept) kept.entries.push(entry)
-          else byRevision.set(revision, { time, entries: [entry] })
-        }
-        for (const [revision, content] of byRevision) yield { key: historyKey(revision), value: content }
-      } catch (error) {
-        yield { key, problem: (error as Error).message }
-      }
-    }
-    for await (const { key, value } of readAll(connection, STATE, at, PAGE)) {
-      try {
-        yield { key: key.slice(STATE.length), value: JSON.parse(value.toString()) as unknown }
-      } catch {
-        yield { key: key.slice(STATE.length), problem: 'is no JSON' }
-      }
-    }
+    for await (const items of pagesOf(connection, LOG, at, LOG_PAGE)) for (const item of items) yield* historyOf(item)
+    for await (const items of pagesOf(connection, STATE, at, PAGE)) for (const item of items) yield recordOf(item)
   } catch (error) {
     if (!(error instanceof EtcdFailure)) throw error
     throw new StoreRefused(`the store could not be read to its end: ${error.message}`, error)
   } finally {
     connection.close()
+  }
+}
+
+function* historyOf({ key, value }: KeyValue): Iterable<PortableRecord | StoredProblem> {
+  const byRevision = new Map<number, { time: string; entries: object[] }>()
+  try {
+    for (const { revision, time, ...entry } of decodeLogHead(key, value).history) {
+      const kept = byRevision.get(revision)
+      if (kept) kept.entries.push(entry)
+      else byRevision.set(revision, { time, entries: [entry] })
+    }
+  } catch (error) {
+    yield { key, problem: (error as Error).message }
+  }
+  for (const [revision, content] of byRevision) yield { key: historyKey(revision), value: content }
+}
+
+function recordOf({ key, value }: KeyValue): PortableRecord | StoredProblem {
+  const record = key.slice(STATE.length)
+  try {
+    return { key: record, value: JSON.parse(value.toString()) as unknown }
+  } catch {
+    return { key: record, problem: 'is no JSON' }
   }
 }
 

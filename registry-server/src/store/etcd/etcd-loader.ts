@@ -95,47 +95,68 @@ export async function loadState(connection: EtcdConnection, location: string): P
   const { item, revision } = await connection.get(META)
   if (item === undefined) throw new EtcdFailure('unreachable', `${location}${META} is gone`)
   const meta = readMeta(item, location)
+  // All at once: each waits for etcd most of the time.
+  const [state, log, replicas] = await Promise.all([
+    loadRecords(connection, revision),
+    loadLog(connection, revision, meta.revision),
+    connection.range({ prefix: REPLICA, at: revision }),
+  ])
+  const { memory } = state
+  const setAside = [...state.setAside, ...mend(memory, meta.revision), ...log.setAside]
+  memory.revision = meta.revision
+  const { marks, history } = log
+  return { meta, metaRevision: item.revision, revision, memory, marks, history, setAside, replicas: replicas.items }
+}
+
+async function loadRecords(connection: EtcdConnection, at: number) {
   const setAside: SetAside[] = []
   const memory = new StoreMemory()
-  for await (const { key, value } of readAll(connection, STATE, revision, PAGE)) {
-    try {
-      const write = decodeRecord(key.slice(STATE.length), JSON.parse(value.toString()))
-      if (write === undefined) throw new Error('of no known kind')
-      memory.apply(write)
-    } catch (error) {
-      setAside.push({ key, reason: (error as Error).message })
+  for await (const items of pagesOf(connection, STATE, at, PAGE))
+    for (const { key, value } of items) {
+      try {
+        const write = decodeRecord(key.slice(STATE.length), JSON.parse(value.toString()))
+        if (write === undefined) throw new Error('of no known kind')
+        memory.apply(write)
+      } catch (error) {
+        setAside.push({ key, reason: (error as Error).message })
+      }
     }
-  }
-  setAside.push(...mend(memory, meta.revision))
-  memory.revision = meta.revision
-  const marks: HistoryMark[] = []
+  return { memory, setAside }
+}
+
+/** @param last the newest revision of the state */
+async function loadLog(connection: EtcdConnection, at: number, last: number) {
+  const setAside: SetAside[] = []
+  let marks: HistoryMark[] = []
   let history: LoadedEntry[] = []
   let next: number | undefined
-  for await (const { key, value } of readAll(connection, LOG, revision, LOG_PAGE)) {
-    try {
-      const head = decodeLogHead(key, value)
-      if (head.first > meta.revision) throw new Error(`begins after revision ${meta.revision}, which is the last`)
-      if (next !== undefined && head.first !== next) throw new Error(`follows on revision ${next - 1}`)
-      next = head.last + 1
-      marks.push({ revision: head.last, changes: changesOf(head.history) })
-      history.push({ first: head.first, revision: head.last, author: head.author, entries: head.history })
-    } catch (error) {
-      setAside.push({ key, reason: (error as Error).message })
-      // Whoever put it there, no commit did.
-      if (key > logKey(meta.revision)) continue
-      // What came before cannot be told without it.
-      marks.length = 0
-      history = []
-      next = undefined
-    }
-  }
-  if (next !== undefined && next !== meta.revision + 1) {
-    setAside.push({ key: LOG, reason: `it ends at revision ${next - 1}, and the state is at ${meta.revision}` })
-    marks.length = 0
+  /** Without this entry what came before it cannot be told. */
+  const forget = (key: string, reason: string) => {
+    setAside.push({ key, reason })
+    marks = []
     history = []
+    next = undefined
   }
-  const replicas = (await connection.range({ prefix: REPLICA, at: revision })).items
-  return { meta, metaRevision: item.revision, revision, memory, marks, history, setAside, replicas }
+  for await (const items of pagesOf(connection, LOG, at, LOG_PAGE))
+    for (const { key, value } of items) {
+      if (key > logKey(last)) {
+        // Whoever put it there, no commit did.
+        setAside.push({ key, reason: `begins after revision ${last}, which is the last` })
+        continue
+      }
+      try {
+        const head = decodeLogHead(key, value)
+        if (next !== undefined && head.first !== next) throw new Error(`follows on revision ${next - 1}`)
+        next = head.last + 1
+        marks.push({ revision: head.last, changes: changesOf(head.history) })
+        history.push({ first: head.first, revision: head.last, author: head.author, entries: head.history })
+      } catch (error) {
+        forget(key, (error as Error).message)
+      }
+    }
+  if (next !== undefined && next !== last + 1)
+    forget(LOG, `it ends at revision ${next - 1}, and the state is at ${last}`)
+  return { marks, history, setAside }
 }
 
 /** Takes out what contradicts the rest, and says what. */
@@ -152,20 +173,20 @@ function* mend(memory: StoreMemory, revision: number): Iterable<SetAside> {
   }
 }
 
-/** All keys of a prefix in their order, as of one of etcd's revisions. */
-export async function* readAll(
+/** All keys of a prefix in their order, as of one of etcd's revisions, in pages: a wait for each key would be felt. */
+export async function* pagesOf(
   connection: EtcdConnection,
   prefix: string,
   at: number,
   limit: number,
-): AsyncIterable<KeyValue> {
+): AsyncIterable<readonly KeyValue[]> {
   let page = connection.range({ prefix, limit, at })
   for (;;) {
     const { items, more } = await page
     const after = items.at(-1)?.key
     // The next one is on its way while this one is read.
     if (more && after !== undefined) page = connection.range({ prefix, limit, at, after })
-    yield* items
+    yield items
     if (!more) return
   }
 }
