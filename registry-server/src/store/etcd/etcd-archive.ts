@@ -8,7 +8,7 @@ import { EtcdConnection, type EtcdAccess, type KeyValue, type Operation } from '
 import { EtcdFailure } from './etcd-failure.ts'
 import { findStore, LOG_PAGE, PAGE, pagesOf } from './etcd-loader.ts'
 import { encodeMeta, FEED, IMPORT, locationOf, LOG, logKey, META, STATE } from './layout.ts'
-import { decodeLogHead, encodeLogEntry, type LoggedTransaction } from './log-entry.ts'
+import { decodeLogHead, encodeLogEntry, type LoggedText } from './log-entry.ts'
 
 /** Of one request while creating. */
 const CHUNK_OPERATIONS = 1_000
@@ -165,12 +165,12 @@ async function create(
     chunk.push({ put: key, value })
     bytes += key.length + value.length
   }
-  const history = new Map<number, LoggedTransaction>()
+  const history = new Map<number, LoggedText>()
   for (const { key, value } of content) {
     if (!key.startsWith(HISTORY_PREFIX)) await put(STATE + key, Buffer.from(JSON.stringify(value)))
     else {
-      const { time, entries } = value as { time: string; entries: LoggedTransaction['history'] }
-      history.set(Number(key.slice(HISTORY_PREFIX.length)), { time, deeds: [], history: entries })
+      const { time, entries } = value as { time: string; entries: LoggedText['history'] }
+      history.set(Number(key.slice(HISTORY_PREFIX.length)), { time, deeds: '[]', history: entries })
     }
   }
   for (const { first, value } of logOf(history, identity)) await put(logKey(first), value)
@@ -180,17 +180,17 @@ async function create(
 
 /** The log has no gaps: revisions that changed no service are in it too. */
 function* logOf(
-  history: ReadonlyMap<number, LoggedTransaction>,
+  history: ReadonlyMap<number, LoggedText>,
   { epoch, revision: last }: StoreIdentity,
 ): Iterable<{ first: number; value: Buffer }> {
   if (history.size === 0) return
   const begin = Math.min(...history.keys())
   let time = history.get(begin)!.time
   let first = begin
-  let transactions: LoggedTransaction[] = []
+  let transactions: LoggedText[] = []
   let bytes = 0
   for (let revision = begin; revision <= last; revision++) {
-    const transaction = history.get(revision) ?? { time, deeds: [], history: [] }
+    const transaction = history.get(revision) ?? { time, deeds: '[]', history: [] }
     time = transaction.time
     transactions.push(transaction)
     bytes += JSON.stringify(encodeHistory(time, transaction.history)).length

@@ -14,8 +14,7 @@
 
 import { formatDuration, type Clock, type Random } from '@holdfast/registry-client/clock'
 import type { Log } from '@holdfast/registry-client/log'
-import { changesOf, HistoryMarks, type HistoryMark } from '../history-marks.ts'
-import { keyOf } from '../records.ts'
+import { changesOf, HistoryMarks } from '../history-marks.ts'
 import { redo, serviceKey, type Draft, type StoreMemory } from '../store-state.ts'
 import {
   StoreRefused,
@@ -44,10 +43,11 @@ import {
   type TransactionRequest,
 } from './etcd-connection.ts'
 import { ensureStore, loadState, readMeta, type LoadedEntry, type SetAside } from './etcd-loader.ts'
+import { bytesOf, FIXED_OPERATIONS, operationsOf, prepare, type PreparedDraft } from './commit.ts'
 import { EtcdReplicas } from './etcd-replicas.ts'
 import { EtcdSession } from './etcd-session.ts'
 import { encodeMeta, locationOf, LOG, logKey, META, REPLICA, STATE, TURN, type Meta } from './layout.ts'
-import { decodeLogEntry, encodeLogEntry, type LogEntry, type LoggedTransaction } from './log-entry.ts'
+import { authorOf, decodeLogEntry, type LogEntry, type LoggedTransaction } from './log-entry.ts'
 
 /** Transactions that may wait. Each is a request that waits for its answer; more are refused at once. */
 const MAX_PENDING = 20_000
@@ -56,11 +56,6 @@ const PATIENCE_MS = 4_000
 /** Of one commit: more, and those behind it wait longer than they gain. */
 const GROUP_WRITES = 500
 const GROUP_BYTES = 262_144
-/** What a request holds beside keys and values, generously: meta, the log's head, and lengths. */
-const REQUEST_OVERHEAD_BYTES = 4_096
-const OPERATION_OVERHEAD_BYTES = 32
-/** Meta, the entry, and the entries that leave history. */
-const FIXED_OPERATIONS = 3
 /** Entries read at once. */
 const LOG_PAGE = 200
 /** For how long a refusal by etcd counts as its state; then the next commit finds out. */
@@ -115,7 +110,7 @@ interface Attempt {
   readonly author: string
   readonly pending: readonly Pending[]
   readonly runs: readonly Run[]
-  readonly drafts: readonly Draft[]
+  readonly drafts: readonly PreparedDraft[]
   readonly request: TransactionRequest
   readonly startMs: number
   /** The revision that it was decided on. */
@@ -443,6 +438,12 @@ export class EtcdStore implements Store {
       this.#setAside.set(key, { key, reason: `begins after revision ${newest}, which is the last` })
       return true
     }
+    // Whatever is in it, it is here already.
+    const attempt = this.#attempt
+    if (attempt?.applied === true && first === this.#durable + 1 && isBy(attempt.author, value)) {
+      this.#confirm(attempt, revision)
+      return true
+    }
     let entry: LogEntry
     try {
       entry = decodeLogEntry(key, value)
@@ -460,13 +461,11 @@ export class EtcdStore implements Store {
 
   /** The one door: the next entry of the log, whoever wrote it. */
   #take(entry: LogEntry, metaRevision: number): void {
-    const attempt = this.#attempt
-    if (attempt?.applied === true && attempt.author === entry.author) return this.#confirm(attempt, metaRevision)
     // Someone else was faster, or an earlier try of ours whose answer was lost.
-    if (attempt) this.#withdraw(attempt)
+    if (this.#attempt) this.#withdraw(this.#attempt)
     const own = this.#uncertain.find(({ author }) => author === entry.author)
     const transactions = entry.transactions.map((logged, index) => this.#redo(logged, entry.first + index))
-    this.#publish(transactions, entry.transactions, metaRevision)
+    this.#publish(transactions, metaRevision)
     if (this.#turn && entry.author.startsWith(`${this.#turn.of}.`)) this.#turn.end()
     if (own) {
       this.#commits++
@@ -493,16 +492,16 @@ export class EtcdStore implements Store {
     return { ...committed, changes: [...committed.changes, ...changes] }
   }
 
-  #publish(transactions: readonly Committed[], logged: readonly LoggedTransaction[], metaRevision: number): void {
+  #publish(transactions: readonly Committed[], metaRevision: number): void {
     this.#durable = transactions.at(-1)!.revision
     this.#metaRevision = metaRevision
     this.#uncertain = []
-    const changes = logged.reduce((sum, { history }) => sum + changesOf(history), 0)
+    const changes = transactions.reduce((sum, item) => sum + changesOf(item.changes), 0)
     this.#history.take(this.#history.plan([{ revision: this.#durable, changes }], this.#durable))
     this.#remember(transactions)
     if (this.#setAside.size > 0) {
       this.#setAside.delete(logKey(transactions[0]!.revision))
-      for (const { deeds } of logged) for (const deed of deeds) this.#setAside.delete(STATE + keyOf(deed))
+      for (const item of transactions) for (const key of keysOf(item)) this.#setAside.delete(STATE + key)
     }
     const { floor } = this.#history
     // One that comes during this is told as part of its state.
@@ -664,7 +663,7 @@ export class EtcdStore implements Store {
   #begin(): Attempt | undefined {
     const pending: Pending[] = []
     const runs: Run[] = []
-    const drafts: Draft[] = []
+    const drafts: PreparedDraft[] = []
     const time = new Date(this.#options.clock.wall()).toISOString()
     let writes = 0
     let bytes = 0
@@ -672,22 +671,22 @@ export class EtcdStore implements Store {
       const next = this.#queue[0]!
       const run = this.#run(next, time)
       if ('draft' in run && run.draft.committed) {
-        const size = sizeOf(run.draft)
-        const isFull = writes + run.draft.writes.length > GROUP_WRITES || bytes + size > GROUP_BYTES
+        const prepared = prepare(run.draft)
+        const isFull = writes + prepared.records.length > GROUP_WRITES || bytes + prepared.bytes > GROUP_BYTES
         if (drafts.length > 0 && isFull) {
           run.draft.undo()
           break
         }
-        const tooLarge = this.#tooLarge(run.draft, size)
+        const tooLarge = this.#tooLarge(prepared)
         if (tooLarge) {
           run.draft.undo()
           this.#queue.shift()
           next.reject(tooLarge)
           continue
         }
-        writes += run.draft.writes.length
-        bytes += size
-        drafts.push(run.draft)
+        writes += prepared.records.length
+        bytes += prepared.bytes
+        drafts.push(prepared)
       }
       this.#queue.shift()
       pending.push(next)
@@ -712,51 +711,30 @@ export class EtcdStore implements Store {
     }
   }
 
-  #tooLarge(draft: Draft, bytes: number): TransactionTooLarge | undefined {
-    const { maxRequestBytes } = this.#options
-    if (draft.writes.length + FIXED_OPERATIONS > MAX_OPERATIONS)
+  #tooLarge(prepared: PreparedDraft): TransactionTooLarge | undefined {
+    const { maxRequestBytes, prefix } = this.#options
+    const most = MAX_OPERATIONS - FIXED_OPERATIONS
+    if (prepared.records.length > most)
       return new TransactionTooLarge(
-        `it writes ${draft.writes.length} records, and etcd takes ${MAX_OPERATIONS - FIXED_OPERATIONS}; send fewer nodes at once`,
+        `it writes ${prepared.records.length} records, and etcd takes ${most}; send fewer nodes at once`,
       )
-    if (bytes <= GROUP_BYTES) return undefined
-    const exact = requestBytes(this.#request('', [draft])) + this.#options.prefix.length * draft.writes.length
-    if (exact <= maxRequestBytes) return undefined
+    if (prepared.bytes <= GROUP_BYTES) return undefined
+    const bytes = bytesOf(this.#operations('', [prepared]), prefix)
+    if (bytes <= maxRequestBytes) return undefined
     return new TransactionTooLarge(
-      `it takes ${exact} bytes in etcd, which takes ${maxRequestBytes} in one request; send fewer nodes at once`,
+      `it takes ${bytes} bytes in etcd, which takes ${maxRequestBytes} in one request; send fewer nodes at once`,
     )
   }
 
-  #request(author: string, drafts: readonly Draft[]): TransactionRequest {
-    const success: Operation[] = []
-    if (drafts.length > 0) {
-      // Of a record written twice the last counts; etcd refuses to write a key twice in one transaction.
-      const values = new Map<string, unknown>()
-      for (const draft of drafts) for (const write of draft.writes) values.set(keyOf(write), write.value)
-      for (const [key, value] of values)
-        success.push(
-          value === undefined
-            ? { remove: STATE + key }
-            : { put: STATE + key, value: Buffer.from(JSON.stringify(value)) },
-        )
-      const logged = drafts.map(loggedOf)
-      const last = drafts.at(-1)!.revision
-      const mark: HistoryMark = {
-        revision: last,
-        changes: logged.reduce((sum, item) => sum + changesOf(item.history), 0),
-      }
-      const { trimmed } = this.#history.plan([mark], last)
-      // From the beginning, so that what a replica failed to remove goes with the next.
-      const left = trimmed.at(-1)
-      if (left) success.push({ removeRange: [LOG, logKey(left.revision + 1)] })
-      success.push({
-        put: logKey(drafts[0]!.revision),
-        value: encodeLogEntry({ epoch: this.#epoch, author, transactions: logged }),
-      })
-      success.push({ put: META, value: encodeMeta({ epoch: this.#epoch, revision: last }) })
-    }
+  #operations(author: string, drafts: readonly PreparedDraft[]): Operation[] {
+    if (drafts.length === 0) return []
+    return operationsOf({ epoch: this.#epoch, author, drafts, history: this.#history })
+  }
+
+  #request(author: string, drafts: readonly PreparedDraft[]): TransactionRequest {
     return {
       compare: [{ key: META, revision: this.#metaRevision }],
-      success,
+      success: this.#operations(author, drafts),
       failure: [
         { get: META },
         { range: { prefix: LOG, after: this.#lastLogKey(), limit: LOG_PAGE } },
@@ -772,8 +750,8 @@ export class EtcdStore implements Store {
       this.#commits++
       this.#losses = 0
       this.#refused = undefined
-      const transactions = attempt.drafts.map((draft) => draft.committed!)
-      this.#publish(transactions, attempt.drafts.map(loggedOf), metaRevision)
+      const transactions = attempt.drafts.map(({ draft }) => draft.committed!)
+      this.#publish(transactions, metaRevision)
     }
     this.#settle(attempt)
     if (attempt.drafts.length > 0)
@@ -797,7 +775,7 @@ export class EtcdStore implements Store {
     this.#attempt = undefined
     if (!attempt.applied) return
     attempt.applied = false
-    for (const draft of [...attempt.drafts].reverse()) draft.undo()
+    for (const { draft } of [...attempt.drafts].reverse()) draft.undo()
     this.#queue.unshift(...attempt.pending)
     this.#sweepLater()
     this.#settled()
@@ -929,29 +907,19 @@ function finalFor(endpoints: readonly string[]): (error: Error) => boolean {
   }
 }
 
-function loggedOf(draft: Draft): LoggedTransaction {
-  const { time, changes } = draft.committed!
-  return {
-    time,
-    deeds: draft.writes.filter(({ kind }) => kind !== 'service'),
-    history: changes.map(({ namespace, service, after, items }) => ({ namespace, service, after, items })),
+/** The records that a transaction has written anew. */
+function* keysOf({ changes, leases }: Committed): Iterable<string> {
+  for (const { id } of leases.put) yield `lease/${id}`
+  for (const id of leases.removed) yield `lease/${id}`
+  for (const { namespace, service, items } of changes) {
+    yield `service/${namespace}/${service}`
+    for (const { kind, ids } of items)
+      if (kind === 'policy') yield `policy/${namespace}/${service}`
+      else for (const id of ids) yield `${kind}/${namespace}/${service}/${id}`
   }
 }
 
-/** Roughly, and rather too much: each record once in the state and once in the log. */
-function sizeOf(draft: Draft): number {
-  let bytes = 0
-  for (const write of draft.writes)
-    bytes += 2 * (keyOf(write).length + (write.value === undefined ? 0 : JSON.stringify(write.value).length) + 40)
-  return bytes
-}
-
-function requestBytes({ success }: TransactionRequest): number {
-  let bytes = REQUEST_OVERHEAD_BYTES
-  for (const item of success) {
-    bytes += OPERATION_OVERHEAD_BYTES
-    if ('put' in item) bytes += item.put.length + item.value.length
-    else if ('remove' in item) bytes += item.remove.length
-  }
-  return bytes
+/** @param author empty for a commit that writes nothing, and so leaves no entry */
+function isBy(author: string, entry: Buffer): boolean {
+  return author !== '' && authorOf(entry) === author
 }

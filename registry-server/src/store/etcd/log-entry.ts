@@ -1,13 +1,15 @@
 /** One commit as the others read it: the transactions of a group, as the deeds that made them, and what history keeps. */
 
 import { deflateRawSync, inflateRawSync } from 'node:zlib'
-import { decodeHistory, decodeRecord, encodeHistory, historyKey, keyOf } from '../records.ts'
+import { decodeHistory, decodeRecord, encodeHistory, historyKey } from '../records.ts'
 import type { Deed } from '../store-state.ts'
 import type { HistoryEntry, Why } from '../store.ts'
 import { LOG, logKey } from './layout.ts'
 
 /** Nodes are much alike: a batch of a hundred shrinks to a tenth. One alone stays readable to people. */
 const DEFLATE_FROM_BYTES = 2_048
+/** Room for the epoch and the author at the beginning of an entry. */
+const AUTHOR_BYTES = 256
 /** Far beyond what a request to etcd can hold: a bound on what a damaged value could unfold to. */
 const MAX_INFLATED_BYTES = 268_435_456
 
@@ -28,6 +30,9 @@ export interface LogEntry {
   readonly transactions: readonly LoggedTransaction[]
 }
 
+/** One that is to be written: its deeds as JSON, which its author has anyway. */
+export type LoggedText = Omit<LoggedTransaction, 'deeds'> & { readonly deeds: string }
+
 /** What a start needs of an entry. */
 export type LogHead = Omit<LogEntry, 'transactions'> & { readonly history: readonly HistoryEntry[] }
 
@@ -42,15 +47,23 @@ interface Head {
 /** Deeds, each as its record's key, its value or null, and why. */
 type Line = readonly (readonly [key: string, value: unknown, why: Why | null])[]
 
-export function encodeLogEntry({ epoch, author, transactions }: Omit<LogEntry, 'first' | 'last'>): Buffer {
-  const lines: Line[] = transactions.map(({ deeds }) =>
-    deeds.map((deed) => [keyOf(deed), deed.value ?? null, deed.why ?? null] as const),
-  )
-  const body = Buffer.from(JSON.stringify(lines))
+export function encodeLogEntry(entry: {
+  readonly epoch: string
+  readonly author: string
+  readonly transactions: readonly LoggedText[]
+}): Buffer {
+  const { epoch, author, transactions } = entry
+  const body = Buffer.from(`[${transactions.map(({ deeds }) => deeds).join()}]`)
   const deflated = body.length >= DEFLATE_FROM_BYTES
   const history = transactions.map((item) => encodeHistory(item.time, item.history))
+  // The epoch and the author first: see `authorOf`.
   const head: Head = { epoch, author, deflated, history }
   return Buffer.concat([Buffer.from(`${JSON.stringify(head)}\n`), deflated ? deflateRawSync(body, { level: 1 }) : body])
+}
+
+/** Whose entry it is, without reading the rest: half of what a replica is told of is its own. */
+export function authorOf(value: Buffer): string | undefined {
+  return /^\{"epoch":"[^"]*","author":"([^"]*)"/.exec(value.subarray(0, AUTHOR_BYTES).toString('latin1'))?.[1]
 }
 
 /** @throws Error that names the key */
