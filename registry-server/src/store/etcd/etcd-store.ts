@@ -54,8 +54,8 @@ const MAX_PENDING = 20_000
 /** How long a transaction waits for etcd: an election takes a second or two, a client gives up after five. */
 const PATIENCE_MS = 4_000
 /** Of one commit: more, and those behind it wait longer than they gain. */
-const GROUP_WRITES = 500
-const GROUP_BYTES = 262_144
+const GROUP_WRITES = 1_500
+const GROUP_BYTES = 786_432
 /** Entries read at once. */
 const LOG_PAGE = 200
 /** For how long a refusal by etcd counts as its state; then the next commit finds out. */
@@ -310,10 +310,13 @@ export class EtcdStore implements Store {
     if (this.#queue.length === 0 && this.#attempt === undefined) this.#finished()
   }
 
-  /** Only what lasts longer than transactions wait counts: an election is none of their business. */
+  /**
+   * Only what lasts longer than transactions wait counts: an election is none of their business. From the last sign of
+   * life on, not from when its lack was noticed: whoever was refused for it must not wait for it again.
+   */
   get #lost(): string | undefined {
-    const lost = this.#session.lost
-    return lost && lost.forMs >= PATIENCE_MS ? lost.reason : undefined
+    const { lost, ageMs } = this.#session
+    return lost && ageMs >= PATIENCE_MS ? lost.reason : undefined
   }
 
   get #refusedLately(): string | undefined {
@@ -672,7 +675,7 @@ export class EtcdStore implements Store {
       const run = this.#run(next, time)
       if ('draft' in run && run.draft.committed) {
         const prepared = prepare(run.draft)
-        const isFull = writes + prepared.records.length > GROUP_WRITES || bytes + prepared.bytes > GROUP_BYTES
+        const isFull = writes + prepared.records.length > GROUP_WRITES || bytes + prepared.bytes > this.#groupBytes
         if (drafts.length > 0 && isFull) {
           run.draft.undo()
           break
@@ -711,6 +714,11 @@ export class EtcdStore implements Store {
     }
   }
 
+  /** Half of what etcd takes is spare for the prefix of each key. */
+  get #groupBytes(): number {
+    return Math.min(GROUP_BYTES, this.#options.maxRequestBytes / 2)
+  }
+
   #tooLarge(prepared: PreparedDraft): TransactionTooLarge | undefined {
     const { maxRequestBytes, prefix } = this.#options
     const most = MAX_OPERATIONS - FIXED_OPERATIONS
@@ -718,7 +726,7 @@ export class EtcdStore implements Store {
       return new TransactionTooLarge(
         `it writes ${prepared.records.length} records, and etcd takes ${most}; send fewer nodes at once`,
       )
-    if (prepared.bytes <= GROUP_BYTES) return undefined
+    if (prepared.bytes <= this.#groupBytes) return undefined
     const bytes = bytesOf(this.#operations('', [prepared]), prefix)
     if (bytes <= maxRequestBytes) return undefined
     return new TransactionTooLarge(
