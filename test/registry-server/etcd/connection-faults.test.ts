@@ -274,6 +274,7 @@ test('a connection that hangs while it is made does not hold up the next', { ski
   one.proxy.hold('up')
   one.proxy.restore()
   await one.proxy.waitForHeld('up')
+  const hangsMs = performance.now()
   const since = one.proxy.accepted
   await one.proxy.waitForConnection(since)
   // Those that hang go on hanging; the ones after them pass.
@@ -281,6 +282,7 @@ test('a connection that hangs while it is made does not hold up the next', { ski
   one.proxy.restore()
   const startMs = performance.now()
   await until(() => one.store.status().ageMs === 0 && one.store.status().lost === undefined, 'it follows again')
+  assert.ok(startMs - hangsMs < 8_000, 'the next was tried soon')
   context.diagnostic(`follows again after ${Math.round(performance.now() - startMs)} ms`)
   await checkAgreement({ followers: [one], ...where(prefix) })
 })
