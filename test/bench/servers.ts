@@ -20,8 +20,15 @@ export interface Server {
   stop(): Promise<void>
 }
 
-/** Starts a script that prints a URL when it is ready, on the first core where `taskset` is there. */
-export async function serve(script: string, args: (directory: string) => readonly string[]): Promise<Server> {
+/**
+ * Starts a script that prints a URL when it is ready.
+ * @param pinned on the first core, where `taskset` is there; not for a server that shares the machine with another
+ */
+export async function serve(
+  script: string,
+  args: (directory: string) => readonly string[],
+  pinned = true,
+): Promise<Server> {
   const directory = mkdtempSync(path.join(tmpdir(), 'holdfast-bench-'))
   const command = [
     process.execPath,
@@ -31,7 +38,7 @@ export async function serve(script: string, args: (directory: string) => readonl
     path.join(ROOT, script),
     ...args(directory),
   ]
-  const [program, ...rest] = hasTaskset() ? ['taskset', '-c', '0', ...command] : command
+  const [program, ...rest] = pinned && hasTaskset() ? ['taskset', '-c', '0', ...command] : command
   const child = spawn(program!, rest, {
     stdio: ['ignore', 'pipe', 'pipe'],
     cwd: ROOT,

@@ -73,7 +73,7 @@ class Flow {
         this.#way.bytes += item.chunk.length
         sink.write(item.chunk)
       } else if (item.end === 'half') sink.end()
-      else if (!sink.destroyed) sink.resetAndDestroy()
+      else reset(sink)
     }
     if (this.#queuedBytes >= QUEUE_BYTES) this.#source.pause()
     else this.#source.resume()
@@ -226,7 +226,7 @@ export class TcpProxy {
   #accept(client: Socket): void {
     client.on('error', () => {})
     if (this.#isCut) {
-      client.resetAndDestroy()
+      reset(client)
       return
     }
     this.#accepted++
@@ -261,7 +261,7 @@ export class TcpProxy {
   #resetAll(): void {
     for (const { client, upstream, flows } of this.#connections) {
       for (const way of DIRECTIONS) flows[way].stop()
-      for (const socket of [client, upstream]) if (!socket.destroyed) socket.resetAndDestroy()
+      for (const socket of [client, upstream]) reset(socket)
     }
   }
 
@@ -295,4 +295,11 @@ export async function startProxy(
   await proxy.listen()
   context.after(() => proxy.close())
   return proxy
+}
+
+/** Node answers a reset right after an end with an error, and leaves the socket open. */
+function reset(socket: Socket): void {
+  if (socket.destroyed) return
+  if (socket.writableEnded) socket.destroy()
+  else socket.resetAndDestroy()
 }

@@ -280,6 +280,22 @@ test('thousands that ask at once share commits that etcd takes', { skip }, async
   await checkAgreement({ followers: [one], gateway: member.gateway, endpoints, prefix })
 })
 
+test('an etcd that takes less at once than others gets smaller commits, and all of them', { skip }, async (context) => {
+  const small = await startEtcd(context, { flags: ['--max-txn-ops=16'] })
+  const prefix = freshPrefix()
+  const one = await openRecorded(context, [small.endpoint], prefix)
+  await Promise.all(
+    Array.from({ length: 300 }, (_, index) =>
+      one.store.transact((tx) => tx.putNode(ref(`n${index}`, `s${index}`), { node: node(`n${index}`) }, why)),
+    ),
+  )
+  const many = one.store.transact((tx) => {
+    for (let index = 0; index < 200; index++) tx.putNode(ref(`m${index}`), { node: node(`m${index}`) }, why)
+  })
+  await assert.rejects(many, (error) => error instanceof TransactionTooLarge)
+  await checkAgreement({ followers: [one], gateway: small.gateway, endpoints: [small.endpoint], prefix })
+})
+
 test(
   'etcd is full: writes are refused and say why, reads go on, and it mends without a restart',
   { skip },

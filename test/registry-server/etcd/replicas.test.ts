@@ -62,7 +62,8 @@ test('replicas know each other by name, and one that leaves is gone at once', { 
 })
 
 test('what one hears reaches the others, and not itself', { skip }, async (context) => {
-  const { one, other } = await openPair(context, freshPrefix())
+  const prefix = freshPrefix()
+  const { one, other } = await openPair(context, prefix)
   const [heardAtOne, heardAtOther] = [listenTo(one.store), listenTo(other.store)]
   for (let round = 0; round < 3; round++) for (const lease of ['a', 'b']) one.store.replicas.tell(`${lease}${round}`)
   await until(() => heardAtOther.leases.length === 6, 'it is told')
@@ -74,6 +75,19 @@ test('what one hears reaches the others, and not itself', { skip }, async (conte
   // Once more, where the answer to the first time was lost.
   await until(() => heardAtOther.leases.includes(`late at ${one.store.replicas.self}`), 'it is told in the end')
   assert.deepEqual(heardAtOne.leases, [])
+
+  // And the other way round: told while one was not there to hear it.
+  await cut(one.proxy)
+  other.store.replicas.tell('missed')
+  await until(async () => (await other.store.sync(), true), 'the other one works')
+  await until(
+    async () => (await member.gateway.get(`${prefix}feed/heard/${other.store.replicas.self}`)) === '["missed"]',
+    'it is told',
+  )
+  assert.deepEqual(heardAtOne.leases, [])
+  one.proxy.restore()
+  await until(() => heardAtOne.leases.length > 0, 'it hears of it when it is back')
+  assert.deepEqual(heardAtOne.leases, [`missed at ${other.store.replicas.self}`])
 })
 
 test('one that is cut off takes itself for gone before the others do, and comes back', { skip }, async (context) => {

@@ -18,6 +18,8 @@ const TTL_SECONDS = 8
 const SAFETY_MS = 1_000
 const RENEW_MS = 2_000
 const TELL_MS = 500
+/** Long enough for those that come together. */
+const TELL_FIRST_MS = 20
 /** Ids in one message, far below what etcd takes; the rest follows with the next. */
 const TOLD_AT_ONCE = 20_000
 
@@ -38,6 +40,7 @@ export class EtcdReplicas implements Replicas {
   #entered = 0
   #confirmedMs = -Infinity
   #heard = new Set<string>()
+  #toldMs = -Infinity
   #renewing: Promise<unknown> = Promise.resolve()
   #cancelRenewal: () => void = () => {}
   /** Undefined while nothing is to be told, and none of it under way. */
@@ -61,7 +64,10 @@ export class EtcdReplicas implements Replicas {
   tell(lease: string): void {
     if (this.#closed) return
     this.#heard.add(lease)
-    this.#cancelTell ??= this.#options.clock.after(TELL_MS, () => void this.#tellNow())
+    const { clock } = this.#options
+    // The first after a pause at once, or nearly: what was not told yet dies with this replica.
+    const waitMs = Math.max(TELL_FIRST_MS, this.#toldMs + TELL_MS - clock.now())
+    this.#cancelTell ??= clock.after(waitMs, () => void this.#tellNow())
   }
 
   list(): readonly Replica[] {
@@ -239,6 +245,7 @@ export class EtcdReplicas implements Replicas {
     const connection = this.#connection
     if (connection && this.#lease !== undefined && this.#heard.size > 0) {
       const told = [...this.#heard].slice(0, TOLD_AT_ONCE)
+      this.#toldMs = clock.now()
       for (const id of told) this.#heard.delete(id)
       try {
         await connection.put(HEARD + this.self, Buffer.from(JSON.stringify(told)), this.#lease)

@@ -46,7 +46,7 @@ import { ensureStore, loadState, readMeta, type LoadedEntry, type SetAside } fro
 import { bytesOf, FIXED_OPERATIONS, operationsOf, prepare, type PreparedDraft } from './commit.ts'
 import { EtcdReplicas } from './etcd-replicas.ts'
 import { EtcdSession } from './etcd-session.ts'
-import { encodeMeta, locationOf, LOG, logKey, META, REPLICA, STATE, TURN, type Meta } from './layout.ts'
+import { encodeMeta, HEARD, locationOf, LOG, logKey, META, REPLICA, STATE, TURN, type Meta } from './layout.ts'
 import { authorOf, decodeLogEntry, type LogEntry, type LoggedTransaction } from './log-entry.ts'
 
 /** Transactions that may wait. Each is a request that waits for its answer; more are refused at once. */
@@ -147,6 +147,8 @@ export class EtcdStore implements Store {
   #uncertain: Attempt[] = []
   #pumping = false
   #attempts = 0
+  /** Of what a group may hold: less where etcd has refused as much. */
+  #groupShare = 1
   /** In a row. */
   #losses = 0
   /** Of another replica; nothing is written here meanwhile. */
@@ -346,8 +348,9 @@ export class EtcdStore implements Store {
         { get: META },
         { range: { prefix: LOG, after: this.#lastLogKey(), limit: LOG_PAGE } },
         { range: { prefix: REPLICA } },
+        { range: { prefix: HEARD } },
       ])
-      const [meta, log, replicas] = found
+      const [meta, log, replicas, heard] = found
       const { item, newest } = this.#checkMeta(meta!.items[0], known)
       for (const entry of log!.items) if (!this.#takeLogged(entry, newest)) return undefined
       if (this.#durable < newest) {
@@ -356,6 +359,8 @@ export class EtcdStore implements Store {
       }
       this.#metaRevision = item.revision
       this.replicas.load(replicas!.items)
+      // The last word of each, if it came while nobody listened here.
+      for (const item of heard!.items) if (item.revision > this.#watched) this.replicas.receive(item)
       return revision
     }
   }
@@ -675,7 +680,9 @@ export class EtcdStore implements Store {
       const run = this.#run(next, time)
       if ('draft' in run && run.draft.committed) {
         const prepared = prepare(run.draft)
-        const isFull = writes + prepared.records.length > GROUP_WRITES || bytes + prepared.bytes > this.#groupBytes
+        const isFull =
+          writes + prepared.records.length > GROUP_WRITES * this.#groupShare ||
+          bytes + prepared.bytes > this.#groupBytes
         if (drafts.length > 0 && isFull) {
           run.draft.undo()
           break
@@ -716,7 +723,7 @@ export class EtcdStore implements Store {
 
   /** Half of what etcd takes is spare for the prefix of each key. */
   get #groupBytes(): number {
-    return Math.min(GROUP_BYTES, this.#options.maxRequestBytes / 2)
+    return Math.min(GROUP_BYTES, this.#options.maxRequestBytes / 2) * this.#groupShare
   }
 
   #tooLarge(prepared: PreparedDraft): TransactionTooLarge | undefined {
@@ -859,6 +866,13 @@ export class EtcdStore implements Store {
       if (connection !== this.#session.connection) return
       this.#failures++
       return this.#session.fail(failure)
+    }
+    if (failure.kind === 'too_large' && attempt.drafts.length > 1) {
+      // It takes less than its defaults; what waits was well by itself.
+      this.#groupShare /= 2
+      log.warn({ error: failure.message, share: this.#groupShare }, 'etcd takes less at once than expected')
+      if (this.#attempt === attempt) this.#withdraw(attempt)
+      return
     }
     this.#failures++
     log.error({ error: failure.message, transactions: attempt.drafts.length }, 'etcd refuses a commit')
