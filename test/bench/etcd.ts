@@ -15,7 +15,7 @@ const CONCURRENCY = 64
 const SECONDS = 5
 const BATCH = 100
 const NODES = 100_000
-const CHANGES = 100
+const CHANGES = 300
 const COST_CHANGES = 500
 
 const run = promisify(execFile)
