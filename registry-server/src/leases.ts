@@ -17,7 +17,6 @@ import { every, type Clock } from '@holdfast/registry-client/clock'
 import {
   decide,
   holdOf,
-  HOSTS,
   isBurst,
   isForgotten,
   isQuiet,
@@ -60,6 +59,9 @@ const STAGGER_MS = 500
 const HAND_OVER_AFTER = 8
 /** Between two lines of the log about leases that come back. */
 const SAY_BACK_MS = 5_000
+
+/** The host of a lease without nodes; no node can have it. */
+const NOWHERE = ''
 
 export interface LeasesOptions {
   readonly store: Store
@@ -519,7 +521,9 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
     if (kept.length > 0)
       log.warn({ leases: kept.length, owners: ownersOf(kept) }, 'held long enough: leases that did not come back end')
     if (holdMs === 0) return due
-    const isOver = ({ hold, lease }: Life) => hold !== undefined || isEnding(lease)
+    await this.#locate(due)
+    // One without nodes is nobody's loss, and says nothing of a network: whoever comes back takes a new one.
+    const isOver = ({ hold, host, lease }: Life) => hold !== undefined || isEnding(lease) || host === NOWHERE
     const over = due.filter(isOver)
     const asked = due.filter((life) => !isOver(life))
     if (asked.length === 0) return due
@@ -535,12 +539,13 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
       }
       await this.#locate(quiet)
     }
+    const telling = quiet.filter(({ host }) => host !== NOWHERE)
     const nowMs = clock.now()
     const decisions = decide({
       nowMs,
       due: asked.filter((life) => this.#isDue(life, nowMs)),
-      quiet: quiet.filter((life) => life.deadlineMs !== Infinity && isQuiet(life, nowMs)),
-      hostOf: ({ host, lease }) => host ?? lease.owner,
+      quiet: telling.filter((life) => life.deadlineMs !== Infinity && isQuiet(life, nowMs)),
+      hostOf: ({ host }) => host ?? NOWHERE,
       heardMs,
       holds: this.#holds.keys(),
       holdMs,
@@ -558,15 +563,14 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
   }
 
   /** Finds out where the nodes of silent leases are. */
-  async #locate(quiet: readonly Life[]): Promise<void> {
-    const unknown = quiet.filter(({ host }) => host === undefined)
-    // So few are of few hosts wherever they are: `decide` need not know.
-    if (quiet.length < HOSTS || unknown.length === 0) return
+  async #locate(silent: readonly Life[]): Promise<void> {
+    const unknown = silent.filter(({ host }) => host === undefined)
+    if (unknown.length === 0) return
     await this.#options.store.read((state) => {
       for (const life of unknown) {
         // One host for each lease: a registrant that speaks for many hosts is one that may die.
         const [ref] = state.nodesOfLease(life.lease.id)
-        life.host = (ref && state.node(ref)?.node.host) ?? life.lease.owner
+        life.host = (ref && state.node(ref)?.node.host) ?? NOWHERE
       }
     })
   }
