@@ -227,7 +227,7 @@ test('hosts that die one by one are not held', async (context) => {
 })
 
 test('leases without nodes end, and are no sign of anything', async (context) => {
-  const { cluster, leases, run, speak, hostsGone } = await start(context, HOSTS)
+  const { leases, run, speak, hostsGone } = await start(context, HOSTS)
   // As processes leave them behind that were killed, and came back with new ones.
   for (const owner of ['p', 'q', 'r']) await leases.grant(TTL_MS, owner)
   speak(false, (id) => id === HOSTS[0])
