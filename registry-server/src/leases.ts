@@ -53,6 +53,11 @@ const MOVED_AT_ONCE = 500
 const EXPIRY_RETRY_MS = 1_000
 /** How long others leave the rest of an ending lease to the replica that began it. */
 const ENDING_MS = 5_000
+/**
+ * How long a lease that ran out at its holder waits for word of others: a renewal that one of them has acknowledged in
+ * time is on its way for half a second.
+ */
+const HEARSAY_MS = 750
 /** Between replicas that try to end the same lease, when its holder is gone. */
 const STAGGER_MS = 500
 /** Renewals in a row through one other replica: a registrant that moved there, and not a balancer that spreads them. */
@@ -476,17 +481,25 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
   #due(nowMs: number): Life[] {
     const due: Life[] = []
     const rank = this.#rank()
+    const hearsayMs = this.#hasOthers() ? HEARSAY_MS : 0
     let nextMs = Infinity
     for (const life of this.#lives.values()) {
       if (life.deadlineMs <= nowMs) {
         // Every replica may end a lease whose holder is gone. One after the other tries, so that one does.
-        const turnMs = life.deadlineMs + (this.#isForeign(life.lease) ? rank * STAGGER_MS : 0)
+        const own = isEnding(life.lease) ? 0 : hearsayMs
+        const turnMs = life.deadlineMs + (this.#isForeign(life.lease) ? rank * STAGGER_MS : own)
         if (turnMs <= nowMs) due.push(life)
         else nextMs = Math.min(nextMs, turnMs)
       } else if (life.deadlineMs < nextMs) nextMs = life.deadlineMs
     }
     this.#nextMs = nextMs
     return due
+  }
+
+  #hasOthers(): boolean {
+    const { replicas } = this.#options.store
+    const { self } = replicas
+    return self !== undefined && replicas.list().some(({ id }) => id !== self)
   }
 
   /** How many replicas come before this one. */
