@@ -139,9 +139,9 @@ test('meta written again as it was stops nobody', { skip }, async (context) => {
 /** What becomes of meta, and what is then said. */
 const TAMPERED: readonly (readonly [change: (meta: object) => object | undefined, message: RegExp])[] = [
   [() => ({ program: 'other' }), /meta cannot be used: it is not one of Holdfast/],
-  [() => undefined, /the store is gone from etcd.*restart/],
+  [() => undefined, /the store is gone from etcd.*restore a backup/],
   [(meta) => ({ ...meta, epoch: 'other' }), /another store now, of epoch other/],
-  [(meta) => ({ ...meta, revision: 1 }), /at revision 1 and has been at 5.*--new-epoch/],
+  [(meta) => ({ ...meta, revision: 1 }), /at revision 1 and is not what it was at 5.*--new-epoch/],
 ]
 
 test('meta is replaced: what is known is served, nothing is written, and it mends', { skip }, async (context) => {
@@ -172,6 +172,36 @@ test('meta is replaced: what is known is served, nothing is written, and it mend
   })
   await Promise.all(tampered)
 })
+
+test(
+  'a backup is restored, and others have written past what one knows: it does not follow into another past',
+  { skip },
+  async (context) => {
+    const prefix = freshPrefix()
+    const away = await openThroughProxy(context, member, prefix)
+    const writer = await openRecorded(context, endpoints, prefix)
+    const write = (store: typeof writer.store, id: string) =>
+      store.transact((tx) => tx.putNode(ref(id), { node: node(id) }, why))
+    for (const id of ['a', 'b', 'c']) await write(writer.store, id)
+    const backup = await member.gateway.entries(prefix)
+    for (const id of ['lost-1', 'lost-2']) await write(writer.store, id)
+    await until(() => away.recorder.revision === 5, 'it has followed')
+    away.proxy.cut()
+    await writer.store.close()
+    await member.gateway.deletePrefix(prefix)
+    for (const { key, value } of backup) if (!key.includes('/feed/replica/')) await member.gateway.put(key, value)
+
+    const other = await openRecorded(context, endpoints, prefix)
+    for (const id of ['d', 'e', 'f', 'g']) await write(other.store, id)
+    away.proxy.restore()
+    await until(() => away.store.status().lost?.includes('--new-epoch') === true, 'it says so')
+    assert.match(away.store.status().lost!, /at revision 7 and is not what it was at 5, as after restoring a backup/)
+    assert.equal(away.recorder.revision, 5)
+    await assert.rejects(write(away.store, 'h'), StoreUnavailable)
+    assert.deepEqual(away.recorder.broken, [])
+    await checkAgreement({ followers: [other], gateway: member.gateway, endpoints, prefix })
+  },
+)
 
 test(
   'another epoch goes on from the same revision, and those of the old one do not follow',

@@ -5,7 +5,7 @@ import { decodeRecord } from '../records.ts'
 import { StoreMemory } from '../store-state.ts'
 import { StoreRefused, type HistoryEntry } from '../store.ts'
 import { EtcdFailure, type EtcdConnection, type KeyValue } from './etcd-connection.ts'
-import { decodeMeta, encodeMeta, IMPORT, LOG, logKey, META, REPLICA, STATE, type Meta } from './layout.ts'
+import { decodeMeta, encodeMeta, FEED, IMPORT, LOG, logKey, META, REPLICA, STATE, type Meta } from './layout.ts'
 import { decodeLogHead } from './log-entry.ts'
 
 /** Records in one answer. The largest node is some 25 KB, so that an answer stays far below what a process can hold. */
@@ -71,6 +71,11 @@ export async function findStore(connection: EtcdConnection, location: string) {
   if ((await connection.get(IMPORT)).item)
     throw new StoreRefused(
       `an import into ${location} is under way or was cut off: let it end, or run it again with the same file`,
+    )
+  if (items[0].key.startsWith(FEED))
+    throw new StoreRefused(
+      `the store in ${location} was removed, and replicas of it still run or ended a moment ago: stop them, and try ` +
+        'again in ten seconds',
     )
   throw new StoreRefused(
     `${location} holds ${JSON.stringify(items[0].key)} but no store of Holdfast: it belongs to another program. Choose ` +

@@ -136,6 +136,8 @@ export class EtcdStore implements Store {
   /** What history holds, by commit, oldest first. */
   #entries: Pick<LoadedEntry, 'revision' | 'entries'>[] = []
   #durable = 0
+  /** The commit that made the newest revision, where it is known: what etcd holds at that place must be the same. */
+  #last: { readonly key: string; readonly author: string } | undefined
   /** Of etcd, when meta was last written. */
   #metaRevision = 0
   /** Of etcd, up to which the watch has told everything, or the reading before it. */
@@ -344,14 +346,19 @@ export class EtcdStore implements Store {
   async #readLog(connection: EtcdConnection): Promise<number | undefined> {
     for (;;) {
       const known = this.#durable
+      const last = this.#last
       const { revision, found } = await connection.readTogether([
         { get: META },
         { range: { prefix: LOG, after: this.#lastLogKey(), limit: LOG_PAGE } },
         { range: { prefix: REPLICA } },
         { range: { prefix: HEARD } },
+        { range: { prefix: LOG, limit: 1, keysOnly: true } },
+        { get: last?.key ?? META },
       ])
-      const [meta, log, replicas, heard] = found
+      const [meta, log, replicas, heard, oldest, there] = found
       const { item, newest } = this.#checkMeta(meta!.items[0], known)
+      if (last && isReplaced(last, there!.items[0], oldest!.items[0]?.key))
+        throw new StoreReplaced(goneBack(newest, known))
       for (const entry of log!.items) if (!this.#takeLogged(entry, newest)) return undefined
       if (this.#durable < newest) {
         if (log!.more && this.#durable > known) continue
@@ -379,6 +386,8 @@ export class EtcdStore implements Store {
     this.#history = new HistoryMarks(this.#options, marks, meta.revision)
     this.#entries = history
     this.#durable = meta.revision
+    const newest = history.at(-1)
+    this.#last = newest && { key: logKey(newest.first), author: newest.author }
     this.#metaRevision = metaRevision
     this.#setAside = new Map(setAside.map((item) => [item.key, item]))
     const { log } = this.#options
@@ -418,8 +427,9 @@ export class EtcdStore implements Store {
     for (const event of events) {
       if (this.replicas.receive(event)) continue
       if (event.key === TURN && event.value) this.#letWrite(event.value.toString())
-      // Entries leave history, which changes nothing.
       const { key, value, revision } = event
+      // Entries leave history, which changes nothing.
+      if (value === undefined) this.#setAside.delete(key)
       if (value === undefined || !key.startsWith(LOG)) continue
       if (!this.#takeLogged({ key, value, revision }))
         throw new EtcdFailure('unreachable', `${key} cannot follow on revision ${this.#durable}`)
@@ -473,7 +483,7 @@ export class EtcdStore implements Store {
     if (this.#attempt) this.#withdraw(this.#attempt)
     const own = this.#uncertain.find(({ author }) => author === entry.author)
     const transactions = entry.transactions.map((logged, index) => this.#redo(logged, entry.first + index))
-    this.#publish(transactions, metaRevision)
+    this.#publish(transactions, metaRevision, entry.author)
     if (this.#turn && entry.author.startsWith(`${this.#turn.of}.`)) this.#turn.end()
     if (own) {
       this.#commits++
@@ -500,7 +510,8 @@ export class EtcdStore implements Store {
     return { ...committed, changes: [...committed.changes, ...changes] }
   }
 
-  #publish(transactions: readonly Committed[], metaRevision: number): void {
+  #publish(transactions: readonly Committed[], metaRevision: number, author: string): void {
+    this.#last = { key: logKey(transactions[0]!.revision), author }
     this.#durable = transactions.at(-1)!.revision
     this.#metaRevision = metaRevision
     this.#uncertain = []
@@ -545,7 +556,11 @@ export class EtcdStore implements Store {
    * @throws StoreReplaced
    */
   #checkMeta(item: KeyValue | undefined, known: number): { readonly item: KeyValue; readonly newest: number } {
-    if (item === undefined) throw new StoreReplaced(`the store is gone from etcd: ${RESTART}`)
+    if (item === undefined)
+      throw new StoreReplaced(
+        'the store is gone from etcd: this replica serves what it knows; restore a backup before it is restarted, or it ' +
+          'begins with an empty one',
+      )
     const meta = readMeta(item, this.#location)
     this.#checkSame(meta, known)
     return { item, newest: meta.revision }
@@ -553,11 +568,7 @@ export class EtcdStore implements Store {
 
   #checkSame({ epoch, revision }: Meta, known: number): void {
     if (epoch !== this.#epoch) throw this.#replacedBy(epoch)
-    if (revision < known)
-      throw new StoreReplaced(
-        `etcd is at revision ${revision} and has been at ${known}, as after restoring a backup: start one replica ` +
-          'with --new-epoch and restart the others',
-      )
+    if (revision < known) throw new StoreReplaced(goneBack(revision, known))
   }
 
   #replacedBy(epoch: string): StoreReplaced {
@@ -766,7 +777,7 @@ export class EtcdStore implements Store {
       this.#losses = 0
       this.#refused = undefined
       const transactions = attempt.drafts.map(({ draft }) => draft.committed!)
-      this.#publish(transactions, metaRevision)
+      this.#publish(transactions, metaRevision, attempt.author)
     }
     this.#settle(attempt)
     if (attempt.drafts.length > 0)
@@ -939,6 +950,24 @@ function* keysOf({ changes, leases }: Committed): Iterable<string> {
       if (kind === 'policy') yield `policy/${namespace}/${service}`
       else for (const id of ids) yield `${kind}/${namespace}/${service}/${id}`
   }
+}
+
+/** Whether the log goes another way since then: at the place of a commit that was there, there is another, or none. */
+function isReplaced(
+  last: { readonly key: string; readonly author: string },
+  there: KeyValue | undefined,
+  oldest: string | undefined,
+): boolean {
+  if (there) return authorOf(there.value) !== last.author
+  // What is older than all that is left may have left history.
+  return oldest !== undefined && oldest <= last.key
+}
+
+function goneBack(revision: number, known: number): string {
+  return (
+    `etcd is at revision ${revision} and is not what it was at ${known}, as after restoring a backup: stop all ` +
+    'replicas, start one with --new-epoch, then the others'
+  )
 }
 
 /** @param author empty for a commit that writes nothing, and so leaves no entry */
