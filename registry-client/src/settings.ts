@@ -305,12 +305,16 @@ function parseFlags(flagged: ReadonlyMap<string, Leaf>, argv: readonly string[],
     ),
   })
   const positionals: string[] = []
+  /** Of an unknown option: what follows is likely its value, which may be a secret and is not repeated. */
+  let unknownAt = NaN
   for (const token of tokens) {
-    if (token.kind === 'positional') positionals.push(token.value)
+    if (token.kind === 'positional' && token.index !== unknownAt + 1) positionals.push(token.value)
     if (token.kind !== 'option') continue
     const name = token.rawName === '-h' ? 'help' : token.name
-    if (!known.has(name)) problems.push({ path: token.rawName, message: `unknown option${suggest(name, known, '--')}` })
-    else if (isSwitch(name)) values.set(name, token.value ?? true)
+    if (!known.has(name)) {
+      problems.push({ path: token.rawName, message: `unknown option${suggest(name, known, '--')}` })
+      if (token.value === undefined) unknownAt = token.index
+    } else if (isSwitch(name)) values.set(name, token.value ?? true)
     else if (token.value === undefined) problems.push({ path: token.rawName, message: 'needs a value' })
     else values.set(name, token.value)
   }

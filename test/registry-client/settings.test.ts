@@ -151,6 +151,16 @@ describe('problems', () => {
     ])
   })
 
+  test('what follows an unknown option is not repeated: it may be a secret', () => {
+    const found = problems(() => load(['--pasword', 'hunter2', 'stray']))
+    assert.deepEqual(
+      found.filter((text) => /hunter2/.test(text)),
+      [],
+    )
+    assert.equal(found.length, 2)
+    assert.ok(found.includes('stray: unexpected argument; settings are flags'))
+  })
+
   test('a file names its places as it is nested', () => {
     assert.deepEqual(
       problems(() => load([], {}, 'listeners: { outbound: { port: "0x10" } }')),
