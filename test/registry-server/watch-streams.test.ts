@@ -87,6 +87,7 @@ test('server-sent events bring a snapshot, then each change, readable by any cli
   assert.equal(response.statusCode, 200)
   assert.equal(response.headers['content-type'], 'text/event-stream; charset=utf-8')
   assert.match(response.headers['holdfast-cursor'] as string, /:1$/)
+  assert.equal(response.headers['holdfast-age'], '0')
   const first = await events.next()
   assert.equal(first.event === 'snapshot' && first.frame.view.nodes.size, 1)
   assert.equal(first.id, undefined)

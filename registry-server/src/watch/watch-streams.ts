@@ -80,6 +80,7 @@ export class WatchStreams {
         detail: 'a stream cannot begin before the requests before it are answered',
       })
     const hub = this.#admit()
+    const ageSeconds = Math.floor(this.#options.lifecycle.parts!.store.status().ageMs / 1000)
     const { socket } = request
     socket.write(
       'HTTP/1.1 200 OK\r\n' +
@@ -87,6 +88,7 @@ export class WatchStreams {
         'cache-control: no-store, no-transform\r\n' +
         'x-accel-buffering: no\r\n' +
         `holdfast-cursor: ${hub.cursorText}\r\n` +
+        `holdfast-age: ${ageSeconds}\r\n` +
         'connection: close\r\n\r\n',
     )
     const subscriber = this.#carry(hub, new SseSink(socket, hub, this.#options.random), socket)

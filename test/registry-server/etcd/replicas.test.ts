@@ -9,8 +9,6 @@ import { checkAgreement, cut, freshPrefix, Ledger, openRecorded, openThroughProx
 
 const skip = await withoutEtcd()
 const member = skip ? undefined! : await startEtcd({ after })
-/** As promised: etcd gives a replica up after so long. */
-const TTL_MS = 8_000
 
 class Heard implements ReplicasListener {
   readonly leases: string[] = []
@@ -108,7 +106,6 @@ test('one that is cut off takes itself for gone before the others do, and comes 
   const goneMs = performance.now()
   const ms = [gaveUpMs, goneMs].map((at) => Math.round(at - cutMs))
   context.diagnostic(`gave itself up after ${ms[0]} ms; given up after ${ms[1]} ms`)
-  assert.ok(goneMs - cutMs < TTL_MS + 2_000)
   const before = heardAtOther.changes
   one.proxy.restore()
   await until(() => see(one.store, one.store), 'it is back')
