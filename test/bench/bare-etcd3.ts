@@ -1,14 +1,17 @@
 /**
- * etcd3 alone, as a program would use it without a registry: `put ENDPOINT CONCURRENCY SECONDS BYTES`, or
- * `watch ENDPOINT KEY WATCHERS CHANGES`. Prints one line of JSON.
+ * etcd3 alone, as a program would use it without a registry: `put ENDPOINT CONCURRENCY SECONDS BYTES` prints one line
+ * of JSON; `watch ENDPOINT KEY WATCHERS` prints `ready`, and for each line on its input makes a change and prints how
+ * long each watcher took to hear of it, in ms from the acknowledgement on.
  */
 
-import { Etcd3, type Watcher } from 'etcd3'
+import { createInterface } from 'node:readline'
+import { Etcd3 } from 'etcd3'
+import { quantile } from './table.ts'
 
 const [mode, endpoint, ...rest] = process.argv.slice(2)
 const hosts = `http://${endpoint}`
 
-async function put(concurrency: number, seconds: number, bytes: number): Promise<object> {
+async function put(concurrency: number, seconds: number, bytes: number): Promise<void> {
   const client = new Etcd3({ hosts })
   const value = 'x'.repeat(bytes)
   const timesMs: number[] = []
@@ -29,56 +32,43 @@ async function put(concurrency: number, seconds: number, bytes: number): Promise
   await run(startMs + seconds * 1000, true)
   const took = (performance.now() - startMs) / 1000
   client.close()
-  timesMs.sort((a, b) => a - b)
-  return { perSecond: timesMs.length / took, p50Ms: at(timesMs, 0.5), p99Ms: at(timesMs, 0.99) }
+  const perSecond = timesMs.length / took
+  console.log(JSON.stringify({ perSecond, p50Ms: quantile(timesMs, 0.5), p99Ms: quantile(timesMs, 0.99) }))
 }
 
 /** Each watcher has a connection of its own, as each sidecar would. */
-async function watch(key: string, watchers: number, changes: number): Promise<object> {
+async function watch(key: string, watchers: number): Promise<void> {
   // Without it gRPC shares one connection among all clients of a process.
   const grpcOptions = { 'grpc.use_local_subchannel_pool': 1 }
-  const open: { client: Etcd3; watcher: Watcher }[] = []
   let due = 0
   let arrived: (() => void) | undefined
   let timesMs: number[] = []
   for (let done = 0; done < watchers; done += 50)
-    open.push(
-      ...(await Promise.all(
-        Array.from({ length: Math.min(50, watchers - done) }, async () => {
-          const client = new Etcd3({ hosts, grpcOptions })
-          const watcher = await client.watch().key(key).create()
-          watcher.on('put', () => {
-            timesMs.push(performance.now())
-            if (--due === 0) arrived?.()
-          })
-          return { client, watcher }
-        }),
-      )),
+    await Promise.all(
+      Array.from({ length: Math.min(50, watchers - done) }, async () => {
+        const watcher = await new Etcd3({ hosts, grpcOptions }).watch().key(key).create()
+        watcher.on('put', () => {
+          timesMs.push(performance.now())
+          if (--due === 0) arrived?.()
+        })
+      }),
     )
   const writer = new Etcd3({ hosts })
-  const latencies: number[] = []
-  for (let count = 0; count < changes + 5; count++) {
+  let count = 0
+  const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]()
+  console.log('ready')
+  while (!(await lines.next()).done) {
     due = watchers
     timesMs = []
     const all = new Promise<void>((resolve) => (arrived = resolve))
-    await writer.put(key).value(`change ${count}`)
+    await writer.put(key).value(`change ${++count}`)
     const ackedMs = performance.now()
     await all
-    if (count >= 5) for (const ms of timesMs) latencies.push(ms - ackedMs)
-    await new Promise((resolve) => setTimeout(resolve, 20))
+    console.log(JSON.stringify(timesMs.map((ms) => ms - ackedMs)))
   }
-  latencies.sort((a, b) => a - b)
-  return { p50Ms: at(latencies, 0.5), p99Ms: at(latencies, 0.99) }
-}
-
-function at(sorted: readonly number[], share: number): number {
-  return sorted[Math.floor(sorted.length * share)] ?? NaN
 }
 
 const [first = '', second = '', third = ''] = rest
-const result =
-  mode === 'put'
-    ? await put(Number(first), Number(second), Number(third))
-    : await watch(first, Number(second), Number(third))
-console.log(JSON.stringify(result))
+if (mode === 'put') await put(Number(first), Number(second), Number(third))
+else await watch(first, Number(second))
 process.exit(0)

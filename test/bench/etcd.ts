@@ -4,9 +4,10 @@ import { execFile } from 'node:child_process'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import { WebSocket } from 'ws'
+import type { WebSocket } from 'ws'
 import { startEtcd, withoutEtcd, type Member } from '../support/etcd.ts'
-import { load, request, type LoadResult } from './http-load.ts'
+import { KeptConnection, load, request, type LoadResult } from './http-load.ts'
+import { propagation, subscribe } from './propagation.ts'
 import { cpuOf, memoryOf, serve, type Server } from './servers.ts'
 import { median, print, ratio } from './table.ts'
 
@@ -15,8 +16,10 @@ const CONCURRENCY = 64
 const SECONDS = 5
 const BATCH = 100
 const NODES = 100_000
-const CHANGES = 300
-const COST_CHANGES = 500
+/** Of each setting in turn, and one change each so many ms: the largest of them takes less. */
+const COST_ROUNDS = 12
+const COST_ROUND = 20
+const COST_PACE_MS = 150
 
 const run = promisify(execFile)
 let serial = 0
@@ -92,77 +95,6 @@ async function writes(etcd: Member): Promise<void> {
   )
 }
 
-/** From the acknowledgement on one replica to the subscribers of another. */
-async function propagation(etcd: Member): Promise<void> {
-  const rows: (string | number)[][] = []
-  const prefix = freshPrefix()
-  const writer = await replica(etcd, prefix)
-  const reader = await replica(etcd, prefix)
-  let weight = 0
-  const change = () =>
-    request('PUT', '/v1/services/stock/nodes/one', { host: '10.0.0.1', port: 1, weight: (weight = (weight + 1) % 900) })
-  await load(writer.port, { connections: 1, requests: 1, next: change })
-  for (const count of [1, 100, 2_000]) {
-    let due = 0
-    let arrived: (() => void) | undefined
-    let timesMs: number[] = []
-    const sockets = await subscribe(reader.port, 'stock', count, () => {
-      timesMs.push(performance.now())
-      if (--due === 0) arrived?.()
-    })
-    const latencies: number[] = []
-    for (let round = 0; round < CHANGES + 5; round++) {
-      due = count
-      timesMs = []
-      const all = new Promise<void>((resolve) => (arrived = resolve))
-      await load(writer.port, { connections: 1, requests: 1, next: change })
-      const ackedMs = performance.now()
-      await all
-      if (round >= 5) for (const ms of timesMs) latencies.push(ms - ackedMs)
-      await new Promise((resolve) => setTimeout(resolve, 20))
-    }
-    for (const socket of sockets) socket.terminate()
-    latencies.sort((a, b) => a - b)
-    const at = (share: number) => latencies[Math.floor(latencies.length * share)]!
-    const alone = await bare('watch', etcd.endpoint, `bare/key-${count}`, count, CHANGES)
-    rows.push(
-      [`registry, ${count.toLocaleString('en')} subscribers of another replica`, at(0.5), at(0.99)],
-      [`etcd3 alone, ${count.toLocaleString('en')} watches`, alone.p50Ms!, alone.p99Ms!],
-    )
-  }
-  await writer.stop()
-  await reader.stop()
-  print(
-    'from an acknowledged write to those who follow it (below zero: they had it before the author had the answer)',
-    ['', 'p50 ms', 'p99 ms'],
-    rows,
-  )
-}
-
-/** WebSockets that follow one service, each past its first snapshot. */
-async function subscribe(port: number, service: string, count: number, changed: () => void): Promise<WebSocket[]> {
-  const sockets: WebSocket[] = []
-  for (let done = 0; done < count; done += 100)
-    sockets.push(
-      ...(await Promise.all(
-        Array.from(
-          { length: Math.min(100, count - done) },
-          () =>
-            new Promise<WebSocket>((resolve, reject) => {
-              const socket = new WebSocket(`ws://127.0.0.1:${port}/v1/watch?service=${service}`)
-              socket.once('error', reject)
-              socket.on('message', (data: Buffer) => {
-                const { event } = JSON.parse(data.toString()) as { event: string }
-                if (event === 'snapshot') resolve(socket)
-                else if (event === 'change') changed()
-              })
-            }),
-        ),
-      )),
-    )
-  return sockets
-}
-
 /** A replica that comes up on a store of a hundred thousand nodes. */
 async function starts(etcd: Member): Promise<void> {
   const prefix = freshPrefix()
@@ -195,42 +127,59 @@ async function starts(etcd: Member): Promise<void> {
   )
 }
 
-/** What subscribers cost etcd, for the same changes. */
+/** What subscribers cost etcd, for the same changes at the same pace: what etcd does at once it does for less. */
 async function cost(etcd: Member): Promise<void> {
-  const rows: (string | number)[][] = []
-  const prefix = freshPrefix()
-  const server = await replica(etcd, prefix)
   let weight = 0
   const change = () =>
     request('PUT', '/v1/services/stock/nodes/one', { host: '10.0.0.1', port: 1, weight: (weight = (weight + 1) % 900) })
-  await load(server.port, { connections: 1, requests: 1, next: change })
-  for (const count of [10, 1_000, 5_000]) {
-    const sockets = await subscribe(server.port, 'stock', count, () => {})
-    const idle = cpuOf(etcd.pid)
-    await new Promise((resolve) => setTimeout(resolve, 3_000))
-    const idlePerSecond = (cpuOf(etcd.pid) - idle) / 3
-    const before = await etcd.gateway.metrics()
-    const cpu = cpuOf(etcd.pid)
-    const startMs = performance.now()
-    await load(server.port, { connections: 1, requests: COST_CHANGES, next: change })
-    const seconds = (performance.now() - startMs) / 1000
-    const after = await etcd.gateway.metrics()
-    const used = cpuOf(etcd.pid) - cpu - idlePerSecond * seconds
+  const settings = await Promise.all(
+    [10, 1_000, 5_000].map(async (count) => {
+      const server = await replica(etcd, freshPrefix())
+      const connection = await KeptConnection.open(server.port)
+      await connection.ask(change())
+      return { count, server, connection, sockets: [] as WebSocket[], cpu: 0, bytes: 0 }
+    }),
+  )
+  const watches = (await etcd.gateway.metrics()).sum('etcd_debugging_mvcc_watcher_total')
+  for (const setting of settings)
+    setting.sockets = await subscribe(setting.server.port, 'stock', setting.count, () => {})
+  const rows: (string | number)[][] = []
+  const more = (await etcd.gateway.metrics()).sum('etcd_debugging_mvcc_watcher_total') - watches
+  const idle = await meter(etcd, () => new Promise((resolve) => setTimeout(resolve, COST_ROUND * COST_PACE_MS)))
+  for (let round = 0; round < COST_ROUNDS; round++)
+    for (const setting of settings) {
+      const used = await meter(etcd, async () => {
+        for (let index = 0; index < COST_ROUND; index++) {
+          const pace = new Promise((resolve) => setTimeout(resolve, COST_PACE_MS))
+          await setting.connection.ask(change())
+          await pace
+        }
+      })
+      setting.cpu += used.cpu - idle.cpu
+      setting.bytes += used.bytes - idle.bytes
+    }
+  for (const { count, server, connection, sockets, cpu, bytes } of settings) {
+    connection.close()
     for (const socket of sockets) socket.terminate()
-    const sent = 'etcd_network_client_grpc_sent_bytes_total'
-    rows.push([
-      `${count.toLocaleString('en')} subscribers`,
-      after.sum('etcd_debugging_mvcc_watcher_total'),
-      Math.round((after.sum(sent) - before.sum(sent)) / COST_CHANGES),
-      (used * 1e6) / COST_CHANGES,
-    ])
+    await server.stop()
+    const changes = COST_ROUNDS * COST_ROUND
+    rows.push([`${count.toLocaleString('en')} subscribers`, Math.round(bytes / changes), (cpu * 1e6) / changes])
   }
-  await server.stop()
   print(
-    'what subscribers of a replica cost etcd (aim: the same for all)',
-    ['', 'watches', 'bytes sent a change', 'CPU µs a change, idle time taken off'],
+    `what subscribers cost etcd (aim: the same for all): ${more} watches more for all of them together`,
+    ['', 'bytes sent a change', 'CPU µs a change, idle time taken off'],
     rows,
   )
+}
+
+/** What etcd used of its CPU, in seconds, and sent while something ran. */
+async function meter(etcd: Member, run: () => Promise<unknown>): Promise<{ cpu: number; bytes: number }> {
+  const sent = async () => (await etcd.gateway.metrics()).sum('etcd_network_client_grpc_sent_bytes_total')
+  const bytes = await sent()
+  const cpu = cpuOf(etcd.pid)
+  await run()
+  const usedCpu = cpuOf(etcd.pid) - cpu
+  return { cpu: usedCpu, bytes: (await sent()) - bytes }
 }
 
 export async function etcd(): Promise<void> {
@@ -240,7 +189,8 @@ export async function etcd(): Promise<void> {
   try {
     const member = await startEtcd({ after: (end) => void ended.push(end) })
     await writes(member)
-    await propagation(member)
+    const prefix = freshPrefix()
+    await propagation(member, () => replica(member, prefix))
     await starts(member)
     await cost(member)
   } finally {

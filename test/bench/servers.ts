@@ -2,7 +2,7 @@
 
 import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
@@ -103,8 +103,8 @@ export function memoryOf(pid: number): { own: number; all: number } {
   return { own: kib('RssAnon') * 1024, all: kib('VmRSS') * 1024 }
 }
 
-/** CPU seconds that a process has used. */
+/** CPU seconds that a process has used, of all its threads that live; finer than the ticks of `/proc/PID/stat`. */
 export function cpuOf(pid: number): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]!.split(' ')
-  return (Number(fields[11]) + Number(fields[12])) / 100
+  const runNs = (thread: string) => Number(readFileSync(`/proc/${pid}/task/${thread}/schedstat`, 'utf8').split(' ')[0])
+  return readdirSync(`/proc/${pid}/task`).reduce((sum, thread) => sum + runNs(thread), 0) / 1e9
 }

@@ -16,8 +16,13 @@ export function round(value: number): string {
 }
 
 export function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b)
-  return sorted[Math.floor(sorted.length / 2)] ?? NaN
+  return quantile(values, 0.5)
+}
+
+/** @param share of the values that are smaller, below 1 */
+export function quantile(values: readonly number[], share: number): number {
+  const sorted = Float64Array.from(values).sort()
+  return sorted[Math.floor(sorted.length * share)] ?? NaN
 }
 
 export function ratio(value: number, against: number): string {
