@@ -30,17 +30,17 @@ export interface SessionFollower {
   receive(events: readonly FeedEvent[]): void
   /** @returns whether everything is known that anyone was acknowledged before the call */
   check(connection: EtcdConnection): Promise<boolean>
-  /** What has to be done before anything is written. */
-  opening(connection: EtcdConnection): Promise<void>
-  opened(): void
-  /** The connection must not be used any more. May be called again. */
-  lost(): void
 }
 
 export interface EtcdSessionOptions {
   readonly endpoints: readonly string[]
   readonly connect: (endpoint: string) => EtcdConnection
   readonly follower: SessionFollower
+  /** What has to be done before anything is written. */
+  readonly opening: (connection: EtcdConnection) => Promise<void>
+  readonly opened: () => void
+  /** The connection must not be used any more. May be called again. */
+  readonly disconnected: () => void
   readonly clock: Clock
   readonly random: Random
   readonly log: Log
@@ -150,7 +150,7 @@ export class EtcdSession {
       } finally {
         this.#fail = () => {}
         this.#connection = undefined
-        this.#options.follower.lost()
+        this.#options.disconnected()
         connection?.close()
       }
       await sleep(clock, backoff.next(), this.#closed.signal)
@@ -163,11 +163,11 @@ export class EtcdSession {
     else this.#lost = { sinceMs: this.#options.clock.now(), reason }
     if (this.#connection === undefined) return
     this.#connection = undefined
-    this.#options.follower.lost()
+    this.#options.disconnected()
   }
 
   async #live(connection: EtcdConnection, firstAnswerMs: number | undefined, opened: () => void): Promise<void> {
-    const { follower, clock } = this.#options
+    const { follower, opening, clock } = this.#options
     let end: (failure: Error) => void = () => {}
     const ended = new Promise<never>((_, reject) => (end = reject))
     // It may come before anyone waits for it.
@@ -188,11 +188,11 @@ export class EtcdSession {
       }),
       ended,
     ])
-    await Promise.race([follower.opening(connection), ended])
+    await Promise.race([opening(connection), ended])
     this.#connection = connection
     this.#currentMs = askedMs
     opened()
-    follower.opened()
+    this.#options.opened()
     void this.#beat(connection, end)
     await ended
   }
