@@ -10,8 +10,12 @@ import { startRegistry, type AnyDocument, type TestRegistry } from './support.ts
 
 interface Response {
   readonly description: string
+  readonly headers?: Record<string, { schema: object }>
   readonly content?: Record<string, { schema: object }>
 }
+
+/** Of HTTP itself, or of how Node sends it: not for the document to say. */
+const PLAIN_HEADERS = ['connection', 'content-length', 'content-type', 'date', 'keep-alive', 'transfer-encoding']
 
 interface Operation {
   readonly parameters?: readonly { name: string; in: string; required?: boolean; schema: object }[]
@@ -192,6 +196,13 @@ test('every documented route answers valid and invalid calls as documented, and 
     const where = `${name} -> ${answer.status} ${answer.text.slice(0, 300)}`
     const response = responseOf(operation, answer.status)
     assert.ok(response, `${where} is not documented`)
+    for (const [header, value] of answer.headers) {
+      if (PLAIN_HEADERS.includes(header)) continue
+      const documented = response.headers?.[header]
+      assert.ok(documented, `${where}: ${header} is not documented`)
+      const meant = (documented.schema as { type: string }).type === 'integer' ? Number(value) : value
+      assert.ok(ajv.validate(documented.schema, meant), `${where}: ${header} ${value}: ${ajv.errorsText()}`)
+    }
     const type = answer.headers.get('content-type')?.split(';')[0]
     if (response.content === undefined) return assert.equal(answer.text, '', where)
     assert.ok(type !== undefined && type in response.content, `${where}: ${type}`)

@@ -17,7 +17,7 @@ import { problemAnswer, rawAnswer, Refusal, refusalOf } from './problems.ts'
 import { overrideRoutes } from './override-routes.ts'
 import { checkHost, targetOf } from './request-head.ts'
 import { leaseRoutes, nodeRoutes } from './registration-routes.ts'
-import { problems, queries } from './schemas.ts'
+import { content, problems, queries } from './schemas.ts'
 import { policyRoutes, serviceRoutes } from './service-routes.ts'
 import { version } from '../version.ts'
 import type { WatchStreams } from '../watch/watch-streams.ts'
@@ -187,10 +187,7 @@ function watchRoute(app: FastifyInstance, streams: WatchStreams): void {
           'behind, the `age` of what the registry knows.',
         querystring: { ...queries.watch, required: ['service'] },
         response: {
-          200: {
-            description: 'The stream, which does not end',
-            content: { 'text/event-stream': { schema: { type: 'string' } } },
-          },
+          200: content('The stream, which does not end', 'text/event-stream', { type: 'string' }),
           ...problems,
         },
       },

@@ -8,7 +8,7 @@ import type { Metrics } from '../metrics.ts'
 import { pageOf, type PageQuery } from './paging.ts'
 import type { Lifecycle, RegistryParts } from '../parts.ts'
 import { invalid, Refusal } from './problems.ts'
-import { answers, json, problems, queries } from './schemas.ts'
+import { answers, content, json, problems, queries } from './schemas.ts'
 import type { Subscriber } from '../watch/subscriber.ts'
 import { version } from '../version.ts'
 
@@ -124,7 +124,7 @@ export function operatorRoutes(app: FastifyInstance, options: OperatorRoutesOpti
         summary: 'Metrics for Prometheus',
         querystring: queries.none,
         response: {
-          200: { description: 'The metrics', content: { 'text/plain': { schema: { type: 'string' } } } },
+          200: content('The metrics', 'text/plain', { type: 'string' }),
           ...problems,
         },
       },
@@ -139,7 +139,7 @@ export function operatorRoutes(app: FastifyInstance, options: OperatorRoutesOpti
         summary: 'The JSON Schema of a policy',
         querystring: queries.none,
         response: {
-          200: { description: 'The schema', content: { 'application/schema+json': { schema: { type: 'object' } } } },
+          200: content('The schema', 'application/schema+json', { type: 'object' }),
           ...problems,
         },
       },

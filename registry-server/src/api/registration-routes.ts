@@ -16,7 +16,7 @@ import {
   type OverridePatch,
 } from '../registration.ts'
 import { namespaceOf, refOf, tagged, viewOf, type Namespaced, type NodeParams } from './routing.ts'
-import { answers, bodies, empty, json, params, problems, queries } from './schemas.ts'
+import { answers, bodies, empty, json, params, problems, queries, reads } from './schemas.ts'
 
 type NodeBody = Omit<NodeSpec, 'ttlMs'> & { readonly ttl?: string }
 
@@ -153,7 +153,7 @@ export function nodeRoutes(app: FastifyInstance, parts: () => RegistryParts, max
         summary: 'One node',
         params: params.node,
         querystring: queries.namespace,
-        response: { 200: json('The node', answers.node), 304: empty('Not modified'), ...problems },
+        response: { ...reads('The node', answers.node), ...problems },
       },
     },
     async (request, reply) => {

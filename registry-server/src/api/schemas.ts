@@ -409,13 +409,35 @@ const problem = object(
   ['type', 'title', 'status', 'code'],
 )
 
-export const json = (description: string, schema: Schema): Schema => ({
+/** Of every answer, once the registry has loaded. */
+const headers: Readonly<Record<string, Schema>> = {
+  'holdfast-cursor': { ...cursor, description: 'The newest place of the store.' },
+  'holdfast-age': { type: 'integer', minimum: 0, description: 'Seconds for which the state may have been overtaken.' },
+}
+const etag: Schema = { type: 'string', description: 'The cursor of what was read, in quotes; for `If-None-Match`.' }
+
+/** An answer of another type than JSON. */
+export const content = (description: string, type: string, schema: Schema): Schema => ({
   description,
-  headers: { 'holdfast-cursor': { ...cursor, description: 'The newest place of the store.' } },
-  content: { 'application/json': { schema } },
+  headers,
+  content: { [type]: { schema } },
 })
-export const empty = (description: string): Schema => ({ description, type: 'null' })
+export const json = (description: string, schema: Schema): Schema => content(description, 'application/json', schema)
+export const empty = (description: string): Schema => ({ description, headers, type: 'null' })
+/** What a read answers: it, or that the client has it. */
+export const reads = (description: string, schema: Schema): Readonly<Record<number, Schema>> => ({
+  200: { ...json(description, schema), headers: { ...headers, etag } },
+  304: { ...empty('Not modified'), headers: { ...headers, etag } },
+})
+const refusal = (description: string, more: Readonly<Record<string, Schema>>): Schema => ({
+  ...content(description, 'application/problem+json', problem),
+  headers: {
+    ...headers,
+    'retry-after': { type: 'integer', minimum: 0, description: 'Seconds to wait; with 429 and 503.' },
+    ...more,
+  },
+})
 export const problems: Schema = {
-  '4xx': { description: 'Refused', content: { 'application/problem+json': { schema: problem } } },
-  '5xx': { description: 'Not possible now', content: { 'application/problem+json': { schema: problem } } },
+  '4xx': refusal('Refused', { allow: { type: 'string', description: 'The methods of this path; with 405.' } }),
+  '5xx': refusal('Not possible now', {}),
 }

@@ -19,7 +19,7 @@ import { invalid, Refusal } from './problems.ts'
 import { deepFreeze } from '../store/records.ts'
 import { operator } from '../registration.ts'
 import { cursorsOf, namespaceOf, tagged, viewOf, type Namespaced, type ServiceParams } from './routing.ts'
-import { answers, bodies, empty, json, params, problems, queries } from './schemas.ts'
+import { answers, bodies, empty, json, params, problems, queries, reads } from './schemas.ts'
 import type { HistoryPlace, ServiceView } from '../watch/service-view.ts'
 
 /** A longer wait outlives what proxies in between allow a silent connection. */
@@ -41,7 +41,7 @@ export function serviceRoutes(app: FastifyInstance, parts: () => RegistryParts):
         tags,
         summary: 'The services, with their nodes counted by status',
         querystring: queries.services,
-        response: { 200: json('The services', answers.services), 304: empty('Not modified'), ...problems },
+        response: { ...reads('The services', answers.services), ...problems },
       },
     },
     async (request, reply) => {
@@ -72,7 +72,7 @@ export function serviceRoutes(app: FastifyInstance, parts: () => RegistryParts):
         description: 'Also filtered by labels: `?label.version=v2`.',
         params: params.service,
         querystring: queries.view,
-        response: { 200: json('The view', answers.view), 304: empty('Not modified'), ...problems },
+        response: { ...reads('The view', answers.view), ...problems },
       },
     },
     async (request, reply) => {
@@ -94,7 +94,7 @@ export function serviceRoutes(app: FastifyInstance, parts: () => RegistryParts):
         summary: 'What changed lately, why, and by whom; the newest first',
         params: params.service,
         querystring: queries.history,
-        response: { 200: json('The changes', answers.history), 304: empty('Not modified'), ...problems },
+        response: { ...reads('The changes', answers.history), ...problems },
       },
     },
     async (request, reply) => {
@@ -164,7 +164,7 @@ export function policyRoutes(app: FastifyInstance, parts: () => RegistryParts): 
         summary: 'The policy of a service',
         params: params.service,
         querystring: queries.namespace,
-        response: { 200: json('The policy', answers.policy), 304: empty('Not modified'), ...problems },
+        response: { ...reads('The policy', answers.policy), ...problems },
       },
     },
     async (request, reply) => {
