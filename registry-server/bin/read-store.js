@@ -1,24 +1,11 @@
 // Writes every record of a store to standard output, as of one moment, while a registry may be writing: the length of the
-// key (2 bytes) and of the value (4), the key, the value. Changes nothing. Plain JavaScript, since it runs without a loader.
+// key (2 bytes) and of the value (4), the key, the value. Changes nothing.
 // Status 0: all of it. 3: not, with the reason on standard error. A signal: so damaged that lmdb itself fails.
-import { statSync } from 'node:fs'
-import { join } from 'node:path'
-import { open } from 'lmdb'
+import { nameOf, withStore } from './with-store.js'
 
 const CHUNK_BYTES = 1_048_576
 
-const [location] = process.argv.slice(2)
-try {
-  if (statSync(join(location, 'data.mdb')).size === 0) throw new Error('data.mdb is empty')
-  const root = open({
-    path: location,
-    noSubdir: false,
-    encoding: 'binary',
-    keyEncoding: 'binary',
-    overlappingSync: false,
-    eventTurnBatching: false,
-    readOnly: true,
-  })
+await withStore({ readOnly: true }, async (root) => {
   // One for the whole walk. It ends soon whoever reads us: while a moment is held, the registry's file grows with every
   // write.
   const transaction = root.useReadTransaction()
@@ -31,8 +18,7 @@ try {
     chunk.push(lengths, Buffer.from(key), Buffer.from(value))
     size += lengths.length + key.length + value.length
     // By its key too: a page that leads there may be damaged where a walk from record to record does not look.
-    if (!root.doesExist(key, undefined, { transaction }))
-      throw new Error(`record ${JSON.stringify(key.toString('latin1').slice(0, 200))} is not found by its key`)
+    if (!root.doesExist(key, undefined, { transaction })) throw new Error(`${nameOf(key)} is not found by its key`)
     if (size < CHUNK_BYTES) continue
     await written(Buffer.concat(chunk))
     chunk = []
@@ -40,11 +26,7 @@ try {
   }
   transaction.done()
   await written(Buffer.concat(chunk))
-  await root.close()
-} catch (error) {
-  process.stderr.write(`${error.message}\n`)
-  process.exit(3)
-}
+})
 
 function written(bytes) {
   return new Promise((resolve, reject) => process.stdout.write(bytes, (error) => (error ? reject(error) : resolve())))
