@@ -1,7 +1,8 @@
 /** One replica's connection to etcd fails in every way there is, and neither it nor the others lose anything. */
 
 import assert from 'node:assert/strict'
-import { after, test } from 'node:test'
+import { after, test, type TestContext } from 'node:test'
+import type { EtcdStoreOptions } from '../../../registry-server/src/store/etcd/etcd-store.ts'
 import { decodeMeta } from '../../../registry-server/src/store/etcd/layout.ts'
 import { StoreUnavailable, type Transaction } from '../../../registry-server/src/store/store.ts'
 import { node } from '../../store.contract.ts'
@@ -26,11 +27,47 @@ async function revisionIn(prefix: string): Promise<number> {
   return decodeMeta(Buffer.from((await member.gateway.get(`${prefix}meta`))!)).revision
 }
 
-test('cut before a backlog has arrived, it misses nothing and hears nothing twice', { skip }, async (context) => {
+/** One whose connection fails, and one whose connection does not. */
+async function openPair(context: TestContext, options: Partial<EtcdStoreOptions> = {}) {
   const prefix = freshPrefix()
-  const one = await openThroughProxy(context, member, prefix)
+  const one = await openThroughProxy(context, member, prefix, options)
+  const other = await openRecorded(context, [member.endpoint], prefix, options)
+  const ledger = new Ledger()
+  const agree = () => checkAgreement({ followers: [one, other], ledgers: [ledger], ...where(prefix), options })
+  return { prefix, one, other, ledger, agree }
+}
+
+/** One that goes on through a second connection when the first fails, and one whose connection does not. */
+async function openWithSpare(context: TestContext) {
+  const prefix = freshPrefix()
+  const [first, second] = [await openProxy(context, member), await openProxy(context, member)]
+  // It begins with the first of the list.
+  const one = await openRecorded(context, [first.endpoint, second.endpoint], prefix, { random: () => 0 })
   const other = await openRecorded(context, [member.endpoint], prefix)
   const ledger = new Ledger()
+  const agree = () => checkAgreement({ followers: [one, other], ledgers: [ledger], ...where(prefix) })
+  return { prefix, one, first, other, ledger, agree }
+}
+
+/** One that never rests, and one far away: whatever it compares with, the other was faster. */
+async function openNearAndFar(context: TestContext) {
+  const prefix = freshPrefix()
+  const near = await openRecorded(context, [member.endpoint], prefix)
+  const far = await openThroughProxy(context, member, prefix)
+  far.proxy.delay(15)
+  const ledger = new Ledger()
+  const stop = ledger.writeOn(context, near.store, 1)
+  await until(() => ledger.acknowledged.size > 20, 'it writes')
+  const agree = async (...ledgers: readonly Ledger[]) => {
+    await stop()
+    far.proxy.delay(0)
+    await checkAgreement({ followers: [near, far], ledgers: [ledger, ...ledgers], ...where(prefix) })
+  }
+  return { near, far, agree }
+}
+
+test('cut before a backlog has arrived, it misses nothing and hears nothing twice', { skip }, async (context) => {
+  const { one, other, ledger, agree } = await openPair(context)
   one.proxy.hold('down')
   for (let count = 0; count < 100; count++) await ledger.write(other.store)
   await one.proxy.waitForHeld('down', 1_000)
@@ -39,14 +76,11 @@ test('cut before a backlog has arrived, it misses nothing and hears nothing twic
   await until(() => one.recorder.revision === 100, 'it has followed')
   assert.equal(one.recorder.loads, 1)
   await ledger.write(one.store)
-  await checkAgreement({ followers: [one, other], ledgers: [ledger], ...where(prefix) })
+  await agree()
 })
 
 test('cut again while it catches up, it misses nothing and hears nothing twice', { skip }, async (context) => {
-  const prefix = freshPrefix()
-  const one = await openThroughProxy(context, member, prefix)
-  const other = await openRecorded(context, [member.endpoint], prefix)
-  const ledger = new Ledger()
+  const { one, other, ledger, agree } = await openPair(context)
   await cut(one.proxy)
   for (let count = 0; count < 300; count++) await ledger.write(other.store)
   one.proxy.delay(100, 'down')
@@ -59,14 +93,11 @@ test('cut again while it catches up, it misses nothing and hears nothing twice',
   one.proxy.restore()
   await until(() => one.recorder.revision === 300, 'it has followed')
   assert.equal(one.recorder.loads, 1)
-  await checkAgreement({ followers: [one, other], ledgers: [ledger], ...where(prefix) })
+  await agree()
 })
 
 test('etcd forgets its past while it is cut off, and it misses nothing', { skip }, async (context) => {
-  const prefix = freshPrefix()
-  const one = await openThroughProxy(context, member, prefix)
-  const other = await openRecorded(context, [member.endpoint], prefix)
-  const ledger = new Ledger()
+  const { one, other, ledger, agree } = await openPair(context)
   await cut(one.proxy)
   for (let count = 0; count < 50; count++) await ledger.write(other.store)
   await member.gateway.compact(await member.gateway.revision())
@@ -74,18 +105,14 @@ test('etcd forgets its past while it is cut off, and it misses nothing', { skip 
   await until(() => one.recorder.revision === 50, 'it has followed')
   assert.equal(one.recorder.loads, 1)
   assert.equal(one.recorder.seen.length, 50)
-  await checkAgreement({ followers: [one, other], ledgers: [ledger], ...where(prefix) })
+  await agree()
 })
 
 test(
   'cut off for longer than history reaches back, it is loaded anew and goes on from there',
   { skip },
   async (context) => {
-    const prefix = freshPrefix()
-    const options = { historyRevisions: 10 }
-    const one = await openThroughProxy(context, member, prefix, options)
-    const other = await openRecorded(context, [member.endpoint], prefix, options)
-    const ledger = new Ledger()
+    const { one, other, ledger, agree } = await openPair(context, { historyRevisions: 10 })
     for (let count = 0; count < 5; count++) await ledger.write(one.store)
     await cut(one.proxy)
     for (let count = 0; count < 40; count++) await ledger.write(other.store)
@@ -93,7 +120,7 @@ test(
     await until(() => one.recorder.loads === 2, 'it is loaded')
     assert.equal(one.recorder.revision, 45)
     for (let count = 0; count < 5; count++) await ledger.write(count % 2 ? one.store : other.store)
-    await checkAgreement({ followers: [one, other], ledgers: [ledger], ...where(prefix), options })
+    await agree()
   },
 )
 
@@ -101,11 +128,7 @@ test(
   'its log gone with the answer, a commit is not tried again: nobody knows whether it happened',
   { skip },
   async (context) => {
-    const prefix = freshPrefix()
-    const options = { historyRevisions: 10 }
-    const one = await openThroughProxy(context, member, prefix, options)
-    const other = await openRecorded(context, [member.endpoint], prefix, options)
-    const ledger = new Ledger()
+    const { prefix, one, other, ledger, agree } = await openPair(context, { historyRevisions: 10 })
     one.proxy.hold('down')
     const lost = one.store.transact((tx) => {
       tx.putNode(ref('a'), { node: node('a') }, { cause: 'registered', by: 'lost' })
@@ -125,15 +148,12 @@ test(
     )
     assert.equal(by.filter((name) => name === 'lost').length, 1)
     assert.equal(one.recorder.loads, 2)
-    await checkAgreement({ followers: [one, other], ledgers: [ledger], ...where(prefix), options })
+    await agree()
   },
 )
 
 test('the answer of a commit is lost, and its author hears that it happened, once', { skip }, async (context) => {
-  const prefix = freshPrefix()
-  const one = await openThroughProxy(context, member, prefix)
-  const other = await openRecorded(context, [member.endpoint], prefix)
-  const ledger = new Ledger()
+  const { prefix, one, ledger, agree } = await openPair(context)
   for (let round = 1; round <= 5; round++) {
     await one.store.sync()
     one.proxy.hold('down')
@@ -144,19 +164,14 @@ test('the answer of a commit is lost, and its author hears that it happened, onc
     assert.equal(await written, true)
   }
   assert.equal(one.recorder.revision, 5)
-  await checkAgreement({ followers: [one, other], ledgers: [ledger], ...where(prefix) })
+  await agree()
 })
 
 test(
   'a commit that is held up and tried elsewhere happens once, also when it arrives in the end',
   { skip },
   async (context) => {
-    const prefix = freshPrefix()
-    const [first, second] = [await openProxy(context, member), await openProxy(context, member)]
-    // It begins with the first of the list.
-    const one = await openRecorded(context, [first.endpoint, second.endpoint], prefix, { random: () => 0 })
-    const other = await openRecorded(context, [member.endpoint], prefix)
-    const ledger = new Ledger()
+    const { prefix, one, first, other, ledger, agree } = await openWithSpare(context)
     await ledger.write(one.store)
     const bytes = first.bytes.up
     first.hold('up')
@@ -170,7 +185,7 @@ test(
     await ledger.write(other.store)
     await ledger.write(one.store)
     assert.equal(one.recorder.revision, 4)
-    await checkAgreement({ followers: [one, other], ledgers: [ledger], ...where(prefix) })
+    await agree()
   },
 )
 
@@ -213,57 +228,37 @@ test(
 )
 
 test('whoever only reads is answered however fast others write', { skip }, async (context) => {
-  const prefix = freshPrefix()
-  const writer = await openRecorded(context, [member.endpoint], prefix)
-  const reader = await openThroughProxy(context, member, prefix)
-  // Far away: whatever it compares with, the writer was faster.
-  reader.proxy.delay(15)
-  const ledger = new Ledger()
-  const stop = ledger.writeOn(context, writer.store, 1)
-  await until(() => ledger.acknowledged.size > 20, 'it writes')
+  const { near, far, agree } = await openNearAndFar(context)
   for (let round = 0; round < 10; round++) {
-    const before = writer.recorder.revision
-    await reader.store.sync()
-    assert.ok(reader.recorder.revision >= before)
-    const { result } = await reader.store.transact((tx) => tx.node(ref('n1', 'left')))
+    const before = near.recorder.revision
+    await far.store.sync()
+    assert.ok(far.recorder.revision >= before)
+    const { result } = await far.store.transact((tx) => tx.node(ref('n1', 'left')))
     assert.ok(result === undefined || result.node.id === 'n1')
   }
-  await stop()
-  reader.proxy.delay(0)
-  await checkAgreement({ followers: [writer, reader], ledgers: [ledger], ...where(prefix) })
+  await agree()
 })
 
 test('one that is far from etcd gets to write beside one that is near and never rests', { skip }, async (context) => {
-  const prefix = freshPrefix()
-  const near = await openRecorded(context, [member.endpoint], prefix)
-  const far = await openThroughProxy(context, member, prefix)
-  far.proxy.delay(15)
-  const [nearby, faraway] = [new Ledger(), new Ledger()]
-  const stop = nearby.writeOn(context, near.store, 1)
-  await until(() => nearby.acknowledged.size > 20, 'it writes')
+  const { far, agree } = await openNearAndFar(context)
+  const ledger = new Ledger()
   for (let round = 0; round < 5; round++) {
     const startMs = performance.now()
-    assert.equal(await faraway.write(far.store), true)
+    assert.equal(await ledger.write(far.store), true)
     context.diagnostic(`written after ${Math.round(performance.now() - startMs)} ms`)
   }
-  await stop()
-  far.proxy.delay(0)
-  await checkAgreement({ followers: [near, far], ledgers: [nearby, faraway], ...where(prefix) })
+  await agree(ledger)
 })
 
 test('a connection that looks alive and is silent is replaced within seconds', { skip }, async (context) => {
-  const prefix = freshPrefix()
-  const [first, second] = [await openProxy(context, member), await openProxy(context, member)]
-  const one = await openRecorded(context, [first.endpoint, second.endpoint], prefix, { random: () => 0 })
-  const other = await openRecorded(context, [member.endpoint], prefix)
-  const ledger = new Ledger()
+  const { one, first, other, ledger, agree } = await openWithSpare(context)
   first.hold('down')
   const startMs = performance.now()
   await ledger.write(other.store)
   await until(() => one.recorder.revision === 1, 'it is told')
   const tookMs = Math.round(performance.now() - startMs)
   context.diagnostic(`told through the second connection after ${tookMs} ms`)
-  await checkAgreement({ followers: [one, other], ledgers: [ledger], ...where(prefix) })
+  await agree()
 })
 
 test('a connection that hangs while it is made does not hold up the next', { skip }, async (context) => {
