@@ -4,29 +4,17 @@
  * Silence counts only while this process was listening. After a restart, after a pause of its own (frozen, suspended,
  * starved), after the machine's clock was turned and after the store was cut off, every lease has its full ttl again:
  * renewals may have been sent into the void, and a registry that takes its own absence for everyone's death removes the
- * whole mesh. When leases of several hosts fall silent together, that is hardly the death of each: see `brake.ts`.
+ * whole mesh. What becomes of a lease that ran out: see `lease-expiry.ts`.
  *
  * Where replicas share a store, one of them counts a lease's time: its holder, written with the lease. Renewals are not
  * written. One that arrives elsewhere is told to the holder; when the holder is gone, its leases have their full ttl
- * again at every other replica, and the first that hears of one takes it over. The end of a lease is a transaction that
- * finds the holder which its author believed in, and the store puts all transactions in one order: so a lease that
- * moved meanwhile is left alone.
+ * again at every other replica, and the first that hears of one takes it over.
  */
 
 import { every, type Clock } from '@holdfast/registry-client/clock'
-import {
-  decide,
-  holdOf,
-  isBurst,
-  isForgotten,
-  isQuiet,
-  learn,
-  unknownInterval,
-  type Hold,
-  type HoldReason,
-  type Voice,
-} from './brake.ts'
-import { endLease, isEnding, LeaseNotFound, NODES_AT_ONCE, TooManyLeases, type LeaseGranter } from './lease-rules.ts'
+import { isBurst, learn, unknownInterval, type HoldReason } from './brake.ts'
+import { LeaseExpiry, type ExpiringLease } from './lease-expiry.ts'
+import { endLease, isEnding, LeaseNotFound, TooManyLeases, type LeaseGranter } from './lease-rules.ts'
 import type { Log } from '@holdfast/registry-client/log'
 import {
   StoreUnavailable,
@@ -45,12 +33,8 @@ const SWEEP_MS = 250
  * client may let pass between renewals, a pause may eat into a lease, but cannot end it.
  */
 const PAUSE_MS = 1_000
-/** Leases that end in one transaction: a mass expiry is a few large commits, not thousands of small ones. */
-const ENDED_AT_ONCE = 500
 const MOVED_AT_ONCE = 500
 
-/** Between tries to write the end of a lease on a store that fails. */
-const EXPIRY_RETRY_MS = 1_000
 /** How long others leave the rest of an ending lease to the replica that began it. */
 const ENDING_MS = 5_000
 /**
@@ -62,11 +46,6 @@ const HEARSAY_MS = 750
 const STAGGER_MS = 500
 /** Renewals in a row through one other replica: a registrant that moved there, and not a balancer that spreads them. */
 const HAND_OVER_AFTER = 8
-/** Between two lines of the log about leases that come back. */
-const SAY_BACK_MS = 5_000
-
-/** The host of a lease without nodes; no node can have it. */
-const NOWHERE = ''
 
 export interface LeasesOptions {
   readonly store: Store
@@ -95,32 +74,14 @@ export interface LeasesStatus {
   readonly holds: Readonly<Record<Stop, number>>
 }
 
-interface Life extends Voice {
+interface Life extends ExpiringLease {
   lease: Lease
   ttlMs: number
   heardMs: number
   intervalMs: number
-  /** Infinity while another replica counts it. */
-  deadlineMs: number
-  /** Where its nodes are; undefined until asked for. */
-  host: string | undefined
-  hold: Hold | undefined
   /** The other replica through which the last renewals came, and how many. */
   via: string | undefined
   viaCount: number
-  /** While its end is being written: settles with the leases that ended. */
-  ending: Promise<ReadonlySet<string>> | undefined
-}
-
-/** What became of the leases of one hold. */
-interface Tally {
-  held: number
-  back: number
-  /** Of those that are back: how many the log knows of, and since when. */
-  saidBack: number
-  saidMs: number
-  /** Still held. */
-  left: number
 }
 
 interface Move {
@@ -128,22 +89,10 @@ interface Move {
   readonly to: string
 }
 
-/** What one transaction did of the ends that were due. */
-interface Ends {
-  readonly ended: ReadonlySet<string>
-  /** Of these the rest follows. */
-  readonly begun: readonly Life[]
-  /** Those that were not as believed. */
-  readonly moved: readonly Life[]
-  readonly done: number
-}
-
-const NONE: ReadonlySet<string> = new Set()
-
 export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
   readonly #options: LeasesOptions
   readonly #lives = new Map<string, Life>()
-  readonly #holds = new Map<Hold, Tally>()
+  readonly #expiry: LeaseExpiry
   /** Changes of holder that wait to be written, by lease. */
   #moves = new Map<string, Move>()
   readonly #stop: () => void
@@ -155,13 +104,16 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
   #expiring = false
   #moving = false
   #counted = 0
-  #expired = 0
   #pauses = 0
-  #held = 0
-  readonly #stops: Record<Stop, number> = { partition: 0, silence: 0, store: 0 }
+  #timesCutOff = 0
 
   constructor(options: LeasesOptions) {
     this.#options = options
+    this.#expiry = new LeaseExpiry({
+      ...options,
+      lives: () => this.#lives.values(),
+      setDeadline: (life, deadlineMs) => this.#setDeadline(life, deadlineMs),
+    })
     this.#sweptMs = options.clock.now()
     this.#wallMs = options.clock.wall()
     this.#stop = every(options.clock, SWEEP_MS, () => this.#sweep())
@@ -278,13 +230,14 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
   }
 
   status(): LeasesStatus {
+    const { expired, held, holds } = this.#expiry.status()
     return {
       active: this.#lives.size,
       counted: this.#counted,
-      expired: this.#expired,
+      expired,
       pauses: this.#pauses,
-      held: this.#held,
-      holds: { ...this.#stops },
+      held,
+      holds: { ...holds, store: this.#timesCutOff },
     }
   }
 
@@ -342,7 +295,7 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
   #remove(id: string): void {
     const life = this.#lives.get(id)
     if (life === undefined) return
-    this.#release(life)
+    this.#expiry.release(life)
     this.#setDeadline(life, Infinity)
     this.#lives.delete(id)
     this.#moves.delete(id)
@@ -355,7 +308,7 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
     if (counts) this.#restart(life)
     else {
       // Whoever took it has heard of it.
-      this.#release(life, true)
+      this.#expiry.release(life, true)
       this.#setDeadline(life, Infinity)
     }
     return counts
@@ -364,7 +317,7 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
   /** What was heard, and was not, before now says nothing. */
   #restart(life: Life): void {
     const nowMs = this.#options.clock.now()
-    this.#release(life)
+    this.#expiry.release(life)
     life.heardMs = nowMs
     life.host = undefined
     life.via = undefined
@@ -375,7 +328,7 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
   #restartAll(): void {
     this.#pauses++
     for (const life of this.#lives.values()) if (life.deadlineMs !== Infinity) this.#restart(life)
-    this.#holds.clear()
+    this.#expiry.forget()
   }
 
   #hear(life: Life): void {
@@ -383,24 +336,14 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
     life.intervalMs = learn(life.intervalMs, nowMs - life.heardMs, life.ttlMs)
     life.heardMs = nowMs
     life.host = undefined
-    this.#release(life, true)
+    this.#expiry.release(life, true)
     if (life.deadlineMs !== Infinity) this.#setDeadline(life, nowMs + life.ttlMs)
   }
 
-  #setDeadline(life: Life, deadlineMs: number): void {
+  #setDeadline(life: ExpiringLease, deadlineMs: number): void {
     this.#counted += Number(deadlineMs !== Infinity) - Number(life.deadlineMs !== Infinity)
     life.deadlineMs = deadlineMs
     if (deadlineMs < this.#nextMs) this.#nextMs = deadlineMs
-  }
-
-  #release(life: Life, isBack = false): void {
-    const tally = life.hold && this.#holds.get(life.hold)
-    if (tally) {
-      this.#held--
-      tally.left--
-      if (isBack) tally.back++
-    }
-    life.hold = undefined
   }
 
   #sweep(): void {
@@ -419,7 +362,7 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
     }
     if (this.#look()) return
     void this.#move()
-    this.#sayBack(nowMs)
+    this.#expiry.sayBack(nowMs)
     if (this.#expiring || nowMs < this.#nextMs) return
     const due = this.#due(nowMs)
     if (due.length > 0) void this.#expire(due)
@@ -433,7 +376,7 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
     // What the others heard meanwhile was not told here, which is as good as a pause.
     if (ageMs > PAUSE_MS) reason ??= 'nothing comes from the store'
     if (reason !== undefined && !this.#cutOff) {
-      this.#stops.store++
+      this.#timesCutOff++
       log.warn({ reason, leases: this.#counted }, 'cut off from the store; no lease ends')
     } else if (reason === undefined && this.#cutOff) {
       this.#restartAll()
@@ -511,170 +454,12 @@ export class Leases implements StoreListener, ReplicasListener, LeaseGranter {
 
   async #expire(due: readonly Life[]): Promise<void> {
     this.#expiring = true
-    let left = due
     try {
-      left = await this.#brake(due)
-      while (left.length > 0) left = await this.#endSome(left)
-    } catch (error) {
-      const retryMs = this.#options.clock.now() + EXPIRY_RETRY_MS
-      for (const life of left) if (life.deadlineMs < retryMs) this.#setDeadline(life, retryMs)
-      const fields = { leases: left.length, error: String(error) }
-      this.#options.log.warn(fields, 'leases ran out, but their end could not be written')
+      await this.#expiry.expire(due)
     } finally {
       this.#expiring = false
       // Some may wait for the next sweep.
       this.#nextMs = -Infinity
     }
   }
-
-  /** Holds those that should not end. @returns the others that may */
-  async #brake(due: readonly Life[]): Promise<readonly Life[]> {
-    const { clock, holdMs, log } = this.#options
-    const kept = due.filter(({ hold }) => hold)
-    if (kept.length > 0)
-      log.warn({ leases: kept.length, owners: ownersOf(kept) }, 'held long enough: leases that did not come back end')
-    if (holdMs === 0) return due
-    await this.#locate(due)
-    // One without nodes is nobody's loss, and says nothing of a network: whoever comes back takes a new one.
-    const isOver = ({ hold, host, lease }: Life) => hold !== undefined || isEnding(lease) || host === NOWHERE
-    const over = due.filter(isOver)
-    const asked = due.filter((life) => !isOver(life))
-    if (asked.length === 0) return due
-    const quiet: Life[] = []
-    let heardMs = -Infinity
-    // Where all belong to earlier decisions, it does not matter who else is silent.
-    if (!asked.every((life) => holdOf(life, this.#holds.keys()))) {
-      const nowMs = clock.now()
-      for (const life of this.#lives.values()) {
-        if (life.deadlineMs === Infinity || isEnding(life.lease)) continue
-        if (life.heardMs > heardMs) heardMs = life.heardMs
-        if (isQuiet(life, nowMs)) quiet.push(life)
-      }
-      await this.#locate(quiet)
-    }
-    const telling = quiet.filter(({ host }) => host !== NOWHERE)
-    const nowMs = clock.now()
-    const decisions = decide({
-      nowMs,
-      due: asked.filter((life) => this.#isDue(life, nowMs)),
-      quiet: telling.filter((life) => life.deadlineMs !== Infinity && isQuiet(life, nowMs)),
-      hostOf: ({ host }) => host ?? NOWHERE,
-      heardMs,
-      holds: this.#holds.keys(),
-      holdMs,
-    })
-    for (const hold of decisions.begun) this.#begin(hold, nowMs)
-    for (const { voice, hold } of decisions.hold) {
-      const tally = this.#holds.get(hold)!
-      tally.held++
-      tally.left++
-      this.#held++
-      voice.hold = hold
-      this.#setDeadline(voice, Math.max(voice.deadlineMs, hold.untilMs))
-    }
-    return [...over, ...decisions.end]
-  }
-
-  /** Finds out where the nodes of silent leases are. */
-  async #locate(silent: readonly Life[]): Promise<void> {
-    const unknown = silent.filter(({ host }) => host === undefined)
-    if (unknown.length === 0) return
-    await this.#options.store.read((state) => {
-      for (const life of unknown) {
-        // One host for each lease: a registrant that speaks for many hosts is one that may die.
-        const [ref] = state.nodesOfLease(life.lease.id)
-        life.host = (ref && state.node(ref)?.node.host) ?? NOWHERE
-      }
-    })
-  }
-
-  #begin(hold: Hold, nowMs: number): void {
-    const { clock, log } = this.#options
-    this.#stops[hold.reason]++
-    this.#holds.set(hold, { held: 0, back: 0, saidBack: 0, saidMs: -Infinity, left: 0 })
-    const dateOf = (ms: number) => new Date(clock.wall() + ms - nowMs).toISOString()
-    const { reason, leases, hostCount, hosts, span, untilMs } = hold
-    log.warn(
-      { reason, leases, hostCount, hosts, silentSince: dateOf(span.fromMs), until: dateOf(untilMs) },
-      SENTENCES[reason],
-    )
-  }
-
-  #sayBack(nowMs: number): void {
-    for (const [hold, tally] of this.#holds) {
-      if (tally.left === 0 && isForgotten(hold, nowMs)) this.#holds.delete(hold)
-      if (tally.back === tally.saidBack || (tally.left > 0 && nowMs < tally.saidMs + SAY_BACK_MS)) continue
-      tally.saidBack = tally.back
-      tally.saidMs = nowMs
-      this.#options.log.info({ reason: hold.reason }, `${tally.back} of ${tally.held} held leases are back`)
-    }
-  }
-
-  #isDue(life: Life, nowMs: number): boolean {
-    return life.deadlineMs <= nowMs && this.#lives.get(life.lease.id) === life
-  }
-
-  /** Ends as many as one transaction takes. @returns the others */
-  async #endSome(left: readonly Life[]): Promise<readonly Life[]> {
-    const { store, clock, log } = this.#options
-    const nowMs = clock.now()
-    const batch: Life[] = []
-    let at = 0
-    for (; at < left.length && batch.length < ENDED_AT_ONCE; at++) {
-      const life = left[at]!
-      // Renewed while others ended, it stays. One that is ending already goes on.
-      if (isEnding(life.lease) || this.#isDue(life, nowMs)) batch.push(life)
-    }
-    if (batch.length === 0) return []
-    const holders = batch.map(({ lease }) => lease.holder)
-    const written = store.transact((tx) => this.#endIn(tx, batch, holders, nowMs))
-    const ending = written.then(
-      ({ result }) => new Set([...result.ended, ...result.begun.map(({ lease }) => lease.id)]),
-      () => NONE,
-    )
-    for (const life of batch) life.ending = ending
-    try {
-      const { ended, begun, moved, done } = (await written).result
-      for (const life of moved) if (this.#isDue(life, nowMs)) this.#setDeadline(life, clock.now() + EXPIRY_RETRY_MS)
-      this.#expired += ended.size
-      const gone = batch.filter(({ lease }) => ended.has(lease.id))
-      if (gone.length > 0) log.info({ leases: gone.length, owners: ownersOf(gone) }, 'leases expired')
-      return [...begun, ...batch.slice(done), ...left.slice(at)]
-    } finally {
-      for (const life of batch) life.ending = undefined
-    }
-  }
-
-  #endIn(tx: Transaction, batch: readonly Life[], holders: readonly (string | undefined)[], nowMs: number): Ends {
-    const ended = new Set<string>()
-    const begun: Life[] = []
-    const moved: Life[] = []
-    let room = NODES_AT_ONCE
-    let done = 0
-    for (const life of batch) {
-      const { id } = life.lease
-      const lease = tx.lease(id)
-      // One that was renewed while this waited is as good as moved.
-      const isBelieved = lease && (isEnding(lease) || (lease.holder === holders[done] && life.deadlineMs <= nowMs))
-      if (isBelieved) {
-        const nodes = tx.nodesOfLease(id).length
-        if (nodes > room && room < NODES_AT_ONCE) break
-        room -= nodes
-        if (endLease(tx, lease, 'lease_expired')) ended.add(id)
-        else begun.push(life)
-      } else moved.push(life)
-      done++
-    }
-    return { ended, begun, moved, done }
-  }
-}
-
-const SENTENCES: Record<HoldReason, string> = {
-  partition:
-    'leases of several hosts fell silent together: they are held, for a network is likelier parted than all dead',
-  silence: 'nobody is heard any more: leases are held, for our own network is likelier cut than all dead',
-}
-
-function ownersOf(lives: readonly Life[]): string[] {
-  return lives.slice(0, 10).map(({ lease }) => lease.owner)
 }
