@@ -52,6 +52,8 @@ export interface EtcdStoreOptions {
   readonly historyChanges: number
   /** After each commit: how many transactions it held, and how long etcd took. */
   readonly onCommit?: (transactions: number, ms: number) => void
+  /** Begins a connection to one member. Default: over the network that there is. */
+  readonly connect?: (endpoint: string) => EtcdConnection
 }
 
 export class EtcdStore implements Store {
@@ -73,7 +75,7 @@ export class EtcdStore implements Store {
     this.#follower = new EtcdFollower({ ...options, location: this.#location, replicas: this.replicas, turn })
     this.#session = new EtcdSession({
       ...options,
-      connect: (endpoint) => new EtcdConnection({ endpoint, access, prefix, clock }),
+      connect: options.connect ?? ((endpoint) => new EtcdConnection({ endpoint, access, prefix, clock })),
       follower: this.#follower,
       opening: (connection) => this.replicas.join(connection),
       opened: () => this.#writer.pump(),
@@ -82,8 +84,13 @@ export class EtcdStore implements Store {
         this.#writer.disconnected()
       },
     })
-    const [follower, session] = [this.#follower, this.#session]
-    this.#writer = new EtcdWriter({ ...options, self: self.id, follower, session, turn })
+    this.#writer = new EtcdWriter({
+      ...options,
+      self: self.id,
+      follower: this.#follower,
+      session: this.#session,
+      turn,
+    })
   }
 
   /**

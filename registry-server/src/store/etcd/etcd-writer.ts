@@ -159,7 +159,7 @@ export class EtcdWriter implements LogAuthor {
     return true
   }
 
-  /** Takes the attempt out of the memory; its authors wait for the next. */
+  /** Takes the attempt out of the memory; its transactions wait for the next. */
   withdraw(): void {
     const attempt = this.#attempt
     if (attempt === undefined) return
@@ -356,7 +356,7 @@ export class EtcdWriter implements LogAuthor {
     if (attempt.drafts.length > 0) onCommit?.(attempt.drafts.length, clock.now() - attempt.startMs)
   }
 
-  /** Tells the authors what came of it. */
+  /** Tells those who wait what came of it. */
   #settle(attempt: Attempt): void {
     attempt.settled = true
     this.#queue.remove(attempt.pending)
