@@ -1,10 +1,13 @@
 /**
- * The wire contract: what a registry and its clients say to each other. Imports nothing.
+ * The wire contract: what a registry and its clients say to each other. Imports nothing but the map of a view's nodes,
+ * which imports nothing.
  *
  * A {@link View} is all that a client knows of one service, at one {@link Cursor}; a {@link Frame} turns one
  * view into the next by {@link fold}. Registry, client library and sidecar share these shapes, so a rule about a
  * valid message stands here once.
  */
+
+import { NodeMap } from './node-map.ts'
 
 export const DEFAULT_NAMESPACE = 'default'
 
@@ -225,15 +228,14 @@ export function fold(current: View | undefined, frame: Frame): View | undefined 
     return undefined
   if (current.cursor.revision >= frame.cursor.revision) return current
   if (frame.after.revision > current.cursor.revision) return undefined
-  const nodes = new Map(current.nodes)
-  for (const removal of frame.remove) nodes.delete(removal.id)
-  for (const node of frame.put) nodes.set(node.id, node)
+  const removed = frame.remove.map(({ id }) => id)
+  const nodes = NodeMap.from(current.nodes).with(frame.put, removed)
   const last = nodes.size === 0 ? (latest(frame.remove) ?? current.emptied) : undefined
   return Object.freeze({
     namespace: current.namespace,
     service: current.service,
     cursor: frame.cursor,
-    nodes: sealed(nodes),
+    nodes,
     policy: frame.policy === undefined ? current.policy : (frame.policy ?? undefined),
     ...(last && { emptied: last }),
   })
@@ -243,22 +245,6 @@ function latest(removals: readonly Removal[]): Removal | undefined {
   let last: Removal | undefined
   for (const removal of removals) if (last === undefined || removal.revision >= last.revision) last = removal
   return last
-}
-
-const READ_ONLY = Object.fromEntries(
-  ['set', 'delete', 'clear'].map((method) => [
-    method,
-    {
-      value: () => {
-        throw new TypeError('a view is immutable')
-      },
-    },
-  ]),
-)
-
-/** Callers share a view with the cache: `Object.freeze` alone leaves a map's content open to them. */
-function sealed<K, V>(map: Map<K, V>): ReadonlyMap<K, V> {
-  return Object.freeze(Object.defineProperties(map, READ_ONLY))
 }
 
 /**
@@ -284,10 +270,9 @@ export function unaccounted(current: View | undefined, next: View, removed?: Rea
 
 /** `next` with the nodes of `current` that it does not account for, and with its policy where it has none. */
 export function carryOver(current: View, next: View, missing: readonly ServiceNode[]): View {
-  const nodes = new Map(missing.map((node) => [node.id, node]))
-  for (const node of next.nodes.values()) nodes.set(node.id, node)
   const { namespace, service, cursor } = next
-  return Object.freeze({ namespace, service, cursor, nodes: sealed(nodes), policy: next.policy ?? current.policy })
+  const nodes = NodeMap.from(next.nodes).with(missing, [])
+  return Object.freeze({ namespace, service, cursor, nodes, policy: next.policy ?? current.policy })
 }
 
 /** A message that breaks the contract. `path` is where, in dots, from the message's root. */
@@ -374,17 +359,17 @@ export function encodeFrame(frame: Frame): object {
  */
 export function decodeView(input: unknown, path = 'view'): View {
   const doc = record(input, path)
-  const nodes = new Map<string, ServiceNode>()
-  for (const [index, item] of list(doc.nodes, `${path}.nodes`).entries()) {
-    const node = decodeNode(item, `${path}.nodes.${index}`)
-    if (nodes.has(node.id)) throw new ProtocolError(`${path}.nodes.${index}.id`, `a second node ${node.id}`)
-    nodes.set(node.id, node)
+  const decoded = list(doc.nodes, `${path}.nodes`).map((item, index) => decodeNode(item, `${path}.nodes.${index}`))
+  const nodes = NodeMap.of(decoded)
+  if (nodes.size < decoded.length) {
+    const index = decoded.findIndex((node) => nodes.get(node.id) !== node)
+    throw new ProtocolError(`${path}.nodes.${index}.id`, `a second node ${decoded[index]!.id}`)
   }
   return Object.freeze({
     namespace: namespaceOf(doc.namespace, `${path}.namespace`),
     service: serviceOf(doc.service, `${path}.service`),
     cursor: Object.freeze(cursorOf(doc.cursor, `${path}.cursor`)),
-    nodes: sealed(nodes),
+    nodes,
     policy: doc.policy == null ? undefined : policyOf(doc.policy, `${path}.policy`),
     ...(doc.emptied !== undefined && { emptied: decodeRemoval(doc.emptied, `${path}.emptied`) }),
   })

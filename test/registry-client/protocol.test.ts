@@ -214,11 +214,11 @@ describe('decoding', () => {
       policy: { routes: [{ to: [{ labels: { v: '1' } }] }] },
     })
     const again = decodeView(JSON.parse(JSON.stringify(encodeView(view))))
-    assert.deepEqual(again, view)
+    assert.deepEqual(encodeView(again), encodeView(view))
     const seen: unknown[] = [again, ...again.nodes.values(), again.policy, again.cursor]
     while (seen.length > 0) {
       const part = seen.pop()
-      if (typeof part !== 'object' || part === null || part instanceof Map) continue
+      if (typeof part !== 'object' || part === null) continue
       assert.ok(Object.isFrozen(part), JSON.stringify(part))
       seen.push(...(Object.values(part) as unknown[]))
     }
