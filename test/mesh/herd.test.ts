@@ -216,9 +216,10 @@ function probe(replica: Replica) {
       const [method, target] = what.split(' ') as [string, string]
       const body = method === 'PUT' ? { host: '10.0.0.9', port: 1, weight: 1 + (rounds % 1_000) } : undefined
       const startMs = performance.now()
-      const { status } = await replica.ask(method, target, body).catch((error: unknown) => ({ status: String(error) }))
+      const answer = await replica.ask(method, target, body).catch((error: unknown) => String(error))
       longestMs[what] = Math.max(longestMs[what], performance.now() - startMs)
-      if (status !== 200 && status !== 201) refused.push(`${what}: ${status}`)
+      if (typeof answer === 'string') refused.push(`${what}: ${answer}`)
+      else if (answer.status >= 300) refused.push(`${what}: ${answer.status} ${JSON.stringify(answer.body)}`)
     }
     rounds++
     round = undefined
