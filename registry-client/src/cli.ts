@@ -95,7 +95,7 @@ function contextOf(settings: CliSettings, streams: Streams, signal: AbortSignal)
       random: () => 0,
       log: silentLog,
     },
-    { event() {}, reachable() {}, cursorOf: () => undefined },
+    { event() {}, reachable() {}, held: () => ({}) },
   )
   const call = async (method: string, path: string, body?: unknown): Promise<unknown> => {
     const timeout = new AbortController()

@@ -24,6 +24,10 @@ const SILENCE_MS = 25_000
 const RECONNECT = { baseMs: 200, capMs: 10_000 }
 /** Keeps a subscribe message far below the size that a registry accepts. */
 const SERVICES_PER_MESSAGE = 500
+/** A registry that is there opens the stream sooner; one that takes longer at the start is waited for elsewhere too. */
+const PENDING_MS = 500
+/** Services unsubscribed on one stream that are remembered one by one. */
+const MAX_LEFT = 10_000
 /** Of one try at one endpoint: long enough for a busy registry's disk, short enough to reach the next endpoint. */
 const REQUEST_TIMEOUT_MS = 5_000
 
@@ -59,15 +63,24 @@ export class RefusedError extends Error {
  */
 export interface Session {
   heardMs: number
+  /** The last id: everything up to here has been sent on this stream. */
+  asOf?: Cursor
+}
+
+/** What a client has of a service, for its subscription. */
+export interface Held {
+  /** Only what changed since is sent; undefined asks for a snapshot. */
+  readonly cursor?: Cursor | undefined
+  /** A place of the history that the registry has to have reached before it answers. */
+  readonly reach?: Cursor | undefined
 }
 
 export interface ConnectionEvents {
   /** Each event of the stream, in order. `session` is the life of the stream that brought it. */
   event(event: StreamEvent, session: Session): void
-  /** The stream opened, or was lost. */
+  /** The stream opened; or it was lost, or could not be opened for a moment. Each is told once. */
   reachable(reachable: boolean): void
-  /** What the client holds of this service; undefined asks for a snapshot. */
-  cursorOf(key: string): Cursor | undefined
+  held(key: string): Held
 }
 
 export interface ConnectionOptions {
@@ -81,7 +94,10 @@ export interface ConnectionOptions {
 export interface ConnectionStatus {
   readonly reachable: boolean
   readonly endpoint: string
+  /** Tries to open the stream again. */
   readonly reconnects: number
+  /** Times that the stream opened. */
+  readonly opened: number
   readonly lastError: string | undefined
   readonly subscriptions: number
 }
@@ -112,6 +128,12 @@ export class Connection {
   #acked = ''
   #closed = false
   #reconnects = 0
+  #opened = 0
+  /** Whether the stream was lost, or could not be opened. Neither this nor reachable: it is being opened at the start. */
+  #down = false
+  #cancelPending: () => void = () => {}
+  /** Services that the present stream has carried and does not any more. */
+  readonly #left = new Set<string>()
   #lastError: string | undefined
 
   constructor(options: ConnectionOptions, events: ConnectionEvents) {
@@ -127,11 +149,17 @@ export class Connection {
     return this.#session !== undefined
   }
 
+  /** Whether the stream was lost, or could not be opened for a moment. */
+  get isDown(): boolean {
+    return this.#down
+  }
+
   status(): ConnectionStatus {
     return {
       reachable: this.reachable,
       endpoint: this.#current(),
       reconnects: this.#reconnects,
+      opened: this.#opened,
       lastError: this.#lastError,
       subscriptions: this.#subscriptions.size,
     }
@@ -139,6 +167,7 @@ export class Connection {
 
   /** Opens the stream and keeps it open. It carries no service yet; what it tells is that the registry is there. */
   open(): void {
+    this.#cancelPending = this.#options.clock.after(PENDING_MS, () => this.#goDown())
     this.#open()
   }
 
@@ -153,7 +182,19 @@ export class Connection {
     const subscription = this.#subscriptions.get(key)
     if (subscription === undefined) return
     this.#subscriptions.delete(key)
-    if (this.#session) this.#send({ type: 'unsubscribe', services: [subscription] })
+    if (this.#session === undefined) return
+    if (this.#left.size < MAX_LEFT) this.#left.add(key)
+    this.#send({ type: 'unsubscribe', services: [subscription] })
+  }
+
+  /** Whether the present stream may still bring changes of an earlier subscription of this service. */
+  hasLeft(key: string): boolean {
+    return this.#left.size >= MAX_LEFT || this.#left.has(key)
+  }
+
+  /** Subscribes a service once more, with what is held of it now. */
+  ask(key: string): void {
+    if (this.#session && this.#subscriptions.has(key)) this.#sendSubscribe([key])
   }
 
   /** Asks for a fresh snapshot of a service whose frames no longer continue its view. */
@@ -209,9 +250,10 @@ export class Connection {
   close(): void {
     this.#closed = true
     this.#cancelTimer()
+    this.#cancelPending()
     for (const request of this.#requests) request.abort(new Error('the client is closed'))
     this.#stream?.close()
-    this.#lost()
+    if (this.reachable) this.#lost()
   }
 
   #current(): string {
@@ -230,6 +272,10 @@ export class Connection {
         this.#ageMs = this.#spreadMs = 0
         this.#lastError = undefined
         this.#acked = ''
+        this.#opened++
+        this.#down = false
+        this.#cancelPending()
+        this.#left.clear()
         this.#answering = this.#endpoint
         this.#options.log.info({ endpoint: this.#current() }, 'registry connected')
         this.#watchSilence()
@@ -263,6 +309,7 @@ export class Connection {
       this.#spreadMs = event.spreadMs ?? this.#spreadMs
       session.heardMs = this.#heardMs - this.#ageMs
     } else if (this.#ageMs === 0) session.heardMs = this.#heardMs
+    if (event.id) session.asOf = event.id
     this.#events.event(event, session)
     if (event.id) this.#ack(formatCursor(event.id))
   }
@@ -302,19 +349,35 @@ export class Connection {
   }
 
   #lost(): void {
-    if (this.#session === undefined) return
     this.#session = undefined
+    this.#goDown()
+  }
+
+  #goDown(): void {
+    this.#cancelPending()
+    if (this.#down) return
+    this.#down = true
     this.#events.reachable(false)
   }
 
   #sendSubscribe(keys: readonly string[]): void {
     for (let at = 0; at < keys.length; at += SERVICES_PER_MESSAGE) {
-      const services = keys.slice(at, at + SERVICES_PER_MESSAGE).map((key) => {
-        const cursor = this.#events.cursorOf(key)
-        return { ...this.#subscriptions.get(key)!, ...(cursor && { cursor: formatCursor(cursor) }) }
-      })
+      const services = keys.slice(at, at + SERVICES_PER_MESSAGE).flatMap((key) => this.#wordsFor(key))
       this.#send({ type: 'subscribe', services })
     }
+  }
+
+  /**
+   * A registry that is named a cursor catches up with it first, whichever service it is named for; of a service that is
+   * named twice, the last word counts. So a place to reach stands before what is held.
+   */
+  #wordsFor(key: string): Subscription[] {
+    const subscription = this.#subscriptions.get(key)!
+    const { cursor, reach } = this.#events.held(key)
+    return [
+      ...(reach ? [{ ...subscription, cursor: formatCursor(reach) }] : []),
+      { ...subscription, ...(cursor && { cursor: formatCursor(cursor) }) },
+    ]
   }
 
   #send(message: ClientMessage): void {

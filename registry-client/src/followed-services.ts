@@ -4,47 +4,67 @@
  */
 
 import { sleep, type Clock } from './clock.ts'
-import type { Connection, Session } from './connection.ts'
+import type { Connection, Held, Session } from './connection.ts'
+import { channels, type FileMessage, type ViewMessage } from './diagnostics.ts'
 import type { FileCache } from './file-cache.ts'
 import type { Log } from './log.ts'
 import { Entry, type MemoryCache, type Origin } from './memory-cache.ts'
-import { fold, type Cursor, type PolicyDocument, type Removal, type StreamEvent, type View } from './protocol.ts'
+import type { Peers } from './peers.ts'
+import {
+  fold,
+  isAfter,
+  type Cursor,
+  type PolicyDocument,
+  type Removal,
+  type StreamEvent,
+  type View,
+} from './protocol.ts'
 import type { Selector, SelectorStrategy } from './selector.ts'
+import { UnknownNames } from './unknown-names.ts'
+import { Watchers } from './watchers.ts'
 
-const MAX_UNKNOWN = 1_000
-/** A name that was mistyped, or is about to be registered: known to be unknown for so long, then asked for again. */
-const UNKNOWN_MS = 60_000
 /** How often files of unchanged views are dated anew. */
 const DATING_MS = 30_000
 /** How long the registry waits for a disk that does not answer: then the service is subscribed without a cursor. */
 const LOAD_PATIENCE_MS = 1_000
+/** Services looked at with each ping for whether anyone still asks for them. */
+const IDLE_SLICE = 500
+/** A registry that is connected and current has caught up with whatever it was named, many times over. */
+const REFUTED_MS = 60_000
 
 /** One service, from its first use until it is evicted. */
 export interface Followed {
   readonly key: string
   readonly entry: Entry
   readonly selector: Selector
-  readonly watchers: Set<() => void>
+  readonly watchers: Watchers
   /** The life of the stream on which a fresh snapshot was asked for and has not come yet. */
   restarted: Session | undefined
   /** The one read of the file; settled once its view was offered. */
   loading: Promise<void> | undefined
+  /** The places in the history that are waited for. */
+  readonly wanted: Set<() => Cursor | undefined>
+  /** Ends the asking of peers. */
+  seeking: AbortController | undefined
 }
 
 export interface FollowedServicesOptions {
   readonly memory: MemoryCache
   readonly files: FileCache | undefined
-  readonly subscriptions: Pick<Connection, 'subscribe' | 'unsubscribe' | 'restart'>
+  readonly peers: Peers
+  readonly subscriptions: Pick<Connection, 'subscribe' | 'unsubscribe' | 'restart' | 'ask' | 'hasLeft' | 'isDown'>
   readonly selectorOf: (service: string) => Selector
+  /** Without a call for so long a service is not followed any more. Infinity: never. */
+  readonly idleAfterMs: number
   readonly clock: Clock
   readonly log: Log
 }
 
 export class FollowedServices {
+  readonly #options: FollowedServicesOptions
   readonly #memory: MemoryCache
   readonly #files: FileCache | undefined
   readonly #subscriptions: FollowedServicesOptions['subscriptions']
-  readonly #selectorOf: FollowedServicesOptions['selectorOf']
   readonly #clock: Clock
   readonly #log: Log
   readonly #followed = new WeakMap<Entry, Followed>()
@@ -52,26 +72,38 @@ export class FollowedServices {
   readonly #byName = new Map<string, Map<string, Followed>>()
   /** Entries whose view this life of the stream has not confirmed yet. */
   readonly #unconfirmed = new Set<Entry>()
+  /** Those of them with a cursor to resume from, until it shows with what. */
+  readonly #resuming = new Set<Entry>()
   /** The life of the stream whose registry said last that it may be behind. */
   #aged: Session | undefined
   /** Entries in which the registry leaves nodes out without proof. */
   readonly #quarantined = new Set<Entry>()
-  /** Names that the registry never heard of, oldest first, with when it said so. */
-  readonly #unknown = new Map<string, number>()
+  /** Entries of which a peer said more than the registry does, with since when. */
+  readonly #disputed = new Map<Entry, number>()
+  /** Those of which someone waits for a place in the history. */
+  readonly #wanting = new Set<Followed>()
+  readonly #unknown: UnknownNames
+  readonly #idleRound: Iterator<Followed | undefined>
   #datedMs = -Infinity
   /** Files that are waited for. */
   readonly #loads = new Set<AbortController>()
   #closed = false
-  /** Frames received, and snapshots asked for because one did not continue a view. */
-  readonly counts = { snapshots: 0, changes: 0, restarts: 0 }
+  /** Frames received; snapshots asked for because one did not continue a view; and what became of services since. */
+  readonly counts = { snapshots: 0, changes: 0, restarts: 0, quarantines: 0, released: 0, idled: 0, refuted: 0 }
+  /** Services that came back to the registry with a cursor, by what it sent. */
+  readonly resumes = { nothing: 0, change: 0, snapshot: 0 }
+  /** First uses, by whether a level knew the service. */
+  readonly levels = { file: { hits: 0, misses: 0 }, peer: { hits: 0, misses: 0 } }
 
   constructor(options: FollowedServicesOptions) {
+    this.#options = options
     this.#memory = options.memory
     this.#files = options.files
     this.#subscriptions = options.subscriptions
-    this.#selectorOf = options.selectorOf
     this.#clock = options.clock
     this.#log = options.log
+    this.#unknown = new UnknownNames(options.clock)
+    this.#idleRound = this.#rounds()
   }
 
   /** Undefined for a service that is not followed. */
@@ -79,8 +111,30 @@ export class FollowedServices {
     return this.#byName.get(namespace)?.get(service)
   }
 
-  /** A new life of the stream has confirmed nothing yet. */
+  get quarantined(): Iterable<Entry> {
+    return this.#quarantined
+  }
+
+  /** Names that the registry never heard of: remembered now, and ever. */
+  get unknown(): { readonly remembered: number; readonly noted: number } {
+    return { remembered: this.#unknown.size, noted: this.#unknown.noted }
+  }
+
+  /** A new life of the stream has confirmed nothing yet; what peers could say, the registry will. */
   reconnected(): void {
+    this.#distrust()
+    for (const [, entry] of this.#memory.entries()) {
+      if (entry.view) this.#resuming.add(entry)
+      this.#stopSeeking(this.#followed.get(entry)!)
+    }
+  }
+
+  /** The registry cannot be reached: whoever waits is helped by peers. */
+  lost(): void {
+    for (const [, entry] of this.#memory.entries()) this.#seek(this.#followed.get(entry)!)
+  }
+
+  #distrust(): void {
     for (const [, entry] of this.#memory.entries()) this.#unconfirmed.add(entry)
   }
 
@@ -88,8 +142,12 @@ export class FollowedServices {
   close(): void {
     this.#closed = true
     for (const load of this.#loads) load.abort()
-    for (const [, entry] of this.#memory.entries()) this.#notify(this.#followed.get(entry))
-    for (const services of this.#byName.values()) for (const { selector } of services.values()) selector.close()
+    for (const services of this.#byName.values())
+      for (const served of services.values()) {
+        this.#stopSeeking(served)
+        served.watchers.close()
+        served.selector.close()
+      }
     this.#memory.clear()
     this.#byName.clear()
   }
@@ -100,14 +158,16 @@ export class FollowedServices {
     const known = this.#memory.get(key)
     if (known) return this.#followed.get(known)!
     const entry = new Entry(namespace, service)
-    const selector = this.#selectorOf(service)
+    entry.usedMs = this.#clock.now()
     const followed: Followed = {
       key,
       entry,
-      selector,
-      watchers: new Set(),
+      selector: this.#options.selectorOf(service),
+      watchers: new Watchers(),
       restarted: undefined,
       loading: undefined,
+      wanted: new Set(),
+      seeking: undefined,
     }
     this.#followed.set(entry, followed)
     const services = this.#byName.get(namespace) ?? new Map<string, Followed>()
@@ -117,7 +177,11 @@ export class FollowedServices {
     // Loaded first and subscribed with its cursor then, so that only what changed is sent; but always subscribed.
     followed.loading = this.#loadInTime(entry).then(() => {
       followed.loading = undefined
-      if (this.#holds(entry)) this.#subscriptions.subscribe(key, namespace, service)
+      if (!this.#holds(entry)) return
+      if (this.#files) this.levels.file[entry.view || entry.override ? 'hits' : 'misses']++
+      if (entry.view) this.#resuming.add(entry)
+      this.#subscriptions.subscribe(key, namespace, service)
+      this.#seek(followed)
     })
     return followed
   }
@@ -139,8 +203,17 @@ export class FollowedServices {
     const override = await files.override(namespace, service, entry.view ?? loaded?.view, entry.override)
     // Evicted, or everything closed, while the disk was read.
     if (!this.#holds(entry)) return
+    if (channels.file.hasSubscribers)
+      channels.file.publish({
+        namespace,
+        service,
+        view: loaded?.view,
+        ageMs: loaded?.ageMs,
+        overridden: override !== undefined,
+      } satisfies FileMessage)
     const isNews = override !== entry.override
-    entry.override = override
+    if (isNews) this.#memory.override(keyOf(namespace, service), entry, override)
+    if (!this.#holds(entry)) return
     if (loaded) this.#offer(entry, loaded.view, 'file', { heardMs: this.#clock.now() - loaded.ageMs })
     if (isNews) this.#publish(entry)
   }
@@ -156,6 +229,40 @@ export class FollowedServices {
     return !this.#closed && this.#memory.peek(keyOf(entry.namespace, entry.service)) === entry
   }
 
+  /** Peers are asked while someone waits for a service of which nothing is known, and the registry is out of reach. */
+  #seek(served: Followed): void {
+    const { entry } = served
+    const { peers } = this.#options
+    if (peers.isEmpty || served.seeking || served.loading || entry.served || served.watchers.size === 0) return
+    if (this.#closed || !this.#subscriptions.isDown) return
+    const seeking = (served.seeking = new AbortController())
+    void peers.seek(entry.namespace, entry.service, seeking.signal).then((found) => {
+      if (served.seeking === seeking) served.seeking = undefined
+      this.levels.peer[found ? 'hits' : 'misses']++
+      if (!found || !this.#holds(entry) || seeking.signal.aborted) return
+      const { view, heardMs, peer } = found
+      this.#log.info({ namespace: entry.namespace, service: entry.service, peer }, 'served as a peer knows it')
+      this.#offer(entry, view, 'peer', { heardMs })
+    })
+  }
+
+  #stopSeeking(served: Followed): void {
+    served.seeking?.abort()
+    served.seeking = undefined
+  }
+
+  /** What the registry is told, on subscribing, of what is here. */
+  held(key: string): Held {
+    const entry = this.#memory.peek(key)
+    if (entry === undefined) return {}
+    const wanted = latest(this.#followed.get(entry)!.wanted)
+    const cursor = (entry.heard ?? entry.view)?.cursor
+    // Hearsay is no base for a change: the whole view, of a registry that is as far as the peer was.
+    if (entry.origin === 'peer' && !entry.heard) return { reach: entry.view?.cursor }
+    // Without its last change, so that a frame comes in any case; it shows that the registry knows of us.
+    return wanted ? { cursor: cursor && before(cursor), reach: wanted } : { cursor }
+  }
+
   /** One event of the stream. */
   event(event: StreamEvent, session: Session): void {
     if (event.event === 'ping') this.#noteAge(event.ageMs, session)
@@ -167,28 +274,32 @@ export class FollowedServices {
       if (entry) {
         if (frame.kind === 'snapshot') this.counts.snapshots++
         else this.counts.changes++
+        if (this.#resuming.delete(entry)) this.resumes[frame.kind]++
         const served = this.#followed.get(entry)!
         const next = fold(entry.heard ?? entry.view, frame)
         if (next) {
           if (frame.kind === 'snapshot') served.restarted = undefined
           this.#offer(entry, next, 'registry', session, frame.kind === 'change' ? frame.remove : [])
+          if (frame.kind === 'snapshot' || !this.#subscriptions.hasLeft(key)) entry.cover(session)
         } else if (served.restarted !== session) {
           // Once: the changes that follow before the snapshot comes do not continue the view either.
           served.restarted = session
           this.counts.restarts++
           this.#log.info({ namespace, service }, 'a change does not continue the view: asking for a snapshot')
           entry.heard = undefined
+          entry.cover(undefined)
           this.#subscriptions.restart(key)
         }
       }
     }
     if (event.id && (event.event === 'ping' || this.#unconfirmed.size > 0)) this.#confirm(event.id, session)
+    if (event.id) for (const served of this.#wanting) served.watchers.wake()
     if (event.event === 'ping') this.#tidy(session)
   }
 
   /** What a registry says that is cut off from its store confirms nothing; what it said since it was, neither. */
   #noteAge(ageMs: number | undefined, session: Session): void {
-    if (ageMs !== undefined || this.#aged === session) this.reconnected()
+    if (ageMs !== undefined || this.#aged === session) this.#distrust()
     this.#aged = ageMs === undefined ? undefined : session
   }
 
@@ -201,110 +312,226 @@ export class FollowedServices {
     for (const entry of this.#unconfirmed) {
       const served = this.#followed.get(entry)
       if (entry.view === undefined || entry.quarantined || entry.view.cursor.epoch !== id.epoch) continue
-      if (served?.restarted === session) continue
+      // Of hearsay the registry has to say the whole itself.
+      if (served?.restarted === session || entry.origin === 'peer') continue
       // An earlier life of the stream may know better than a registry that is behind.
       if (session.heardMs >= entry.confirmed.heardMs) entry.confirmed = session
       entry.origin = 'registry'
+      if (this.#resuming.delete(entry)) this.resumes.nothing++
       if (this.#aged === session) continue
       this.#unconfirmed.delete(entry)
       if (isKnown(entry.view)) this.#files?.confirm(entry.view)
       // Whoever waits for a view that is fresh enough may have it now.
-      this.#notify(served)
+      served?.watchers.wake()
     }
   }
 
   /** What is due now and then, with the pings: dates of files, names that nobody knows, nodes that did not come back. */
   #tidy(session: Session): void {
     const nowMs = this.#clock.now()
-    for (const [key, sinceMs] of this.#unknown) {
-      if (nowMs - sinceMs < UNKNOWN_MS) break
-      this.#forgetUnknown(key)
-    }
+    for (const key of this.#unknown.due()) this.#forgetUnknown(key)
     for (const entry of this.#quarantined) if (entry.heard) this.#offer(entry, entry.heard, 'registry', session)
-    if (nowMs - this.#datedMs < DATING_MS || this.#aged === session) return
+    for (const [entry, sinceMs] of this.#disputed) this.#settle(entry, sinceMs, session)
+    if (this.#aged === session) return
+    this.#dropIdle(session, nowMs)
+    if (nowMs - this.#datedMs < DATING_MS) return
     this.#datedMs = nowMs
     for (const [, { view, confirmed }] of this.#memory.entries())
       if (view && confirmed === session && isKnown(view)) this.#files?.confirm(view)
   }
 
+  /** What a peer said is later than what the registry has: the registry is behind, or the peer was wrong. */
+  #settle(entry: Entry, sinceMs: number, session: Session): void {
+    const { view, heard } = entry
+    const isOver = entry.origin !== 'peer' || !view || !heard
+    if (!isOver && session.asOf?.epoch === view.cursor.epoch) {
+      const isPassed = session.asOf.revision >= view.cursor.revision
+      const isLong = this.#clock.now() - sinceMs >= REFUTED_MS && this.#aged !== session
+      if (!isPassed && !isLong) return
+      if (this.#memory.refute(keyOf(entry.namespace, entry.service), entry, session)) {
+        this.counts.refuted++
+        const { namespace, service } = entry
+        this.#log.warn({ namespace, service }, 'the registry has nothing as late as a peer said: its word is served')
+        this.#files?.save(heard)
+        this.#publish(entry)
+      }
+    }
+    this.#disputed.delete(entry)
+  }
+
+  /**
+   * A slice of all services with each ping. Only while the registry confirms what is dropped, and only where the file holds
+   * it: a call that comes after all then begins with what is known now.
+   */
+  #dropIdle(session: Session, nowMs: number): void {
+    const { idleAfterMs } = this.#options
+    if (idleAfterMs === Infinity) return
+    for (let looked = 0; looked < Math.min(IDLE_SLICE, this.#memory.size); looked++) {
+      const served = this.#idleRound.next().value as Followed | undefined
+      if (served === undefined) return
+      const { entry } = served
+      if (entry.touched || entry.pins > 0) entry.usedMs = nowMs
+      entry.touched = false
+      if (nowMs - entry.usedMs >= idleAfterMs) void this.#dropIfSafe(served, session)
+    }
+  }
+
+  async #dropIfSafe(served: Followed, session: Session): Promise<void> {
+    const { key, entry } = served
+    const { namespace, service, view } = entry
+    const isSafe = () =>
+      this.#holds(entry) &&
+      entry.pins === 0 &&
+      !entry.touched &&
+      !served.loading &&
+      entry.view === view &&
+      entry.confirmed === session &&
+      !this.#unconfirmed.has(entry) &&
+      !entry.quarantined
+    if (view === undefined || !isSafe()) return
+    if (this.#files && isKnown(view)) {
+      const saved = await this.#files.load(namespace, service)
+      if (!isSafe() || this.#subscriptions.isDown) return
+      // Not written yet, or lost since: written now, and looked for again next time.
+      if (saved?.view.cursor.epoch !== view.cursor.epoch || isAfter(view.cursor, saved.view.cursor))
+        return this.#files.save(view)
+    }
+    this.counts.idled++
+    this.#log.debug({ namespace, service }, 'nobody has asked for a service for long: not followed any more')
+    this.#memory.evict(key)
+  }
+
+  /** Every followed service in turn, for ever; undefined when there is none. */
+  *#rounds(): Generator<Followed | undefined, never, void> {
+    for (;;) {
+      let some = false
+      for (const services of this.#byName.values())
+        for (const served of services.values()) {
+          some = true
+          yield served
+        }
+      if (!some) yield undefined
+    }
+  }
+
   #forgetUnknown(key: string): void {
-    this.#unknown.delete(key)
+    this.#unknown.forget(key)
     const entry = this.#memory.peek(key)
     if (entry && isUnknown(entry) && entry.pins === 0) this.#memory.evict(key)
   }
 
   #offer(entry: Entry, next: View, origin: Origin, confirmed: Session, removed: readonly Removal[] = []): void {
-    const { namespace, service } = entry
+    const { namespace, service, served: before, quarantine, view: last } = entry
     const key = keyOf(namespace, service)
-    const before = entry.served
+    const gone = quarantine && new Set([...entry.removed, ...removed.map(({ id }) => id)])
     const verdict = this.#memory.offer(key, entry, next, origin, confirmed, removed)
-    if (verdict === 'accepted' || verdict === 'current') {
-      this.#quarantined.delete(entry)
-      if (origin === 'registry') this.#unconfirmed.delete(entry)
-    }
-    if (verdict === 'unproven' && !this.#quarantined.has(entry)) {
-      this.#quarantined.add(entry)
-      const kept = (entry.carried?.nodes.size ?? 0) - next.nodes.size
-      this.#log.warn({ namespace, service, kept }, 'the registry leaves out nodes without a cause: they stay')
-    }
-    if (verdict === 'accepted' && origin === 'registry') {
+    if (channels.view.hasSubscribers)
+      channels.view.publish({
+        namespace,
+        service,
+        origin,
+        verdict,
+        offered: next,
+        served: entry.served,
+      } satisfies ViewMessage)
+    if (origin === 'registry' && (verdict === 'accepted' || verdict === 'current')) this.#unconfirmed.delete(entry)
+    if (origin === 'registry' && verdict === 'older' && entry.origin === 'peer' && !this.#disputed.has(entry))
+      this.#disputed.set(entry, this.#clock.now())
+    if (entry.quarantine && !quarantine) this.#noteQuarantine(entry, next)
+    else if (quarantine && !entry.quarantine) this.#noteRelease(entry, quarantine.sinceMs, last, verdict, gone!)
+    if (verdict === 'accepted' && origin !== 'file') {
       if (isKnown(next)) {
-        this.#unknown.delete(key)
+        this.#unknown.forget(key)
         this.#files?.save(next)
-      } else this.#noteUnknown(key)
+      } else {
+        const oldest = this.#unknown.note(key)
+        if (oldest !== undefined) this.#forgetUnknown(oldest)
+      }
     }
     if (entry.served !== before) this.#publish(entry)
-    else if (verdict === 'current') this.#notify(this.#followed.get(entry))
+    else if (verdict === 'current') this.#followed.get(entry)?.watchers.wake()
   }
 
-  /** Names that nobody registered are remembered for a while, and few of them: a stranger can think of any number. */
-  #noteUnknown(key: string): void {
-    this.#unknown.delete(key)
-    this.#unknown.set(key, this.#clock.now())
-    if (this.#unknown.size > MAX_UNKNOWN) this.#forgetUnknown(this.#unknown.keys().next().value!)
+  #noteQuarantine(entry: Entry, next: View): void {
+    const { namespace, service } = entry
+    this.#quarantined.add(entry)
+    this.counts.quarantines++
+    const kept = (entry.carried?.nodes.size ?? 0) - next.nodes.size
+    const { reason } = entry.quarantine!
+    this.#log.warn({ namespace, service, kept, reason }, 'the registry leaves out nodes without a cause: they stay')
+  }
+
+  /** By which proof: what became of each node that was known. */
+  #noteRelease(
+    entry: Entry,
+    sinceMs: number,
+    last: View | undefined,
+    verdict: string,
+    gone: ReadonlySet<string>,
+  ): void {
+    const { namespace, service, view } = entry
+    this.#quarantined.delete(entry)
+    this.counts.released++
+    const proof = { present: 0, removed: 0, lapsed: 0 }
+    const isSameEpoch = last?.cursor.epoch === view?.cursor.epoch
+    for (const id of last?.nodes.keys() ?? [])
+      if (view?.nodes.has(id)) proof.present++
+      else if (isSameEpoch || gone.has(id) || view?.emptied?.id === id) proof.removed++
+      else proof.lapsed++
+    const how = verdict === 'accepted' ? 'each node is accounted for' : 'the registry holds what is served'
+    const keptMs = Math.round(this.#clock.now() - sinceMs)
+    this.#log.info({ namespace, service, keptMs, ...proof }, `quarantine released: ${how}`)
   }
 
   #publish(entry: Entry): void {
     const served = this.#followed.get(entry)
-    served?.selector.update(entry.served, strategyOf(entry.served?.policy))
-    this.#notify(served)
-  }
-
-  #notify(served: Followed | undefined): void {
-    if (served) for (const changed of [...served.watchers]) changed()
+    if (served === undefined) return
+    if (entry.served) this.#stopSeeking(served)
+    served.selector.update(entry.served, strategyOf(entry.served?.policy))
+    served.watchers.wake()
   }
 
   /** An entry was evicted. */
   drop(key: string, entry: Entry): void {
+    const served = this.#followed.get(entry)
     this.#subscriptions.unsubscribe(key)
-    this.#unknown.delete(key)
-    this.#unconfirmed.delete(entry)
-    this.#quarantined.delete(entry)
+    this.#unknown.forget(key)
+    for (const entries of [this.#unconfirmed, this.#quarantined, this.#resuming, this.#disputed]) entries.delete(entry)
     this.#files?.forget(entry.namespace, entry.service)
-    this.#followed.get(entry)?.selector.close()
-    this.#byName.get(entry.namespace)?.delete(entry.service)
+    if (served) {
+      this.#stopSeeking(served)
+      served.selector.close()
+    }
+    const services = this.#byName.get(entry.namespace)
+    services?.delete(entry.service)
+    if (services?.size === 0) this.#byName.delete(entry.namespace)
   }
 
-  /** Waits until `test` holds after a change of the service; false when the deadline or the signal came first. */
-  until(served: Followed, test: () => boolean, deadlineMs: number, signal: AbortSignal | undefined): Promise<boolean> {
-    return new Promise((resolve) => {
-      const end = (result: boolean) => {
-        cancel()
-        served.watchers.delete(changed)
-        signal?.removeEventListener('abort', aborted)
-        resolve(result)
-      }
-      const changed = () => {
-        if (test()) end(true)
-        else if (this.#closed) end(false)
-      }
-      const aborted = () => end(false)
-      const cancel = deadlineMs === Infinity ? () => {} : this.#clock.after(deadlineMs, aborted)
-      served.watchers.add(changed)
-      signal?.addEventListener('abort', aborted, { once: true })
-      if (signal?.aborted) end(false)
-      else changed()
-    })
+  /**
+   * Waits until `test` holds after a change of the service; false when the deadline or the signal came first.
+   * @param wanted a place of the history that is waited for: the registry is asked for it. Undefined while nothing is known
+   * that it could be a place of
+   */
+  async until(
+    served: Followed,
+    test: () => boolean,
+    deadlineMs: number,
+    signal: AbortSignal | undefined,
+    wanted?: () => Cursor | undefined,
+  ): Promise<boolean> {
+    const waiting = served.watchers.until(test, deadlineMs, signal, this.#clock)
+    this.#seek(served)
+    if (wanted) {
+      served.wanted.add(wanted)
+      this.#wanting.add(served)
+      // While its file is read it is not subscribed yet; then it is with this.
+      if (!served.loading && wanted()) this.#subscriptions.ask(served.key)
+    }
+    const held = await waiting
+    if (served.watchers.size === 0) this.#stopSeeking(served)
+    if (wanted) served.wanted.delete(wanted)
+    if (served.wanted.size === 0) this.#wanting.delete(served)
+    return held
   }
 }
 
@@ -320,6 +547,20 @@ function isKnown(view: View): boolean {
 
 export function keyOf(namespace: string, service: string): string {
   return `${namespace}/${service}`
+}
+
+function latest(places: Iterable<() => Cursor | undefined>): Cursor | undefined {
+  let last: Cursor | undefined
+  for (const place of places) {
+    const cursor = place()
+    // Of places in two histories either; the registry knows one of them.
+    if (cursor && (last === undefined || isAfter(cursor, last))) last = cursor
+  }
+  return last
+}
+
+function before({ epoch, revision }: Cursor): Cursor | undefined {
+  return revision > 0 ? { epoch, revision: revision - 1 } : undefined
 }
 
 /** Of the strategies that a policy may name, those that this version executes; the others fall back to taking turns. */

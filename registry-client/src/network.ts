@@ -15,6 +15,8 @@ export interface HttpCall {
   readonly url: string
   readonly headers?: Readonly<Record<string, string>>
   readonly body?: string
+  /** A longer answer is cut off, and none. Default 64 MiB. */
+  readonly maxBytes?: number
   readonly signal: AbortSignal
 }
 
@@ -52,7 +54,7 @@ const agents = {
 
 export const systemNetwork: Network = {
   // Not `fetch`, which refuses a registry on any of some eighty ports that browsers are kept from.
-  request({ method, url, headers, body, signal }) {
+  request({ method, url, headers, body, maxBytes = MAX_ANSWER_BYTES, signal }) {
     return new Promise((resolve, reject) => {
       const target = new URL(url)
       const isTls = target.protocol === 'https:'
@@ -70,7 +72,7 @@ export const systemNetwork: Network = {
           let bytes = 0
           response.on('data', (chunk: Buffer) => {
             bytes += chunk.length
-            if (bytes > MAX_ANSWER_BYTES) response.destroy(new Error(`an answer of over ${MAX_ANSWER_BYTES} bytes`))
+            if (bytes > maxBytes) response.destroy(new Error(`an answer of over ${maxBytes} bytes`))
             else chunks.push(chunk)
           })
           response.on('error', fail)

@@ -37,6 +37,11 @@ export interface Registration {
   readonly id: string
   readonly state: RegistrationState
   /**
+   * Where the store's history stood once the registry had acknowledged the last change of this node, as
+   * `epoch:revision`: whoever resolves with this as `minRevision` sees it. Undefined until then.
+   */
+  readonly cursor: string | undefined
+  /**
    * Changes what the node says of itself. Returns once the registry has acknowledged, or after a while without it.
    * @throws RefusedError when the registry refuses the change; the node then stays what it was
    */
@@ -68,6 +73,7 @@ class Registered implements Registration {
   readonly id: string
   wanted: NodeRegistration
   state: RegistrationState = 'pending'
+  cursor: string | undefined
   incarnation: number
   /** Grows with every change of what is wanted; what the registry has is `acknowledged`. */
   version = 1
@@ -317,7 +323,8 @@ export class Registrar {
     const { version, incarnation, wanted } = node
     const body = { host, port, protocol, weight, zone, labels, status, lease, incarnation }
     try {
-      await connection.request('PUT', node.path, body)
+      const answer = await connection.request('PUT', node.path, body)
+      node.cursor = answer.header('holdfast-cursor') ?? node.cursor
     } catch (error) {
       if (!(error instanceof RefusedError) || isTransient(error)) throw error
       if (error.code === 'lease_not_found') {
@@ -359,7 +366,9 @@ export class Registrar {
   async #leave(node: Registered): Promise<void> {
     const fence = this.#lease === undefined ? '' : `&lease=${this.#lease}`
     try {
-      await this.#options.connection.request('DELETE', `${node.path}&incarnation=${node.incarnation}${fence}`)
+      const path = `${node.path}&incarnation=${node.incarnation}${fence}`
+      const answer = await this.#options.connection.request('DELETE', path)
+      node.cursor = answer.header('holdfast-cursor') ?? node.cursor
     } catch (error) {
       // Refused means that the id belongs to someone else by now, which is as good as gone.
       if (!(error instanceof RefusedError) || isTransient(error)) throw error

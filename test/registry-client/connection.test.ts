@@ -34,7 +34,7 @@ function world(options: { endpoints?: string[]; random?: () => number } = {}) {
     {
       event: (event, session) => events.push({ event, session }),
       reachable: (is) => reachable.push(is),
-      cursorOf: (key) => cursors.get(key),
+      held: (key) => ({ cursor: cursors.get(key) }),
     },
   )
   return { clock, network, log, cursors, events, reachable, connection }
@@ -289,7 +289,7 @@ describe('the stream', () => {
         event: () =>
           order.push(`applied after ${network.stream.sent.filter(({ type }) => type === 'ack').length} acks`),
         reachable() {},
-        cursorOf: () => undefined,
+        held: () => ({}),
       },
     )
     connection.open()

@@ -75,7 +75,7 @@ function world() {
   network.respond = (call) => registry.answer(call)
   const connection = new Connection(
     { endpoints: ['http://registry:7400'], network, clock, random, log },
-    { event() {}, reachable() {}, cursorOf: () => undefined },
+    { event() {}, reachable() {}, held: () => ({}) },
   )
   const registrar = new Registrar({
     connection,

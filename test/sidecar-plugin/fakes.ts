@@ -98,7 +98,7 @@ export class FakeClient {
 
   async resolve(service: string): Promise<Resolved> {
     this.subscribed.push(service)
-    return this.peek(service) ?? Promise.reject(new ResolveError('unknown_service', service, ['the table']))
+    return this.peek(service) ?? Promise.reject(new ResolveError('unknown_service', service, []))
   }
 
   peek(service: string): Resolved | undefined {
@@ -122,7 +122,7 @@ export class FakeClient {
     return []
   }
 
-  async register(spec: NodeSpec): Promise<Handle & { service: string; namespace: string }> {
+  async register(spec: NodeSpec): Promise<Handle & { service: string; namespace: string; cursor: string | undefined }> {
     this.registered.push(spec)
     this.events.push(`register ${spec.service} ${spec.status}`)
     let state: Handle['state'] = 'registered'
@@ -130,6 +130,7 @@ export class FakeClient {
       id: spec.id,
       service: spec.service,
       namespace: spec.namespace,
+      cursor: undefined,
       get state() {
         return state
       },
@@ -156,6 +157,7 @@ function resolvedOf(view: View, source: Resolved['source']): Resolved {
     nodes: [...view.nodes.values()],
     policy: encodeView(view).policy ? view.policy : undefined,
     cursor: view.cursor,
+    asOf: view.cursor,
     source,
     age: 0,
     reachable: true,
