@@ -1,17 +1,16 @@
 /**
  * Which node: one {@link Selector} per service, with the state of each node kept by its id over every change of the
- * view. Candidates are nodes that are `up`, have a weight, and are not ejected for failing calls.
+ * view. Candidates are nodes that are `up` and have a weight. Those that are not ejected for failing calls take turns;
+ * those that are, only when nothing else is left.
  *
- * Candidates of one weight form a group. Within a group nodes take turns, so only the choice among groups costs more
- * than one step: O(log of the number of distinct weights) a pick, whatever the number of nodes. Groups are built when
- * the view changes or a node is ejected, never during a pick, and a pick allocates nothing.
- *
- * Source of the turns among groups: earliest deadline first, as in Envoy's scheduler; each group of k nodes of weight
- * w is due every 1/(k·w).
+ * A change of the view costs what has changed, and a pick O(log of the number of distinct weights), whatever the number
+ * of nodes; a pick allocates nothing.
  */
 
 import type { Clock, Random } from './clock.ts'
+import { NodeMap } from './node-map.ts'
 import type { ServiceNode, View } from './protocol.ts'
+import { Turns, type Member } from './turns.ts'
 
 /** What became of a call: `failed` counts against the node, `ignored` says nothing about it. */
 export type Outcome = 'ok' | 'failed' | 'ignored'
@@ -42,14 +41,23 @@ const BASE_EJECTION_MS = 30_000
 /** Longer, and a node that recovered after a long fault would stay idle. */
 const MAX_EJECTION_MS = 300_000
 
-class NodeState implements Pick {
+class NodeState implements Pick, Member {
   node: ServiceNode
   pending = 0
+  /** Calls that failed in a row. */
   failures = 0
+  /** Probes that failed in a row since a call was answered. */
+  missed = 0
+  /** Whether a call was answered since the last probe asked. */
+  answered = false
   ejections = 0
   isEjected = false
   /** When the present ejection ends, or the last one ended. */
   ejectedUntilMs = -Infinity
+  /** Where it takes turns; undefined while it takes no traffic. */
+  turns: Turns<NodeState> | undefined
+  group: Member['group'] = undefined
+  position = 0
   readonly #selector: Selector
 
   constructor(node: ServiceNode, selector: Selector) {
@@ -61,20 +69,18 @@ class NodeState implements Pick {
     if (this.pending > 0) this.pending--
     if (outcome === 'ok') {
       this.failures = 0
+      this.missed = 0
+      this.answered = true
       if (this.isEjected) this.#selector.readmit(this)
-    } else if (outcome === 'failed' && ++this.failures >= CONSECUTIVE_FAILURES) this.#selector.eject(this)
+    } else if (outcome === 'failed') {
+      this.failures++
+      if (this.isSuspect) this.#selector.eject(this)
+    }
   }
-}
 
-interface Group {
-  readonly states: readonly NodeState[]
-  readonly weight: number
-  /** The position within the group. */
-  turn: number
-  /** When the group is due, in its own time. */
-  due: number
-  /** Up to here the share of all groups, for a random choice. */
-  cumulative: number
+  get isSuspect(): boolean {
+    return this.failures + this.missed >= CONSECUTIVE_FAILURES
+  }
 }
 
 /** A node as its selector sees it. */
@@ -85,36 +91,47 @@ export interface NodeReport {
   readonly ejectedForMs: number
 }
 
+const NO_NODES: NodeMap<ServiceNode> = NodeMap.of([])
+
 export class Selector {
   readonly #service: string
   readonly #clock: Clock
-  readonly #random: Random
   readonly #states = new Map<string, NodeState>()
+  readonly #candidates: Turns<NodeState>
+  /** A node that may work beats none. */
+  readonly #ejected: Turns<NodeState>
+  #nodes = NO_NODES
   #strategy: SelectorStrategy
-  /** A binary heap by `due`. */
-  #groups: Group[] = []
-  #total = 0
-  #candidates = 0
+  /** The earliest end of an ejection, and the cancellation of the timer for it. */
+  #returnMs = Infinity
   #cancelReturn: () => void = () => {}
 
   constructor(service: string, clock: Clock, random: Random, strategy: SelectorStrategy = 'round_robin') {
     this.#service = service
     this.#clock = clock
-    this.#random = random
+    this.#candidates = new Turns(random)
+    this.#ejected = new Turns(random)
     this.#strategy = strategy
   }
 
   /** Takes over a new view; undefined when nothing is known any more. Nodes that stay keep their state; a node id in a new life starts afresh. */
   update(view: View | undefined, strategy: SelectorStrategy = this.#strategy): void {
     this.#strategy = strategy
-    for (const [id, state] of this.#states)
-      if (view?.nodes.get(id)?.incarnation !== state.node.incarnation) this.#states.delete(id)
-    for (const node of view?.nodes.values() ?? []) {
-      const state = this.#states.get(node.id)
-      if (state) state.node = node
-      else this.#states.set(node.id, new NodeState(node, this))
+    const nodes = view ? NodeMap.from(view.nodes) : NO_NODES
+    for (const id of nodes.changesSince(this.#nodes)) {
+      const node = nodes.get(id)
+      let state = this.#states.get(id)
+      if (state !== undefined && state.node.incarnation !== node?.incarnation) {
+        this.#states.delete(id)
+        this.#place(state)
+        state = undefined
+      }
+      if (node === undefined) continue
+      if (state === undefined) this.#states.set(id, (state = new NodeState(node, this)))
+      state.node = node
+      this.#place(state)
     }
-    this.#build()
+    this.#nodes = nodes
   }
 
   /**
@@ -122,10 +139,11 @@ export class Selector {
    * @throws NoNodesError
    */
   pick(not?: ReadonlySet<string>): Pick {
-    if (this.#candidates === 0) throw new NoNodesError(this.#service, this.#states.size)
-    let state = this.#next()
+    const turns = this.#candidates.size > 0 ? this.#candidates : this.#ejected
+    if (turns.size === 0) throw new NoNodesError(this.#service, this.#states.size)
+    let state = this.#next(turns)
     if (not && not.size > 0) {
-      for (let tries = 0; not.has(state.node.id) && tries <= not.size; tries++) state = this.#next()
+      for (let tries = 0; not.has(state.node.id) && tries <= not.size; tries++) state = this.#next(turns)
       if (not.has(state.node.id)) state = this.#anyBut(not)
     }
     state.pending++
@@ -135,7 +153,7 @@ export class Selector {
   /** Each node with what its calls have shown. */
   report(): NodeReport[] {
     const nowMs = this.#clock.now()
-    return [...this.#states.values()].map((state) => ({
+    return Array.from(this.#states.values(), (state) => ({
       id: state.node.id,
       pending: state.pending,
       failures: state.failures,
@@ -146,55 +164,70 @@ export class Selector {
   /** Takes a failing node out for a time that grows with each ejection; never the last candidate. */
   eject(state: NodeState): void {
     const nowMs = this.#clock.now()
-    if (state.isEjected || this.#candidates <= 1 || this.#states.get(state.node.id) !== state) return
+    if (state.isEjected || this.#candidates.size <= 1 || this.#states.get(state.node.id) !== state) return
     state.failures = 0
     // A node that behaved for as long as the longest ejection starts from the shortest again.
     if (nowMs - state.ejectedUntilMs > MAX_EJECTION_MS) state.ejections = 0
     state.ejections++
     state.isEjected = true
     state.ejectedUntilMs = nowMs + Math.min(BASE_EJECTION_MS * state.ejections, MAX_EJECTION_MS)
-    this.#build()
+    this.#place(state)
   }
 
   /** An ejected node has answered after all. */
   readmit(state: NodeState): void {
     if (this.#states.get(state.node.id) !== state) return
-    state.isEjected = false
     state.ejectedUntilMs = this.#clock.now()
-    this.#build()
+    this.#place(state)
   }
 
-  /** Calls that still run may end after this: they must not set a timer again. */
-  close(): void {
-    this.#states.clear()
-    this.#groups = []
-    this.#candidates = 0
-    this.#cancelReturn()
+  /** The nodes of which a probe may tell something: of one node alone it makes no difference. */
+  probeable(): ServiceNode[] {
+    if (this.#candidates.size + this.#ejected.size < 2) return []
+    return [...this.#candidates, ...this.#ejected].map(({ node }) => node)
   }
 
-  #next(): NodeState {
-    const groups = this.#groups
-    let group = groups[0]!
-    if (this.#strategy === 'random') {
-      if (groups.length > 1) {
-        const at = this.#random() * this.#total
-        let low = 0
-        for (let high = groups.length - 1; low < high;) {
-          const middle = (low + high) >> 1
-          if (groups[middle]!.cumulative > at) high = middle
-          else low = middle + 1
-        }
-        group = groups[low]!
+  /** Whether calls of a node were answered since this was asked last: they tell more than a probe would. */
+  tookCalls({ id }: ServiceNode): boolean {
+    const state = this.#states.get(id)
+    if (state?.answered !== true) return false
+    state.answered = false
+    return true
+  }
+
+  /**
+   * What a probe has shown. One that failed counts like a failed call, and puts off the return of a node that is out. One
+   * that succeeded brings such a node back, on trial: that something listens does not say that it answers.
+   */
+  probed({ id, incarnation }: ServiceNode, isUp: boolean): void {
+    const state = this.#states.get(id)
+    if (state?.node.incarnation !== incarnation) return
+    if (!isUp) {
+      state.missed++
+      if (state.isEjected) state.ejectedUntilMs = Math.max(state.ejectedUntilMs, this.#clock.now() + BASE_EJECTION_MS)
+      else if (state.isSuspect) this.eject(state)
+    } else if (state.isEjected) {
+      this.readmit(state)
+      state.failures = CONSECUTIVE_FAILURES - 1
+    } else state.missed = 0
+  }
+
+  /** Takes back what probes have done. */
+  disregardProbes(): void {
+    for (const state of this.#states.values())
+      if (state.missed > 0) {
+        state.missed = 0
+        if (state.isEjected) this.readmit(state)
       }
-      return group.states[Math.floor(this.#random() * group.states.length)]!
-    }
-    const { states } = group
-    if (++group.turn >= states.length) group.turn = 0
-    if (groups.length > 1) {
-      group.due += 1 / (group.weight * states.length)
-      sink(groups)
-    }
-    return states[group.turn]!
+  }
+
+  /** Calls that still run may end after this: they find nothing of theirs any more. */
+  close(): void {
+    this.update(undefined)
+  }
+
+  #next(turns: Turns<NodeState>): NodeState {
+    return this.#strategy === 'random' ? turns.draw() : turns.next()
   }
 
   /**
@@ -202,70 +235,40 @@ export class Selector {
    * the better bet: what failed a while ago may be back, what failed in this very call is not.
    */
   #anyBut(not: ReadonlySet<string>): NodeState {
-    for (const group of this.#groups) for (const state of group.states) if (!not.has(state.node.id)) return state
-    for (const state of this.#states.values()) if (takesTraffic(state.node) && !not.has(state.node.id)) return state
+    for (const turns of [this.#candidates, this.#ejected])
+      for (const state of turns) if (!not.has(state.node.id)) return state
     throw new NoNodesError(this.#service, this.#states.size)
   }
 
-  #build(): void {
-    const nowMs = this.#clock.now()
-    const byWeight = new Map<number, NodeState[]>()
-    let returnMs = Infinity
-    this.#candidates = 0
-    const ejected: NodeState[] = []
-    for (const state of this.#states.values()) {
-      if (!takesTraffic(state.node)) continue
-      if (state.ejectedUntilMs <= nowMs) state.isEjected = false
-      if (state.isEjected) {
-        ejected.push(state)
-        returnMs = Math.min(returnMs, state.ejectedUntilMs)
-      } else add(byWeight, state)
+  /** Lets a node take turns where it should. */
+  #place(state: NodeState): void {
+    const { node } = state
+    if (state.isEjected && state.ejectedUntilMs <= this.#clock.now()) {
+      state.isEjected = false
+      state.missed = 0
     }
-    // Every other node went while these were out: a node that may work beats none.
-    if (byWeight.size === 0) for (const state of ejected) add(byWeight, state)
-    const old = new Map(this.#groups.map((group) => [group.weight, group]))
-    this.#groups = []
-    this.#total = 0
-    for (const [weight, states] of byWeight) {
-      this.#candidates += states.length
-      this.#total += weight * states.length
-      this.#groups.push({
-        states,
-        weight,
-        // Clients that start together do not all call the first node first.
-        turn: old.get(weight)?.turn ?? Math.floor(this.#random() * states.length),
-        due: this.#random() / (weight * states.length),
-        cumulative: this.#total,
-      })
+    const isCandidate = this.#states.get(node.id) === state && node.status === 'up' && node.weight > 0
+    const turns = !isCandidate ? undefined : state.isEjected ? this.#ejected : this.#candidates
+    if (state.turns !== turns || (turns && state.group?.weight !== node.weight)) {
+      state.turns?.remove(state)
+      state.turns = turns
+      turns?.add(state, node.weight)
     }
-    // The heap below is an ordered array to begin with; a random choice never reorders it, so `cumulative` stays sorted.
-    if (this.#strategy === 'round_robin') this.#groups.sort((a, b) => a.due - b.due)
+    if (this.#ejected.size === 0) this.#wakeAt(Infinity)
+    else if (turns === this.#ejected && state.ejectedUntilMs < this.#returnMs) this.#wakeAt(state.ejectedUntilMs)
+  }
+
+  #wakeAt(returnMs: number): void {
+    if (returnMs === this.#returnMs) return
     this.#cancelReturn()
-    this.#cancelReturn = returnMs < Infinity ? this.#clock.after(returnMs - nowMs, () => this.#build()) : () => {}
+    this.#returnMs = returnMs
+    this.#cancelReturn =
+      returnMs < Infinity ? this.#clock.after(returnMs - this.#clock.now(), () => this.#return()) : () => {}
   }
-}
 
-function takesTraffic(node: ServiceNode): boolean {
-  return node.status === 'up' && node.weight > 0
-}
-
-function add(byWeight: Map<number, NodeState[]>, state: NodeState): void {
-  const states = byWeight.get(state.node.weight)
-  if (states) states.push(state)
-  else byWeight.set(state.node.weight, [state])
-}
-
-/** Restores the heap after the root's `due` has grown. */
-function sink(heap: Group[]): void {
-  const root = heap[0]!
-  let at = 0
-  for (;;) {
-    let child = 2 * at + 1
-    if (child >= heap.length) break
-    if (child + 1 < heap.length && heap[child + 1]!.due < heap[child]!.due) child++
-    if (heap[child]!.due >= root.due) break
-    heap[at] = heap[child]!
-    at = child
+  /** Takes those back whose time is over. */
+  #return(): void {
+    this.#returnMs = Infinity
+    for (const state of [...this.#ejected]) this.#place(state)
   }
-  heap[at] = root
 }

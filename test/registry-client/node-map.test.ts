@@ -9,7 +9,7 @@ interface Item {
   readonly weight: number
 }
 
-const SEEDS = 150
+const SEEDS = 80
 
 function item(id: number, weight = 1): Item {
   return Object.freeze({ id: `n${id}`, weight })
@@ -34,7 +34,7 @@ describe('a map of nodes', () => {
       const random = seededRandom(seed)
       const below = (limit: number) => Math.floor(random() * limit)
       // Small ones are emptied and rebuilt often, large ones are several branches deep.
-      const ids = [3, 40, 1_500, 40_000][seed % 4]!
+      const ids = [3, 40, 300, 3_000][seed % 4]!
       const start = items(below(ids))
       let map = NodeMap.of(start)
       let model = new Map(start.map((value) => [value.id, value]))
@@ -42,7 +42,7 @@ describe('a map of nodes', () => {
       for (let step = 0; step < 30; step++) {
         const put = Array.from({ length: below(6) }, (_, at) => item(below(ids), 1_000 * step + at))
         // Most steps of every third seed take away much more than they bring, so that the map starts anew.
-        const share = seed % 3 === 0 && model.size < 5_000 ? below(model.size) : below(4)
+        const share = seed % 3 === 0 && model.size < 1_000 ? below(model.size) : below(4)
         const remove = Array.from({ length: share }, () => item(below(ids)).id)
         if (random() < 0.4) past.push([map, model])
         // Two changes of one map now and then: history branches.
@@ -53,13 +53,13 @@ describe('a map of nodes', () => {
         for (const value of put) model.set(value.id, value)
         const message = `seed ${seed}, step ${step}`
         assert.equal(map.size, model.size, message)
-        if (ids <= 1_500) assert.deepEqual(contentOf(map), contentOf(model), message)
+        if (ids <= 40 || step % 10 === 9) assert.deepEqual(contentOf(map), contentOf(model), message)
         for (let probe = 0; probe < 20; probe++) {
           const { id } = item(below(ids))
           assert.equal(map.get(id), model.get(id), message)
           assert.equal(map.has(id), model.has(id), message)
         }
-        for (const [older, olderModel] of past.slice(-3)) {
+        for (const [older, olderModel] of past.slice(-2)) {
           assert.deepEqual(map.changesSince(older).sort(), differing(model, olderModel), message)
           assert.deepEqual(older.changesSince(map).sort(), differing(model, olderModel), message)
         }
