@@ -1,40 +1,59 @@
 /**
  * The second level: `{cacheDir}/{namespace}/{service}.json`, shared by any number of processes without locks, readable
- * by a person. Each file is written as a whole or not at all, carries a checksum, and keeps its previous generation
- * beside it; the higher cursor wins. A file is also a resume token: whoever starts from it asks only for what changed.
+ * by a person. A file is also a resume token: whoever starts from it asks only for what changed.
  *
- * When a view was last confirmed by the registry is the file's modification time, so that an unchanged view stays
- * fresh without being written again.
+ * What is in the files is never trusted to stay: files of services that are followed are looked at again and again, and
+ * written again when they hold an older view, a broken one or none. That is how a directory heals that was deleted,
+ * filled, or written to by a process that knew less.
  */
 
-import { createHash } from 'node:crypto'
 import path from 'node:path'
-import { isDeepStrictEqual } from 'node:util'
-import type { Clock } from './clock.ts'
-import { TEMPORARY, type Disk } from './disk.ts'
+import { CacheDirectory } from './cache-directory.ts'
+import { CORRUPT, OWN_SCHEMA, PREVIOUS, serviceOf, viewPath } from './cache-paths.ts'
+import { every, sleep, type Clock } from './clock.ts'
+import type { Disk } from './disk.ts'
+import { FaultLog } from './fault-log.ts'
+import { limitedDisk } from './limited-disk.ts'
 import type { Log } from './log.ts'
-import { decodeView, encodeView, isAfter, type Cursor, type View } from './protocol.ts'
+import { OverrideFiles } from './override-file.ts'
+import { isAfter, type Cursor, type View } from './protocol.ts'
+import { ViewFiles, type Bad, type Found, type Good, type Held } from './view-files.ts'
+import { CorruptFileError, OtherSchemaError } from './view-text.ts'
+import { WriteQueue } from './write-queue.ts'
 
-const SCHEMA = 1
 /** A service that changes without pause is written at this interval; what is lost in a crash is asked for again. */
 const WRITE_INTERVAL_MS = 500
+/** A file that could not be written is tried again after this: a disk that is full stays so for a while. */
+const RETRY_MS = 5_000
 /** An unchanged view's file is dated anew this often: the precision of its age after a restart. */
 const CONFIRM_INTERVAL_MS = 30_000
-/** Disk threads are few, and other work of the process needs them too. */
 const CONCURRENT_WRITES = 2
-const LEFTOVER_MS = 60_000
-/** File events are hints: what they missed is found by looking. */
-const OVERRIDE_POLL_MS = 5_000
+/** One less than Node has threads for files and host names, so that a disk that hangs takes no names with it. */
+const CONCURRENT_OPERATIONS = 3
+/** Events are hints: what they missed is found by looking. */
+const LOOK_MS = 5_000
+/** Files that are looked at again at each look: ten thousand within ten minutes. */
+const LOOK_FILES = 100
+/** How long a start waits for a disk that does not answer. */
+const OPEN_LIMIT_MS = 1_000
+const CLOSE_LIMIT_MS = 5_000
+/** A disk that takes longer than this for one file is reported. */
+const HANGING_MS = 10_000
+/** Some ten times what memory holds by default, in two generations: room for many processes, not for a full disk. */
+const DEFAULT_MAX_BYTES = 1_073_741_824
 
 /** A view read from disk. */
 export interface Loaded {
   readonly view: View
-  /** Milliseconds since the registry last confirmed it, by the machine's clock; never negative. */
+  /**
+   * Milliseconds since the registry last confirmed it, by the machine's clock; never negative. A file that is dated in
+   * the future says nothing of its age, and counts as dating from 1970.
+   */
   readonly ageMs: number
 }
 
 export interface FileCacheEvents {
-  /** A file of this service holds something that another process wrote. */
+  /** A file of this service holds something that this process has not read. */
   changed(namespace: string, service: string): void
 }
 
@@ -43,90 +62,174 @@ export interface FileCacheOptions {
   readonly disk: Disk
   readonly clock: Clock
   readonly log: Log
+  /** What the directory may take on disk, override files left out. Default 1 GiB. */
+  readonly maxBytes?: number | undefined
 }
 
 export interface FileCacheStatus {
   readonly directory: string
+  /** Whether every file could be written the last time. */
   readonly writable: boolean
+  /** Views asked for, and those of them that a file had. */
+  readonly reads: number
+  readonly hits: number
   readonly written: number
+  /** Views that were never written because a later one came before their turn. */
+  readonly coalesced: number
+  /** Views that wait to be written. */
+  readonly waiting: number
+  /** Writes that failed. */
   readonly failed: number
+  /** Reads and writes that failed, by the error's code: `ENOSPC`, `EIO`, `corrupt`, `untrusted`, … */
+  readonly failures: Readonly<Record<string, number>>
+  /** Files whose content was not what was written. */
   readonly corrupt: number
+  /** Files that another process had put an older view into, or that were gone, and were written again. */
+  readonly mended: number
+  /** What the directory takes on disk, as far as this process knows. */
+  readonly bytes: number
+  readonly evicted: number
+  readonly refused: number
+  /** What crashed writers left, and corrupt files that nobody looked at, removed. */
+  readonly leftovers: number
+  readonly overrides: number
+  readonly malformedOverrides: number
 }
 
+/** One service. */
 interface Slot {
-  next: View | undefined
-  /** What the file is known to hold. */
-  saved: Cursor | undefined
-  running: boolean
+  readonly namespace: string
+  readonly service: string
+  /** The name in use: its own while another version of this library uses the one that belongs to all. */
+  file: string
+  /** To be written. */
+  next: Held | undefined
+  /** What is in the file, as it was written or read last. */
+  known: Good | undefined
+  /** The known view was confirmed: date its file. */
+  dateAnew: boolean
+  confirmedMs: number
   forgotten: boolean
-  readyMs: number
-  datedMs: number
+  /** What was reported of its files, so that it is reported once. */
+  complaint: string | undefined
 }
 
 export class FileCache {
-  readonly #options: FileCacheOptions
+  readonly #directory: string
+  readonly #disk: Disk
+  readonly #clock: Clock
+  readonly #log: Log
   readonly #slots = new Map<string, Slot>()
-  readonly #queue: (() => Promise<void>)[] = []
-  readonly #idle: (() => void)[] = []
-  readonly #timers = new Set<() => void>()
-  readonly #overrides = new Map<string, string>()
-  /** What was reported of an override file that cannot be read, so that each fault is reported once. */
-  readonly #complaints = new Map<string, string>()
-  #running = 0
+  readonly #queue: WriteQueue<Slot>
+  readonly #overrides: OverrideFiles
+  readonly #views: ViewFiles
+  readonly #bounds: CacheDirectory
+  readonly #faults: FaultLog
+  readonly #counts = { reads: 0, hits: 0, written: 0, coalesced: 0, failed: 0, corrupt: 0, mended: 0 }
+  /** To be looked at at the next look: what was written since the last, and what could not be read. */
+  readonly #recent = new Set<Slot>()
+  #round: Iterator<Slot> | undefined
+  readonly #watches = new Map<string, Promise<() => Promise<void>>>()
+  #events: FileCacheEvents = { changed() {} }
+  #isOpen = false
   #closing = false
-  #writable = true
-  #written = 0
-  #failed = 0
-  #corrupt = 0
-  #watching: Promise<(() => Promise<void>) | undefined> = Promise.resolve(undefined)
-  #cancelPoll: () => void = () => {}
+  #isLooking = false
+  #cancelLook: () => void = () => {}
 
   constructor(options: FileCacheOptions) {
-    this.#options = options
+    const { directory, disk, clock, log, maxBytes = DEFAULT_MAX_BYTES } = options
+    this.#directory = directory
+    this.#disk = limitedDisk(disk, CONCURRENT_OPERATIONS)
+    this.#clock = clock
+    this.#log = log
+    this.#faults = new FaultLog(directory, log)
+    this.#queue = new WriteQueue({ clock, concurrency: CONCURRENT_WRITES, run: (slot) => this.#run(slot) })
+    this.#overrides = new OverrideFiles({ directory, disk: this.#disk, log })
+    this.#views = new ViewFiles({
+      disk: this.#disk,
+      clock,
+      account: (bytes) => this.#bounds.account(bytes),
+      unkept: (error) => this.#faults.count(error),
+    })
+    this.#bounds = new CacheDirectory({
+      directory,
+      disk: this.#disk,
+      clock,
+      log,
+      maxBytes,
+      isFollowed: (namespace, service) => this.#slots.has(keyOf(namespace, service)),
+    })
   }
 
   status(): FileCacheStatus {
+    const { bytes, evicted, refused, leftovers } = this.#bounds
     return {
-      directory: this.#options.directory,
-      writable: this.#writable,
-      written: this.#written,
-      failed: this.#failed,
-      corrupt: this.#corrupt,
+      directory: this.#directory,
+      writable: this.#faults.isWell,
+      ...this.#counts,
+      waiting: this.#queue.size,
+      failures: { ...this.#faults.counts },
+      bytes,
+      evicted,
+      refused,
+      leftovers,
+      overrides: this.#overrides.inForce,
+      malformedOverrides: this.#overrides.malformed,
     }
   }
 
-  /** Prepares the directory and follows what others write there. A directory that cannot be used is reported once. */
+  /** Prepares the directory and looks at it from then on. One that cannot be used is reported, and is no error. */
   async open(events: FileCacheEvents): Promise<void> {
-    const { directory, disk } = this.#options
+    this.#events = events
+    this.#isOpen = true
+    const opened = new AbortController()
+    void this.#prepare().then(() => opened.abort())
+    // A disk that hangs must not keep a program from starting.
+    await sleep(this.#clock, OPEN_LIMIT_MS, opened.signal)
+    if (!this.#closing) this.#cancelLook = every(this.#clock, LOOK_MS, () => void this.#look())
+  }
+
+  async #prepare(): Promise<void> {
     try {
-      await disk.makeDirectory(directory)
-      // Not waited for: looking at ten thousand files takes long, and nothing depends on hints.
-      const watching = disk.watch(directory, (file) => {
-        const target = this.#targetOf(file)
-        if (target && !this.#closing) events.changed(target.namespace, target.service)
-      })
-      this.#watching = watching.catch((error: unknown) => {
-        this.#options.log.warn({ directory, reason: (error as Error).message }, 'cache directory cannot be watched')
-        return undefined
-      })
+      await this.#disk.makeDirectory(this.#directory)
+      await this.#bounds.checkAccess()
     } catch (error) {
-      this.#unwritable(error)
+      this.#faults.begin(this.#directory, error)
     }
-    this.#poll(events)
   }
 
   /**
-   * The newest readable generation of a service's file; undefined when there is none. A file that cannot be read is set
-   * aside under `.corrupt`, so that it is seen once and does not come back.
+   * The view in a service's file, or in its previous generation where that cannot be read; undefined when there is
+   * none. What cannot be read is reported once, kept beside as `.corrupt`, and written again from what is known.
+   * @throws TypeError for names that cannot be names
    */
   async load(namespace: string, service: string): Promise<Loaded | undefined> {
-    const file = this.#fileOf(namespace, service)
-    const slot = this.#slot(`${namespace}/${service}`)
+    const slot = this.#slot(namespace, service)
     slot.forgotten = false
-    const current = await this.#read(file, namespace, service)
-    const previous = await this.#read(previousOf(file), namespace, service)
-    if (current && previous) return isAfter(previous.view.cursor, current.view.cursor) ? previous : current
-    return current ?? previous
+    this.#counts.reads++
+    const current = await this.#readCurrent(slot)
+    let found: Held | undefined = current.kind === 'good' ? current : undefined
+    const own = viewPath(this.#directory, namespace, service)
+    for (const file of [slot.file + PREVIOUS, own + OWN_SCHEMA, own + PREVIOUS])
+      if (found === undefined && file !== slot.file) {
+        const other = await this.#read(slot, file)
+        if (other.kind === 'good') found = other
+      }
+    // What waits to be written, or was in the file before, may be what it should hold.
+    for (const held of [slot.known, slot.next])
+      if (held && (found === undefined || isAfter(held.view.cursor, found.view.cursor))) found = held
+    if (found && found !== current && found !== slot.next) this.#mend(slot, found)
+    if (current.kind === 'good' && !slot.next) slot.known = current
+    if (found) this.#counts.hits++
+    return found && { view: found.view, ageMs: Math.max(0, this.#clock.now() - found.heardMs) }
+  }
+
+  /** Writes what a file should hold and does not. */
+  #mend(slot: Slot, held: Held): void {
+    if (this.#closing || slot.next) return
+    this.#counts.mended++
+    slot.next = held
+    this.#queue.want(slot)
   }
 
   /**
@@ -134,318 +237,276 @@ export class FileCache {
    * a warning, and what was in force stays.
    * @param base supplies the policy where the file has none
    */
-  async override(namespace: string, service: string, base: View | undefined, before: View | undefined) {
-    const { disk, log } = this.#options
-    const file = this.#overrideOf(namespace, service)
-    const key = `${namespace}/${service}`
-    let text: string | undefined
-    try {
-      text = await disk.read(file)
-      if (text === undefined) {
-        this.#complaints.delete(key)
-        if (this.#overrides.delete(key)) log.warn({ file }, 'override file is gone: the registry has the word again')
-        return undefined
-      }
-      const view = readOverride(text, namespace, service, base)
-      const isSame = this.#overrides.get(key) === text
-      if (!isSame) log.warn({ file, nodes: view.nodes.size }, 'override file in force')
-      this.#overrides.set(key, text)
-      this.#complaints.delete(key)
-      // Looked at again and again: what has not changed must not look new to those who watch.
-      if (isSame && before && isDeepStrictEqual(before, view)) return before
-      return view
-    } catch (error) {
-      const reason = (error as Error).message
-      const complaint = text ?? reason
-      if (this.#complaints.get(key) !== complaint) log.error({ file, reason }, 'override file cannot be read: ignored')
-      this.#complaints.set(key, complaint)
-      return before
-    }
+  override(namespace: string, service: string, base: View | undefined, before: View | undefined) {
+    return this.#overrides.read(namespace, service, base, before)
   }
 
-  /** Saves a view soon, off everyone's path; of several in a short time only the last is written. */
-  save(view: View): void {
+  /**
+   * Saves a view soon, off everyone's path; of several in a short time only the last is written.
+   * @param ageMs how long ago it was known to be current, for a view that did not come from the registry just now
+   */
+  save(view: View, ageMs = 0): void {
     if (this.#closing) return
-    const key = `${view.namespace}/${view.service}`
-    const slot = this.#slot(key)
-    slot.next = view
+    const slot = this.#slot(view.namespace, view.service)
     slot.forgotten = false
-    if (!slot.running) this.#schedule(slot)
+    if (slot.next) this.#counts.coalesced++
+    slot.next = { view, heardMs: this.#clock.now() - ageMs }
+    this.#queue.want(slot)
   }
 
   /** The registry confirmed that a saved view is still current. */
   confirm(view: View): void {
-    const slot = this.#slot(`${view.namespace}/${view.service}`)
-    const nowMs = this.#options.clock.now()
-    if (this.#closing || slot.next || slot.running || nowMs - slot.datedMs < CONFIRM_INTERVAL_MS) return
-    slot.datedMs = nowMs
+    const slot = this.#slot(view.namespace, view.service)
+    const nowMs = this.#clock.now()
+    if (this.#closing || slot.next || this.#queue.isRunning(slot)) return
+    if (nowMs - slot.confirmedMs < CONFIRM_INTERVAL_MS) return
+    slot.confirmedMs = nowMs
     // Only a file that holds this very view may be dated anew: an old one after a failed write, or none, is written.
-    if (slot.saved === undefined || !sameCursor(slot.saved, view.cursor)) return this.save(view)
-    const { disk, clock } = this.#options
-    const file = this.#fileOf(view.namespace, view.service)
-    // Gone, or not to be written any more: find out by writing it.
-    void disk.touch(file, clock.wall()).catch(() => (slot.saved = undefined))
+    if (slot.known === undefined || !sameCursor(slot.known.view.cursor, view.cursor)) return this.save(view)
+    slot.known = { ...slot.known, heardMs: nowMs }
+    slot.dateAnew = true
+    this.#queue.want(slot)
   }
 
   /** Forgets what it knows of a service that is no longer held in memory; its file stays. */
   forget(namespace: string, service: string): void {
-    const key = `${namespace}/${service}`
-    this.#overrides.delete(key)
-    this.#complaints.delete(key)
-    const slot = this.#slots.get(key)
-    if (slot?.next || slot?.running) slot.forgotten = true
-    else this.#slots.delete(key)
+    this.#overrides.forget(namespace, service)
+    const slot = this.#slots.get(keyOf(namespace, service))
+    if (slot === undefined) return
+    slot.forgotten = true
+    if (!slot.next && !this.#queue.isRunning(slot)) this.#drop(slot)
   }
 
-  /** Writes what still waits, then stops. */
+  /** Writes what still waits, then stops; after five seconds without it, since a disk may hang. */
   async close(): Promise<void> {
-    this.#cancelPoll()
-    for (const cancel of this.#timers) cancel()
-    this.#timers.clear()
     this.#closing = true
-    for (const slot of this.#slots.values())
-      if (slot.next && !slot.running) {
-        slot.running = true
-        this.#queue.push(() => this.#write(slot))
-      }
-    this.#pump()
-    if (this.#running > 0) await new Promise<void>((resolve) => this.#idle.push(resolve))
-    const stopWatching = await this.#watching
-    await stopWatching?.()
+    this.#cancelLook()
+    await this.#queue.close(CLOSE_LIMIT_MS)
+    const lost = [...this.#slots.values()].filter((slot) => slot.next || this.#queue.isRunning(slot)).length
+    if (lost > 0) this.#log.warn({ directory: this.#directory, views: lost }, 'closed with views that are not on disk')
+    const stopped = Promise.allSettled([...this.#watches.values()].map(async (watch) => (await watch)()))
+    const ended = new AbortController()
+    void stopped.then(() => ended.abort())
+    await sleep(this.#clock, CLOSE_LIMIT_MS, ended.signal)
   }
 
-  #slot(key: string): Slot {
+  #slot(namespace: string, service: string): Slot {
+    const key = keyOf(namespace, service)
     let slot = this.#slots.get(key)
-    if (slot === undefined)
-      this.#slots.set(
-        key,
-        (slot = {
-          next: undefined,
-          saved: undefined,
-          running: false,
-          forgotten: false,
-          readyMs: -Infinity,
-          datedMs: -Infinity,
-        }),
-      )
+    if (slot === undefined) {
+      slot = {
+        namespace,
+        service,
+        file: viewPath(this.#directory, namespace, service),
+        next: undefined,
+        known: undefined,
+        dateAnew: false,
+        confirmedMs: -Infinity,
+        forgotten: false,
+        complaint: undefined,
+      }
+      this.#slots.set(key, slot)
+      this.#watch(namespace)
+    }
     return slot
   }
 
-  #schedule(slot: Slot): void {
-    slot.running = true
-    const start = () => {
-      this.#queue.push(() => this.#write(slot))
-      this.#pump()
-    }
-    const waitMs = slot.readyMs - this.#options.clock.now()
-    if (waitMs <= 0) return start()
-    const cancel = this.#options.clock.after(waitMs, () => {
-      this.#timers.delete(undo)
-      start()
-    })
-    const undo = () => {
-      cancel()
-      slot.running = false
-    }
-    this.#timers.add(undo)
+  #drop(slot: Slot): void {
+    this.#slots.delete(keyOf(slot.namespace, slot.service))
+    this.#recent.delete(slot)
+    this.#faults.end(slot.file)
   }
 
-  #pump(): void {
-    while (this.#running < CONCURRENT_WRITES && this.#queue.length > 0) {
-      this.#running++
-      void this.#queue.shift()!().finally(() => {
-        this.#running--
-        this.#pump()
-      })
-    }
-    if (this.#running === 0) for (const resolve of this.#idle.splice(0)) resolve()
-  }
-
-  async #write(slot: Slot): Promise<void> {
-    const view = slot.next!
+  /** Does what a slot wants, and answers how long it may not want again. */
+  async #run(slot: Slot): Promise<number> {
+    const held = slot.next
     slot.next = undefined
-    const { disk, clock, log } = this.#options
-    const file = this.#fileOf(view.namespace, view.service)
+    let restMs = WRITE_INTERVAL_MS
     try {
-      const onDisk = await this.#read(file, view.namespace, view.service)
-      const isNewer = onDisk && isAfter(onDisk.view.cursor, view.cursor)
-      const isSame = onDisk && sameCursor(onDisk.view.cursor, view.cursor)
-      if (!isNewer && !isSame) {
-        await disk.makeDirectory(path.dirname(file))
-        await this.#cleanUp(path.dirname(file))
-        if (onDisk) await disk.rename(file, previousOf(file)).catch(ignoreAbsent)
-        await disk.replace(file, render(view))
-        this.#written++
-      } else if (isSame) await disk.touch(file, clock.wall())
-      slot.saved = isNewer ? undefined : view.cursor
-      if (!this.#writable) log.info({ directory: this.#options.directory }, 'cache directory is writable again')
-      this.#writable = true
+      if (held) await this.#write(slot, held)
+      else if (slot.dateAnew) await this.#date(slot)
+      this.#faults.end(slot.file)
+      this.#faults.end(this.#directory)
     } catch (error) {
-      slot.saved = undefined
-      this.#failed++
-      this.#unwritable(error)
+      this.#counts.failed++
+      this.#faults.begin(slot.file, error)
+      restMs = RETRY_MS
+      // Not for a service that nobody follows: on a disk that stays full they would gather.
+      if (!slot.forgotten) slot.next ??= held
     }
-    slot.datedMs = clock.now()
-    slot.readyMs = clock.now() + WRITE_INTERVAL_MS
-    slot.running = false
-    if (slot.next && this.#closing) {
-      slot.running = true
-      this.#queue.push(() => this.#write(slot))
-    } else if (slot.next) this.#schedule(slot)
-    else if (slot.forgotten) this.#slots.delete(`${view.namespace}/${view.service}`)
+    slot.dateAnew = false
+    if (slot.next && !(this.#closing && restMs === RETRY_MS)) this.#queue.want(slot)
+    if (slot.forgotten && !slot.next) this.#drop(slot)
+    return restMs
   }
 
-  async #read(file: string, namespace: string, service: string): Promise<Loaded | undefined> {
-    const { disk, clock, log } = this.#options
-    let text: string | undefined
-    try {
-      text = await disk.read(file)
-      if (text === undefined) return undefined
-      const view = parse(text, namespace, service)
-      const stat = await disk.stat(file)
-      return { view, ageMs: Math.max(0, clock.wall() - (stat?.modifiedMs ?? 0)) }
-    } catch (error) {
-      const reason = (error as Error).message
-      this.#corrupt++
-      log.error({ file, reason }, 'cache file cannot be read: ignored')
-      // Only what was read and found wrong is set aside; one that could not be read may be whole.
-      // Another version's file is left to it, so that two versions can run side by side.
-      if (text !== undefined && !(error instanceof OtherSchemaError))
-        await disk.rename(file, `${file}.corrupt`).catch(() => {})
-      return undefined
-    }
-  }
-
-  #cleaned = new Set<string>()
-
-  /** Removes what crashed writers left, once per directory and process. */
-  async #cleanUp(directory: string): Promise<void> {
-    if (this.#cleaned.has(directory)) return
-    this.#cleaned.add(directory)
-    const { disk, clock } = this.#options
-    for (const name of await disk.list(directory)) {
-      if (!name.startsWith('.') || !name.endsWith(TEMPORARY)) continue
-      const file = path.join(directory, name)
-      const stat = await disk.stat(file)
-      if (stat && clock.wall() - stat.modifiedMs > LEFTOVER_MS) await disk.remove(file).catch(() => {})
-    }
-  }
-
-  #poll(events: FileCacheEvents): void {
-    this.#cancelPoll = this.#options.clock.after(OVERRIDE_POLL_MS, () => {
-      void this.#lookForOverrides(events).finally(() => {
-        if (!this.#closing) this.#poll(events)
-      })
-    })
-  }
-
-  async #lookForOverrides(events: FileCacheEvents): Promise<void> {
-    const { directory, disk } = this.#options
-    const found = new Set(this.#overrides.keys())
-    for (const namespace of new Set([...this.#slots.keys()].map((key) => key.split('/')[0]!))) {
-      const names = await disk.list(path.join(directory, namespace)).catch(() => [])
-      for (const name of names) {
-        const target = name.endsWith('.override.json') && this.#targetOf(path.join(directory, namespace, name))
-        if (target) found.add(`${target.namespace}/${target.service}`)
+  async #write(slot: Slot, held: Held): Promise<void> {
+    const found = await this.#whatIsThere(slot)
+    if (found.kind === 'good') {
+      if (isAfter(found.view.cursor, held.view.cursor)) return this.#events.changed(slot.namespace, slot.service)
+      if (sameCursor(found.view.cursor, held.view.cursor)) {
+        slot.known = { ...found, heardMs: Math.max(held.heardMs, found.heardMs) }
+        return this.#date(slot)
       }
     }
-    for (const key of found) {
-      const [namespace, service] = key.split('/') as [string, string]
-      events.changed(namespace, service)
+    if (found.kind === 'absent' && !this.#bounds.admits()) return
+    slot.known = await this.#views.replace(slot.file, found, held)
+    if (slot.known === undefined) {
+      // Somebody was faster: see what it is, and whether ours is still needed.
+      slot.next ??= held
+      return
+    }
+    slot.confirmedMs = this.#clock.now()
+    this.#counts.written++
+    this.#recent.add(slot)
+  }
+
+  async #date(slot: Slot): Promise<void> {
+    const { known } = slot
+    if (known === undefined || (await this.#views.date(slot.file, known))) return
+    slot.known = undefined
+    slot.next ??= known
+  }
+
+  /** What a service's file holds; without reading it while it is the one that was written or read last. */
+  async #whatIsThere(slot: Slot): Promise<Found> {
+    const { known, file } = slot
+    if (known && (await this.#views.isStill(file, known))) return known
+    const found = await this.#readCurrent(slot)
+    slot.known = found.kind === 'good' ? found : undefined
+    return found
+  }
+
+  /** What has the name of a service's file, or, where another version of this library uses that, the name beside it. */
+  async #readCurrent(slot: Slot): Promise<Found> {
+    slot.file = viewPath(this.#directory, slot.namespace, slot.service)
+    const found = await this.#read(slot, slot.file)
+    if (found.kind !== 'bad' || !found.ownedByOther) return found
+    slot.file += OWN_SCHEMA
+    return this.#read(slot, slot.file)
+  }
+
+  async #read(slot: Slot, file: string): Promise<Found> {
+    const found = await this.#views.read(file, slot.namespace, slot.service)
+    if (found.kind === 'bad') await this.#complain(slot, file, found)
+    return found
+  }
+
+  /** Reports a file that cannot be used, once. */
+  async #complain(slot: Slot, file: string, { error, content }: Bad): Promise<void> {
+    const reason = (error as Error).message
+    const complaint = `${file}: ${reason} ${content?.modifiedMs}`
+    // It may be whole, and readable the next time.
+    if (content === undefined) this.#recent.add(slot)
+    if (slot.complaint === complaint) return
+    slot.complaint = complaint
+    this.#faults.count(error)
+    if (error instanceof OtherSchemaError)
+      return this.#log.warn({ file, reason }, "another version's cache file: left alone")
+    this.#log.error({ file, reason }, 'cache file cannot be read: ignored')
+    if (!(error instanceof CorruptFileError)) return
+    this.#counts.corrupt++
+    if (!file.endsWith(PREVIOUS)) await this.#views.keep(file, file + CORRUPT)
+  }
+
+  /** One look at a time, whatever the disk takes for it. */
+  async #look(): Promise<void> {
+    const longMs = this.#queue.longestMs
+    if (longMs > HANGING_MS) this.#faults.begin('hanging', coded('hanging', `no answer for ${Math.round(longMs)} ms`))
+    else this.#faults.end('hanging')
+    if (this.#isLooking) return
+    this.#isLooking = true
+    try {
+      const namespaces = new Set([...this.#slots.values()].map(({ namespace }) => namespace))
+      for (const namespace of namespaces) this.#watch(namespace)
+      const isFollowed = (namespace: string, service: string) => this.#slots.has(keyOf(namespace, service))
+      for (const { namespace, service } of await this.#overrides.changed(namespaces, isFollowed))
+        this.#tell(namespace, service)
+      await this.#lookAtFiles()
+      this.#bounds.lookIfDue()
+    } finally {
+      this.#isLooking = false
     }
   }
 
-  #unwritable(error: unknown): void {
-    if (!this.#writable) return
-    this.#writable = false
-    const { directory, log } = this.#options
-    log.warn({ directory, reason: (error as Error).message }, 'cache directory cannot be written: going on in memory')
+  /** Those written since the last look, then the next of all in turn; more of them when one was not what it should be. */
+  async #lookAtFiles(): Promise<void> {
+    const recent = [...this.#recent]
+    this.#recent.clear()
+    let found = 0
+    for (const slot of recent) found += await this.#lookAt(slot)
+    for (let left = this.#slots.size; left > 0 && !this.#closing;) {
+      const before = found
+      for (let i = 0; i < LOOK_FILES && left > 0; i++, left--) {
+        this.#round ??= this.#slots.values()
+        const item = this.#round.next()
+        if (item.done) this.#round = undefined
+        else found += await this.#lookAt(item.value)
+      }
+      if (found === before) return
+    }
   }
 
-  #fileOf(namespace: string, service: string): string {
-    // A service may be called `a.override`; its view must not land on the override file of `a`. `%` is in no name.
-    const name = service.endsWith('.override') ? `${service.slice(0, -'.override'.length)}%2Eoverride` : service
-    return path.join(this.#options.directory, namespace, `${name}.json`)
+  async #lookAt(slot: Slot): Promise<number> {
+    if (slot.next || this.#queue.isRunning(slot)) return 0
+    const isSame = slot.known && (await this.#views.isStill(slot.file, slot.known).catch(() => false))
+    if (isSame || (slot.known === undefined && slot.complaint === undefined)) return 0
+    this.#tell(slot.namespace, slot.service)
+    return 1
   }
 
-  #overrideOf(namespace: string, service: string): string {
-    return path.join(this.#options.directory, namespace, `${service}.override.json`)
+  /** A file event. */
+  async #hear(file: string, event: 'rename' | 'change' = 'rename'): Promise<void> {
+    const target = serviceOf(this.#directory, file)
+    const slot = target && this.#slots.get(keyOf(target.namespace, target.service))
+    if (slot === undefined) return
+    const isView = target!.kind === 'view'
+    // Views are renamed into their place, and only dated there. While one is written its file is looked at anyway.
+    if (isView && (event === 'change' || slot.next || this.#queue.isRunning(slot))) return
+    const isOurs = isView && slot.known && (await this.#views.isStill(slot.file, slot.known).catch(() => false))
+    if (!isOurs) this.#tell(slot.namespace, slot.service)
   }
 
-  #targetOf(file: string): { namespace: string; service: string } | undefined {
-    const [namespace, name, ...rest] = path.relative(this.#options.directory, file).split(path.sep)
-    const match = /^([^.].*?)(\.override)?\.json$/.exec(name ?? '')
-    if (!namespace || !match || rest.length > 0) return undefined
-    return { namespace, service: match[1]!.replace('%2E', '.') }
+  #tell(namespace: string, service: string): void {
+    if (!this.#closing) this.#events.changed(namespace, service)
+  }
+
+  /** Hears of a namespace's files from now on, also if its directory was deleted meanwhile. */
+  #watch(namespace: string): void {
+    if (!this.#isOpen || this.#closing || this.#watches.has(namespace)) return
+    const folder = path.join(this.#directory, namespace)
+    const ended = () => void this.#watches.delete(namespace)
+    const watching = (async () => {
+      await this.#disk.makeDirectory(folder)
+      const stop = await this.#disk.watch(
+        folder,
+        (file, event) => void this.#hear(file, event),
+        () => {
+          ended()
+          void stop()
+        },
+      )
+      return stop
+    })()
+    this.#watches.set(namespace, watching)
+    watching.then(
+      () => this.#faults.end(folder),
+      (error: unknown) => {
+        ended()
+        this.#faults.begin(folder, error, 'cache directory cannot be watched: looked at every 5 s')
+      },
+    )
   }
 }
 
-class OtherSchemaError extends Error {
-  constructor(schema: number) {
-    super(`schema ${schema} is another version's; this one reads ${SCHEMA}`)
-  }
-}
-
-/** The content of a view's file. */
-function render(view: View): string {
-  const document = encodeView(view)
-  return `${JSON.stringify({ schema: SCHEMA, checksum: checksumOf(document), view: document }, undefined, 1)}\n`
-}
-
-function parse(text: string, namespace: string, service: string): View {
-  const document = JSON.parse(text) as { schema?: unknown; checksum?: unknown; view?: unknown } | null
-  if (typeof document?.schema === 'number' && document.schema !== SCHEMA) throw new OtherSchemaError(document.schema)
-  if (document?.schema !== SCHEMA) throw new Error('no schema')
-  if (document.checksum !== checksumOf(document.view)) throw new Error('the checksum does not match')
-  const view = decodeView(document.view)
-  if (view.namespace !== namespace || view.service !== service)
-    throw new Error(`it holds ${view.namespace}/${view.service}`)
-  return view
-}
-
-/** Over the value, not the text, so that a person's editor may reflow the file. */
-function checksumOf(document: unknown): string {
-  return `sha256-${createHash('sha256')
-    .update(JSON.stringify([SCHEMA, document]) ?? '')
-    .digest('base64url')}`
-}
-
-const OVERRIDE_NODE = ['id', 'host', 'port', 'protocol', 'weight', 'zone', 'labels', 'status'] as const
-
-function refuseUnknown(document: unknown, known: readonly string[], path: string): void {
-  for (const key of Object.keys(Object(document) as object))
-    if (!known.includes(key)) throw new Error(`${path}${key}: unknown field; known: ${known.join(', ')}`)
-}
-
-function readOverride(text: string, namespace: string, service: string, base: View | undefined): View {
-  const document = JSON.parse(text) as { nodes?: unknown; policy?: unknown } | null
-  if (!Array.isArray(document?.nodes)) throw new Error('nodes: must be an array')
-  // Written by hand, in an outage: a typo must not pass for an order.
-  refuseUnknown(document, ['nodes', 'policy'], '')
-  for (const [index, node] of document.nodes.entries()) refuseUnknown(node, OVERRIDE_NODE, `nodes.${index}.`)
-  const defaults = { protocol: 'http', weight: 100, status: 'up', incarnation: 0 }
-  const nodes = (document.nodes as ({ host?: unknown; port?: unknown } | null)[]).map((item) => {
-    const id = `${String(item?.host)}:${String(item?.port)}`
-      .replaceAll(/[^A-Za-z0-9._:-]/g, '-')
-      .replace(/^[^A-Za-z0-9]+/, '')
-    return { id, ...defaults, ...item }
-  })
-  const view = decodeView({ namespace, service, cursor: 'override:0', nodes, policy: document.policy }, 'override')
-  return Object.freeze({
-    ...view,
-    cursor: base?.cursor ?? view.cursor,
-    policy: document.policy === undefined ? base?.policy : view.policy,
-  })
-}
-
-function previousOf(file: string): string {
-  return `${file}.previous`
+function keyOf(namespace: string, service: string): string {
+  return `${namespace}/${service}`
 }
 
 function sameCursor(a: Cursor, b: Cursor): boolean {
   return a.epoch === b.epoch && a.revision === b.revision
 }
 
-function ignoreAbsent(error: NodeJS.ErrnoException): void {
-  if (error.code !== 'ENOENT') throw error
+function coded(code: string, reason: string): Error {
+  return Object.assign(new Error(reason), { code })
 }
