@@ -224,6 +224,19 @@ export class FileCache {
     return found && { view: found.view, ageMs: Math.max(0, this.#clock.now() - found.heardMs) }
   }
 
+  /**
+   * What a process that starts now would read, from the disk and nowhere else. Changes and counts nothing.
+   * @throws TypeError for names that cannot be names
+   */
+  async peek(namespace: string, service: string): Promise<Loaded | undefined> {
+    const own = viewPath(this.#directory, namespace, service)
+    for (const file of [own, own + OWN_SCHEMA, own + PREVIOUS, own + OWN_SCHEMA + PREVIOUS]) {
+      const found = await this.#views.read(file, namespace, service)
+      if (found.kind === 'good') return { view: found.view, ageMs: Math.max(0, this.#clock.now() - found.heardMs) }
+    }
+    return undefined
+  }
+
   /** Writes what a file should hold and does not. */
   #mend(slot: Slot, held: Held): void {
     if (this.#closing || slot.next) return
