@@ -2,6 +2,7 @@
 
 import http from 'node:http'
 import https from 'node:https'
+import { connect } from 'node:net'
 import { WebSocket } from 'ws'
 
 export interface HttpAnswer {
@@ -38,7 +39,15 @@ export interface Network {
   request(call: HttpCall): Promise<HttpAnswer>
   /** Opens a WebSocket. Never throws: a failure arrives as `close`. */
   open(url: string, handlers: StreamHandlers): Stream
+  /**
+   * Whether something takes a connection there, which is closed at once; a signal that aborts is a failure. `ignored`:
+   * this host could not even try. Never rejects.
+   */
+  probe(host: string, port: number, signal: AbortSignal): Promise<'ok' | 'failed' | 'ignored'>
 }
+
+/** Errors of a connection that say something of this host alone. */
+const OWN_FAULTS = new Set(['EMFILE', 'ENFILE', 'ENOBUFS', 'ENOMEM', 'EADDRNOTAVAIL', 'EACCES', 'EPERM', 'EAI_AGAIN'])
 
 /** A registry sends a ping every few seconds and no single frame near this size; what exceeds it is not a registry. */
 const MAX_MESSAGE_BYTES = 64 * 1_048_576
@@ -112,6 +121,24 @@ export const systemNetwork: Network = {
       close: () => socket.terminate(),
     }
   },
+
+  probe(host, port, signal) {
+    return new Promise((resolve) => {
+      const socket = connect({ host, port, signal })
+      socket.on('connect', () => {
+        resolve('ok')
+        socket.destroy()
+      })
+      socket.on('error', (error: NodeJS.ErrnoException) =>
+        resolve(OWN_FAULTS.has(codeOf(error)) ? 'ignored' : 'failed'),
+      )
+    })
+  },
+}
+
+function codeOf(error: NodeJS.ErrnoException): string {
+  const first: unknown = error instanceof AggregateError ? error.errors[0] : error
+  return (first as NodeJS.ErrnoException).code ?? ''
 }
 
 /** The innermost reason of a network error: `fetch` hides it as a cause, a dual-stack connect in a list. */

@@ -38,6 +38,8 @@ export class NoNodesError extends Error {
 /** Below it a single lost packet would eject; above it a dead node costs more retries. */
 const CONSECUTIVE_FAILURES = 3
 const BASE_EJECTION_MS = 30_000
+/** From a probe that failed on: longer than two visits of a probe lie apart, so that only a probe or a call ends it. */
+const MISSED_EJECTION_MS = 45_000
 /** Longer, and a node that recovered after a long fault would stay idle. */
 const MAX_EJECTION_MS = 300_000
 
@@ -204,7 +206,7 @@ export class Selector {
     if (state?.node.incarnation !== incarnation) return
     if (!isUp) {
       state.missed++
-      if (state.isEjected) state.ejectedUntilMs = Math.max(state.ejectedUntilMs, this.#clock.now() + BASE_EJECTION_MS)
+      if (state.isEjected) state.ejectedUntilMs = Math.max(state.ejectedUntilMs, this.#clock.now() + MISSED_EJECTION_MS)
       else if (state.isSuspect) this.eject(state)
     } else if (state.isEjected) {
       this.readmit(state)

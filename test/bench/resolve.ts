@@ -12,6 +12,7 @@ const ROUNDS = 5
 function registryOf(nodesOf: (service: string) => number, weightOf: (index: number) => number): Network {
   return {
     request: () => Promise.reject(new Error('no requests here')),
+    probe: () => Promise.reject(new Error('no probes here')),
     open: (_url, handlers) => {
       queueMicrotask(() => handlers.open())
       return {

@@ -140,7 +140,7 @@ class Herd {
 
   #networkOf(subscriber: Subscriber): Network {
     return {
-      request: (call) => systemNetwork.request(call),
+      ...systemNetwork,
       open: (url, handlers) =>
         systemNetwork.open(url, {
           open: () => {

@@ -66,6 +66,10 @@ export type Responder = (call: ScriptedCall) => Promise<HttpAnswer> | HttpAnswer
 export class ScriptedNetwork implements Network {
   readonly streams: ScriptedStream[] = []
   readonly calls: ScriptedCall[] = []
+  /** Addresses that were asked for a connection. */
+  readonly probes: string[] = []
+  /** Without one nothing takes a connection. */
+  listens: (address: string) => boolean = () => false
   respond: Responder = () => Promise.reject(new Error('connect ECONNREFUSED'))
 
   async request(call: HttpCall): Promise<HttpAnswer> {
@@ -86,6 +90,11 @@ export class ScriptedNetwork implements Network {
     const stream = new ScriptedStream(url, handlers)
     this.streams.push(stream)
     return stream
+  }
+
+  probe(host: string, port: number): Promise<'ok' | 'failed'> {
+    this.probes.push(`${host}:${port}`)
+    return Promise.resolve(this.listens(`${host}:${port}`) ? 'ok' : 'failed')
   }
 
   /** The stream opened last. */
