@@ -10,7 +10,7 @@ import { limitsOf, millisecondsOf, type ConnectOptions } from './connect-options
 import { Connection } from './connection.ts'
 import { channels, type ConnectionMessage, type ResolveMessage } from './diagnostics.ts'
 import { systemDisk } from './disk.ts'
-import { FileCache, type Loaded } from './file-cache.ts'
+import { FileCache } from './file-cache.ts'
 import { FollowedServices, isUnknown, keyOf, type Followed } from './followed-services.ts'
 import { silentLog } from './log.ts'
 import { MemoryCache, type Entry } from './memory-cache.ts'
@@ -224,7 +224,7 @@ export class RegistryClient {
         age: entry.ageMs(this.#clock),
         source: entry.origin === 'registry' ? 'memory' : entry.origin,
       }
-    const loaded = await this.#readFile(namespace, name)
+    const loaded = await this.#files?.peek(namespace, name)
     return loaded && { view: loaded.view, age: loaded.ageMs, source: 'file' }
   }
 
@@ -304,11 +304,16 @@ export class RegistryClient {
           const known = this.peek(service, { namespace })
           return known && { view: known.view, ageMs: known.age }
         },
-        ...(this.#files && { file: ({ namespace, service }) => this.#readFile(namespace, service) }),
+        ...(this.#files && { file: this.#files }),
         ...(!this.#peers.isEmpty && { peers: this.#peers }),
         clock: this.#clock,
       },
     )
+  }
+
+  /** Whether the registry is connected now. */
+  get reachable(): boolean {
+    return this.#connection.reachable
   }
 
   status(): ClientStatus {
@@ -375,13 +380,6 @@ export class RegistryClient {
     if (!isNamespace(namespace)) throw new TypeError(`not a namespace: ${JSON.stringify(namespace.slice(0, 80))}`)
     if (!isServiceName(service)) throw new TypeError(`not a service name: ${JSON.stringify(service.slice(0, 80))}`)
     return [namespace, service]
-  }
-
-  /** Of a service that may not be followed: then nothing of it is kept. */
-  async #readFile(namespace: string, service: string): Promise<Loaded | undefined> {
-    const loaded = await this.#files?.load(namespace, service)
-    if (this.#memory.peek(keyOf(namespace, service)) === undefined) this.#files?.forget(namespace, service)
-    return loaded
   }
 
   #tried(entry: Entry, minimum: Minimum | undefined): Attempt[] {

@@ -390,7 +390,7 @@ export class FollowedServices {
       !entry.quarantined
     if (view === undefined || !isSafe()) return
     if (this.#files && isKnown(view)) {
-      const saved = await this.#files.load(namespace, service)
+      const saved = await this.#files.peek(namespace, service)
       if (!isSafe() || this.#subscriptions.isDown) return
       // Not written yet, or lost since: written now, and looked for again next time.
       if (saved?.view.cursor.epoch !== view.cursor.epoch || isAfter(view.cursor, saved.view.cursor))
@@ -442,7 +442,7 @@ export class FollowedServices {
     if (verdict === 'accepted' && origin !== 'file') {
       if (isKnown(next)) {
         this.#unknown.forget(key)
-        this.#files?.save(next)
+        this.#files?.save(next, this.#clock.now() - confirmed.heardMs)
       } else {
         const oldest = this.#unknown.note(key)
         if (oldest !== undefined) this.#forgetUnknown(oldest)

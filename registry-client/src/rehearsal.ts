@@ -1,6 +1,7 @@
 /** What would be left of each service if the registry died now, level by level. Changes nothing of what is served. */
 
 import type { Clock } from './clock.ts'
+import type { FileCache } from './file-cache.ts'
 import type { Peers } from './peers.ts'
 import type { View } from './protocol.ts'
 
@@ -46,7 +47,7 @@ interface Known {
 export interface RehearsalLevels {
   readonly memory: (name: Required<ServiceName>) => Known | undefined
   /** Left out: there is no cache directory. */
-  readonly file?: (name: Required<ServiceName>) => Promise<Known | undefined>
+  readonly file?: Pick<FileCache, 'peek'>
   readonly peers?: Pick<Peers, 'ask'>
   readonly clock: Clock
 }
@@ -66,7 +67,7 @@ async function rehearseOne(name: Required<ServiceName>, levels: RehearsalLevels)
   const { namespace, service } = name
   const { memory, file, peers, clock } = levels
   const [fromFile, fromPeer] = await Promise.all([
-    file?.(name),
+    file?.peek(namespace, service),
     peers?.ask(namespace, service, new AbortController().signal),
   ])
   const found = {

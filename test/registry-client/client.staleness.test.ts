@@ -194,7 +194,7 @@ describe('minRevision', () => {
     await made.network.stream.accept()
     const registration = await client.register({ service: 'stock', port: 8080, id: 'a' })
     assert.equal(registration.cursor, 'e:12')
-    const resolving = client.resolve('stock', { minRevision: registration.cursor! })
+    const resolving = client.resolve('stock', { minRevision: registration.cursor })
     await settle()
     await made.network.stream.event('snapshot', snapshotOf('e:10', ['old']), 'e:10')
     await made.network.stream.event('change', changeOf('e:10', 'e:12', ['a']), 'e:12')

@@ -3,7 +3,13 @@
 import { once } from 'node:events'
 import { createServer, type RequestListener, type Server } from 'node:http'
 import { connect, type AddressInfo, type Socket } from 'node:net'
-import { NoNodesError, ResolveError, type Resolved } from '@holdfast/registry-client'
+import {
+  NoNodesError,
+  ResolveError,
+  type ClientMetrics,
+  type KnownView,
+  type Resolved,
+} from '@holdfast/registry-client'
 import {
   decodeView,
   encodeView,
@@ -104,6 +110,40 @@ export class FakeClient {
   peek(service: string): Resolved | undefined {
     const view = this.table.get(service)
     return view && resolvedOf(view, this.source)
+  }
+
+  async lookup(service: string): Promise<KnownView | undefined> {
+    const view = this.table.get(service)
+    return view && { view, age: 0, source: 'memory' }
+  }
+
+  get reachable(): boolean {
+    return true
+  }
+
+  async rehearse(): Promise<never[]> {
+    return []
+  }
+
+  metrics(): ClientMetrics {
+    const none = { services: 0, oldestMs: 0 }
+    const level = { hits: 0, misses: 0 }
+    return {
+      connection: { reachable: true, endpoint: '', reconnects: 0, opened: 1, lastError: undefined, subscriptions: 0 },
+      file: undefined,
+      memory: { services: 0, pinned: 0, nodes: 0, evicted: { nodes: 0, services: 0 } },
+      peers: { urls: [], asked: 0, answered: 0, unknown: 0, failed: 0, lastError: undefined },
+      services: this.table.size,
+      unknown: 0,
+      quarantined: [],
+      overridden: [],
+      sources: { memory: none, file: none, peer: none },
+      registrations: 0,
+      resumes: { nothing: 0, change: 0, snapshot: 0 },
+      ...{ snapshots: 0, changes: 0, restarts: 0, quarantines: 0, released: 0, idled: 0, refuted: 0 },
+      levels: { memory: level, file: level, peer: level, registry: level },
+      negativeAnswers: 0,
+    }
   }
 
   views(): Resolved[] {
