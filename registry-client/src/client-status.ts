@@ -4,6 +4,7 @@ import type { Clock } from './clock.ts'
 import type { ConnectionStatus } from './connection.ts'
 import type { FileCacheStatus } from './file-cache.ts'
 import type { Entry, MemoryCacheStatus, QuarantineReason } from './memory-cache.ts'
+import type { OutageProbesStatus } from './outage-probes.ts'
 import type { PeersStatus } from './peers.ts'
 import { formatCursor } from './protocol.ts'
 import type { Source } from './resolved.ts'
@@ -30,6 +31,8 @@ export interface ClientStatus {
   readonly file: FileCacheStatus | undefined
   readonly memory: MemoryCacheStatus
   readonly peers: PeersStatus
+  /** Undefined where they are not asked for. */
+  readonly outageProbes: OutageProbesStatus | undefined
   /** Services that are followed. */
   readonly services: number
   /** Names among them that the registry never heard of. */

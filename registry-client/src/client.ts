@@ -15,6 +15,7 @@ import { FollowedServices, isUnknown, keyOf, type Followed } from './followed-se
 import { silentLog } from './log.ts'
 import { MemoryCache, type Entry } from './memory-cache.ts'
 import { systemNetwork } from './network.ts'
+import { OutageProbes } from './outage-probes.ts'
 import { Peers } from './peers.ts'
 import { DEFAULT_NAMESPACE, isNamespace, isServiceName, type Cursor, type View } from './protocol.ts'
 import { Registrar, type NodeRegistration, type Registration } from './registrar.ts'
@@ -77,6 +78,7 @@ export class RegistryClient {
   readonly #memory: MemoryCache
   readonly #peers: Peers
   readonly #services: FollowedServices
+  readonly #probes: OutageProbes | undefined
   readonly #registrar: Registrar
   readonly #calls = { memory: { hits: 0, misses: 0 }, registry: { hits: 0, misses: 0 } }
   #closing = false
@@ -95,6 +97,7 @@ export class RegistryClient {
         event: (event, session) => this.#services.event(event, session),
         reachable: (reachable) => {
           this.#announce(reachable)
+          this.#probes?.reachable(reachable)
           if (!reachable) return this.#services.lost()
           this.#services.reconnected()
           // A registry that is back may have forgotten our lease: find out now, not at the next renewal.
@@ -121,6 +124,8 @@ export class RegistryClient {
       clock,
       log,
     })
+    const services = () => this.#services.inUse()
+    if (options.outageProbes) this.#probes = new OutageProbes({ services, network, clock, random, log })
     this.#registrar = new Registrar({
       connection: this.#connection,
       clock,
@@ -137,6 +142,7 @@ export class RegistryClient {
   /** Called by {@link connect}. */
   async open(): Promise<void> {
     await this.#files?.open({ changed: (namespace, service) => void this.#services.fileChanged(namespace, service) })
+    this.#probes?.reachable(false)
     this.#connection.open()
   }
 
@@ -326,6 +332,7 @@ export class RegistryClient {
       services: this.#memory.size,
       unknown: unknown.remembered,
       ...countServices(this.#memory.entries(), this.#clock),
+      outageProbes: this.#probes?.status(),
       registrations: this.#registrar.registrations.length,
       resumes: { ...resumes },
       ...counts,
@@ -354,6 +361,7 @@ export class RegistryClient {
     await this.#registrar.close()
     this.#closed = true
     this.#connection.close()
+    this.#probes?.close()
     this.#services.close()
     await this.#files?.close()
   }

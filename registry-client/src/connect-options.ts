@@ -31,6 +31,11 @@ export interface ConnectOptions {
    * milliseconds. Then it is dropped from memory, where its file holds it. Default 1 h; `false` or 0: never.
    */
   readonly idleAfter?: string | number | false
+  /**
+   * Whether nodes of services in use are asked for a TCP connection while the registry cannot be reached, so that dead
+   * ones are found without calls and come back without the registry. Default false.
+   */
+  readonly outageProbes?: boolean
   readonly log?: Log
   readonly clock?: Clock
   readonly random?: Random

@@ -27,6 +27,8 @@ import { Watchers } from './watchers.ts'
 const DATING_MS = 30_000
 /** How long the registry waits for a disk that does not answer: then the service is subscribed without a cursor. */
 const LOAD_PATIENCE_MS = 1_000
+/** Longer, and a long outage would be spent on nodes that nobody calls any more. */
+const IN_USE_MS = 600_000
 /** Services looked at with each ping for whether anyone still asks for them. */
 const IDLE_SLICE = 500
 /** A registry that is connected and current has caught up with whatever it was named, many times over. */
@@ -109,6 +111,15 @@ export class FollowedServices {
   /** Undefined for a service that is not followed. */
   find(namespace: string, service: string): Followed | undefined {
     return this.#byName.get(namespace)?.get(service)
+  }
+
+  /** Those that were asked for lately, the last ones first. */
+  *inUse(): Generator<Followed, undefined> {
+    const nowMs = this.#clock.now()
+    for (const [, entry] of this.#memory.entries()) {
+      this.#noteUse(entry, nowMs)
+      if (nowMs - entry.usedMs < IN_USE_MS) yield this.#followed.get(entry)!
+    }
   }
 
   get quarantined(): Iterable<Entry> {
@@ -370,10 +381,14 @@ export class FollowedServices {
       const served = this.#idleRound.next().value as Followed | undefined
       if (served === undefined) return
       const { entry } = served
-      if (entry.touched || entry.pins > 0) entry.usedMs = nowMs
-      entry.touched = false
+      this.#noteUse(entry, nowMs)
       if (nowMs - entry.usedMs >= idleAfterMs) void this.#dropIfSafe(served, session)
     }
+  }
+
+  #noteUse(entry: Entry, nowMs: number): void {
+    if (entry.touched || entry.pins > 0) entry.usedMs = nowMs
+    entry.touched = false
   }
 
   async #dropIfSafe(served: Followed, session: Session): Promise<void> {
