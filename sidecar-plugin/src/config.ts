@@ -56,6 +56,10 @@ export const sidecarSettings = z.strictObject({
     flag: 'no-file-cache',
     doc: 'nothing on disk: a restart without the registry then knows nothing',
   }).default(false),
+  noOutageProbes: leaf(toggle(), {
+    flag: 'no-outage-probes',
+    doc: 'asks no nodes for a TCP connection while the registry is out of reach: only calls then tell which are dead',
+  }).default(false),
   listeners: z
     .strictObject({
       admin: z

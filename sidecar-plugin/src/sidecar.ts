@@ -112,6 +112,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
       endpoints: config.registry,
       peers: config.peers,
       cacheDir: config.cacheDir,
+      outageProbes: !config.noOutageProbes,
       namespace,
       zone: config.zone,
       clock,

@@ -1,5 +1,8 @@
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { createServer, type AddressInfo, type Socket } from 'node:net'
 import { describe, test } from 'node:test'
+import { systemNetwork } from '../../registry-client/src/network.ts'
 import { OutageProbes } from '../../registry-client/src/outage-probes.ts'
 import { Selector } from '../../registry-client/src/selector.ts'
 import { ManualClock, settle } from '../support/manual-clock.ts'
@@ -358,4 +361,21 @@ test('through random outages and deaths the living are called, the dead are not 
       assert.deepEqual(host.inTurn(), [...ids].sort(), `seed ${seed}: what the registry keeps is tried again`)
     }
   }
+})
+
+test('a probe connects, says nothing, and leaves', async () => {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  const never = new AbortController().signal
+  const heard = once(server, 'connection').then(async ([socket]: Socket[]) => {
+    const chunks = await socket!.toArray()
+    return Buffer.concat(chunks as Buffer[]).length
+  })
+  assert.equal(await systemNetwork.probe('127.0.0.1', port, never), 'ok')
+  assert.equal(await heard, 0)
+  assert.equal(await systemNetwork.probe('127.0.0.1', port, AbortSignal.abort()), 'failed')
+  server.close()
+  await once(server, 'close')
+  assert.equal(await systemNetwork.probe('127.0.0.1', port, never), 'failed')
 })
