@@ -57,8 +57,6 @@ export interface ClientStatus {
   readonly released: number
   /** Services dropped because nobody had asked for them for long. */
   readonly idled: number
-  /** Times that the registry proved a peer's view false. */
-  readonly refuted: number
 }
 
 export interface Level {

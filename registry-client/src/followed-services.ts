@@ -31,8 +31,6 @@ const LOAD_PATIENCE_MS = 1_000
 const IN_USE_MS = 600_000
 /** Services looked at with each ping for whether anyone still asks for them. */
 const IDLE_SLICE = 500
-/** A registry that is connected and current has caught up with whatever it was named, many times over. */
-const REFUTED_MS = 60_000
 
 /** One service, from its first use until it is evicted. */
 export interface Followed {
@@ -80,8 +78,6 @@ export class FollowedServices {
   #aged: Session | undefined
   /** Entries in which the registry leaves nodes out without proof. */
   readonly #quarantined = new Set<Entry>()
-  /** Entries of which a peer said more than the registry does, with since when. */
-  readonly #disputed = new Map<Entry, number>()
   /** Those of which someone waits for a place in the history. */
   readonly #wanting = new Set<Followed>()
   readonly #unknown: UnknownNames
@@ -91,7 +87,7 @@ export class FollowedServices {
   readonly #loads = new Set<AbortController>()
   #closed = false
   /** Frames received; snapshots asked for because one did not continue a view; and what became of services since. */
-  readonly counts = { snapshots: 0, changes: 0, restarts: 0, quarantines: 0, released: 0, idled: 0, refuted: 0 }
+  readonly counts = { snapshots: 0, changes: 0, restarts: 0, quarantines: 0, released: 0, idled: 0 }
   /** Services that came back to the registry with a cursor, by what it sent. */
   readonly resumes = { nothing: 0, change: 0, snapshot: 0 }
   /** First uses, by whether a level knew the service. */
@@ -342,32 +338,12 @@ export class FollowedServices {
     const nowMs = this.#clock.now()
     for (const key of this.#unknown.due()) this.#forgetUnknown(key)
     for (const entry of this.#quarantined) if (entry.heard) this.#offer(entry, entry.heard, 'registry', session)
-    for (const [entry, sinceMs] of this.#disputed) this.#settle(entry, sinceMs, session)
     if (this.#aged === session) return
     this.#dropIdle(session, nowMs)
     if (nowMs - this.#datedMs < DATING_MS) return
     this.#datedMs = nowMs
     for (const [, { view, confirmed }] of this.#memory.entries())
       if (view && confirmed === session && isKnown(view)) this.#files?.confirm(view)
-  }
-
-  /** What a peer said is later than what the registry has: the registry is behind, or the peer was wrong. */
-  #settle(entry: Entry, sinceMs: number, session: Session): void {
-    const { view, heard } = entry
-    const isOver = entry.origin !== 'peer' || !view || !heard
-    if (!isOver && session.asOf?.epoch === view.cursor.epoch) {
-      const isPassed = session.asOf.revision >= view.cursor.revision
-      const isLong = this.#clock.now() - sinceMs >= REFUTED_MS && this.#aged !== session
-      if (!isPassed && !isLong) return
-      if (this.#memory.refute(keyOf(entry.namespace, entry.service), entry, session)) {
-        this.counts.refuted++
-        const { namespace, service } = entry
-        this.#log.warn({ namespace, service }, 'the registry has nothing as late as a peer said: its word is served')
-        this.#files?.save(heard)
-        this.#publish(entry)
-      }
-    }
-    this.#disputed.delete(entry)
   }
 
   /**
@@ -450,8 +426,6 @@ export class FollowedServices {
         served: entry.served,
       } satisfies ViewMessage)
     if (origin === 'registry' && (verdict === 'accepted' || verdict === 'current')) this.#unconfirmed.delete(entry)
-    if (origin === 'registry' && verdict === 'older' && entry.origin === 'peer' && !this.#disputed.has(entry))
-      this.#disputed.set(entry, this.#clock.now())
     if (entry.quarantine && !quarantine) this.#noteQuarantine(entry, next)
     else if (quarantine && !entry.quarantine) this.#noteRelease(entry, quarantine.sinceMs, last, verdict, gone!)
     if (verdict === 'accepted' && origin !== 'file') {
@@ -511,7 +485,7 @@ export class FollowedServices {
     const served = this.#followed.get(entry)
     this.#subscriptions.unsubscribe(key)
     this.#unknown.forget(key)
-    for (const entries of [this.#unconfirmed, this.#quarantined, this.#resuming, this.#disputed]) entries.delete(entry)
+    for (const entries of [this.#unconfirmed, this.#quarantined, this.#resuming]) entries.delete(entry)
     this.#files?.forget(entry.namespace, entry.service)
     if (served) {
       this.#stopSeeking(served)

@@ -229,8 +229,8 @@ export class MemoryCache {
       return 'current'
     }
     if (sameEpoch ? !isAfter(next.cursor, view.cursor) : origin === 'file') {
-      // A word that is older than what we hold cannot carry the next change: resume from what we hold. Unless that is
-      // a peer's word, which may be none of this history: see `refute`.
+      // A word that is older than what we hold cannot carry the next change: resume from what we hold. Unless a peer
+      // said that: what the registry says next continues its own word.
       if (origin === 'registry' && !isHearsay) this.#follow(entry, view)
       return 'older'
     }
@@ -245,20 +245,6 @@ export class MemoryCache {
       return 'unproven'
     }
     return accept(entry, next, origin, confirmed)
-  }
-
-  /**
-   * Puts the registry's word in the place of a peer's that has proved false: within one history the registry has nothing
-   * as late as the peer claimed. Without this a peer that made up its cursor would be believed until the registry got there.
-   * @returns whether it did
-   */
-  refute(key: string, entry: Entry, session: Session): boolean {
-    const { view, heard } = entry
-    if (entry.origin !== 'peer' || !view || !heard || !isAfter(view.cursor, heard.cursor) || !isProven(heard))
-      return false
-    accept(entry, heard, 'registry', session)
-    this.#measure(key, entry)
-    return true
   }
 
   /** The registry continues what is held. */

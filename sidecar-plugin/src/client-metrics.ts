@@ -92,7 +92,6 @@ export function exposeClient(register: Registry, read: () => ClientMetrics): voi
     const { answered, unknown, failed } = peers
     return { answered, unknown, failed }
   })
-  counter('peer_views_refuted', 'Views of peers that the registry proved false', ({ refuted }) => refuted)
   for (const [name, kind] of Object.entries(FILE)) {
     const value = (m: ClientMetrics) => Number((m.file as Partial<Record<string, unknown>> | undefined)?.[name] ?? 0)
     if (kind.isCounter) counter(`file_${kind.name}`, kind.help, value)

@@ -140,8 +140,9 @@ export class FakeClient {
       sources: { memory: none, file: none, peer: none },
       registrations: 0,
       resumes: { nothing: 0, change: 0, snapshot: 0 },
-      ...{ snapshots: 0, changes: 0, restarts: 0, quarantines: 0, released: 0, idled: 0, refuted: 0 },
+      ...{ snapshots: 0, changes: 0, restarts: 0, quarantines: 0, released: 0, idled: 0 },
       levels: { memory: level, file: level, peer: level, registry: level },
+      outageProbes: undefined,
       negativeAnswers: 0,
     }
   }
