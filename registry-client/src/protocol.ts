@@ -288,7 +288,14 @@ export class ProtocolError extends Error {
 
 /** What a client sends on the WebSocket. One connection carries every service of a process. */
 export type ClientMessage =
-  | { readonly type: 'subscribe'; readonly services: readonly Subscription[] }
+  | {
+      readonly type: 'subscribe'
+      readonly services: readonly Subscription[]
+      /** A cursor that the registry is to have caught up with first, whichever service it is of. */
+      readonly reach?: string
+      /** Asks for a ping with this number in `subscribed`. Numbers grow on a stream. */
+      readonly ref?: number
+    }
   | { readonly type: 'unsubscribe'; readonly services: readonly ServiceRef[] }
   | { readonly type: 'ack'; readonly cursor: string }
 
@@ -311,6 +318,8 @@ export interface PingData {
   readonly spread?: number
   /** For how many milliseconds what this registry knows may have been overtaken; absent when it is current. */
   readonly age?: number
+  /** All that the `subscribe` message of this `ref`, and those before it, asked for has been sent. */
+  readonly subscribed?: number
 }
 
 export const EVENTS = ['snapshot', 'change', 'ping'] as const
@@ -324,7 +333,14 @@ export const EVENTS = ['snapshot', 'change', 'ping'] as const
 export type StreamEvent =
   | { readonly event: 'snapshot'; readonly id?: Cursor; readonly frame: SnapshotFrame }
   | { readonly event: 'change'; readonly id?: Cursor; readonly frame: ChangeFrame }
-  | { readonly event: 'ping'; readonly id?: Cursor; readonly spreadMs?: number; readonly ageMs?: number }
+  | ({ readonly event: 'ping'; readonly id?: Cursor } & Ping)
+
+/** What a client has read of a ping's data. */
+export interface Ping {
+  readonly spreadMs?: number
+  readonly ageMs?: number
+  readonly subscribed?: number
+}
 
 /** A view's wire form. */
 export function encodeView(view: View): ViewDocument {
@@ -435,11 +451,12 @@ export function decodeEvent(event: unknown, id: unknown, data: unknown): StreamE
   }
 }
 
-function decodePing(input: unknown): { spreadMs?: number; ageMs?: number } {
-  const { spread, age } = (input ?? {}) as Record<keyof PingData, unknown>
+function decodePing(input: unknown): Ping {
+  const { spread, age, subscribed } = (input ?? {}) as Record<keyof PingData, unknown>
   return {
     ...(isDuration(spread) && { spreadMs: Math.min(spread, MAX_SPREAD_MS) }),
     ...(isDuration(age) && age > 0 && { ageMs: age }),
+    ...(Number.isSafeInteger(subscribed) && { subscribed: subscribed as number }),
   }
 }
 
@@ -454,7 +471,7 @@ function isDuration(input: unknown): input is number {
 export function decodeClientMessage(input: unknown): ClientMessage {
   const doc = record(input, 'message')
   const type = oneOf(doc.type, ['subscribe', 'unsubscribe', 'ack'] as const, 'type')
-  only(doc, type === 'ack' ? ['type', 'cursor'] : ['type', 'services'], '')
+  only(doc, KNOWN_FIELDS[type], '')
   if (type === 'ack') return { type, cursor: formatCursor(cursorOf(doc.cursor, 'cursor')) }
   const items = list(doc.services, 'services')
   if (items.length > LIMITS.subscribeServices)
@@ -471,8 +488,21 @@ export function decodeClientMessage(input: unknown): ClientMessage {
       ...(ref.cursor !== undefined && { cursor: formatCursor(cursorOf(ref.cursor, `${path}.cursor`)) }),
     }
   })
-  return { type, services }
+  if (type === 'unsubscribe') return { type, services }
+  return {
+    type,
+    services,
+    ...(doc.reach !== undefined && { reach: formatCursor(cursorOf(doc.reach, 'reach')) }),
+    ...(doc.ref !== undefined && { ref: integer(doc.ref, 0, Number.MAX_SAFE_INTEGER, 'ref') }),
+  }
 }
+
+/** Of the messages of a client. */
+const KNOWN_FIELDS = {
+  subscribe: ['type', 'services', 'reach', 'ref'],
+  unsubscribe: ['type', 'services'],
+  ack: ['type', 'cursor'],
+} as const
 
 function decodeRemoval(input: unknown, path: string): Removal {
   const doc = record(input, path)

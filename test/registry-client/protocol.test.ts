@@ -277,6 +277,12 @@ describe('decoding', () => {
   })
 
   test('what a client may send is read', () => {
+    assert.deepEqual(decodeClientMessage({ type: 'subscribe', services: [], reach: 'e:07', ref: 3 }), {
+      type: 'subscribe',
+      services: [],
+      reach: 'e:7',
+      ref: 3,
+    })
     assert.deepEqual(decodeClientMessage({ type: 'ack', cursor: 'e:0001' }), { type: 'ack', cursor: 'e:1' })
     const services = [
       { service: '*', namespace: '*' },
