@@ -8,8 +8,9 @@ import { etcd } from './etcd.ts'
 import { fanout } from './fanout.ts'
 import { registry } from './registry.ts'
 import { resolve } from './resolve.ts'
+import { start } from './start.ts'
 
-const BENCHES = { resolve, registry, fanout, etcd } as const
+const BENCHES = { resolve, start, registry, fanout, etcd } as const
 
 const wanted = process.argv.slice(2)
 const unknown = wanted.filter((name) => !Object.keys(BENCHES).includes(name))
