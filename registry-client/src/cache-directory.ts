@@ -95,16 +95,15 @@ export class CacheDirectory {
     else if (stat.mode & 0o077) log.warn({ directory, mode }, 'cache directory is open to others: 0700 is enough')
   }
 
-  /** Looks through the directory if it is time to. */
-  lookIfDue(): void {
+  /** Looks through the directory if it is time to. Never rejects. */
+  async lookIfDue(): Promise<void> {
     const { clock, maxBytes } = this.#options
     const waitMs = this.#bytes > maxBytes ? HURRIED_LOOK_MS : LOOK_MS
     if (this.#isLooking || clock.now() - this.#lookedMs < waitMs) return
     this.#isLooking = true
-    void this.#look().finally(() => {
-      this.#isLooking = false
-      this.#lookedMs = clock.now()
-    })
+    await this.#look()
+    this.#isLooking = false
+    this.#lookedMs = clock.now()
   }
 
   /** One file after the other, so that it never takes the disk from those who wait for it. */

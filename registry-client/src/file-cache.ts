@@ -436,7 +436,8 @@ export class FileCache {
       for (const { namespace, service } of await this.#overrides.changed(namespaces, isFollowed))
         this.#tell(namespace, service)
       await this.#lookAtFiles()
-      this.#bounds.lookIfDue()
+      // Not waited for: it takes its time, and what was overruled must not wait for it.
+      void this.#bounds.lookIfDue()
     } finally {
       this.#isLooking = false
     }
