@@ -118,7 +118,7 @@ export class CacheDirectory {
         }
       this.#bytes = found.reduce((sum, { bytes }) => sum + bytes, 0)
       if (this.#bytes > this.#options.maxBytes) await this.#evict(found)
-      else this.#isFull = false
+      else this.#isFull &&= this.#bytes === this.#options.maxBytes
     } catch (error) {
       log.warn({ directory, reason: (error as Error).message }, 'cache directory cannot be looked through')
     }

@@ -104,6 +104,8 @@ interface Slot {
   file: string
   /** To be written. */
   next: Held | undefined
+  /** Being written. */
+  writing: Held | undefined
   /** What is in the file, as it was written or read last. */
   known: Good | undefined
   /** The known view was confirmed: date its file. */
@@ -216,10 +218,12 @@ export class FileCache {
         if (other.kind === 'good') found = other
       }
     // What waits to be written, or was in the file before, may be what it should hold.
-    for (const held of [slot.known, slot.next])
+    for (const held of [slot.known, slot.writing, slot.next])
       if (held && (found === undefined || isAfter(held.view.cursor, found.view.cursor))) found = held
-    if (found && found !== current && found !== slot.next) this.#mend(slot, found)
-    if (current.kind === 'good' && !slot.next) slot.known = current
+    if (!slot.writing && !slot.next) {
+      if (current.kind === 'good') slot.known = current
+      if (found && found !== current) this.#mend(slot, found)
+    }
     if (found) this.#counts.hits++
     return found && { view: found.view, ageMs: Math.max(0, this.#clock.now() - found.heardMs) }
   }
@@ -239,7 +243,7 @@ export class FileCache {
 
   /** Writes what a file should hold and does not. */
   #mend(slot: Slot, held: Held): void {
-    if (this.#closing || slot.next) return
+    if (this.#closing) return
     this.#counts.mended++
     slot.next = held
     this.#queue.want(slot)
@@ -312,6 +316,7 @@ export class FileCache {
         service,
         file: viewPath(this.#directory, namespace, service),
         next: undefined,
+        writing: undefined,
         known: undefined,
         dateAnew: false,
         confirmedMs: -Infinity,
@@ -333,6 +338,7 @@ export class FileCache {
   /** Does what a slot wants, and answers how long it may not want again. */
   async #run(slot: Slot): Promise<number> {
     const held = slot.next
+    slot.writing = held
     slot.next = undefined
     let restMs = WRITE_INTERVAL_MS
     try {
@@ -347,6 +353,7 @@ export class FileCache {
       // Not for a service that nobody follows: on a disk that stays full they would gather.
       if (!slot.forgotten) slot.next ??= held
     }
+    slot.writing = undefined
     slot.dateAnew = false
     if (slot.next && !(this.#closing && restMs === RETRY_MS)) this.#queue.want(slot)
     if (slot.forgotten && !slot.next) this.#drop(slot)
@@ -392,11 +399,11 @@ export class FileCache {
 
   /** What has the name of a service's file, or, where another version of this library uses that, the name beside it. */
   async #readCurrent(slot: Slot): Promise<Found> {
-    slot.file = viewPath(this.#directory, slot.namespace, slot.service)
-    const found = await this.#read(slot, slot.file)
-    if (found.kind !== 'bad' || !found.ownedByOther) return found
-    slot.file += OWN_SCHEMA
-    return this.#read(slot, slot.file)
+    const file = viewPath(this.#directory, slot.namespace, slot.service)
+    const found = await this.#read(slot, file)
+    const ownedByOther = found.kind === 'bad' && found.ownedByOther
+    slot.file = ownedByOther ? file + OWN_SCHEMA : file
+    return ownedByOther ? this.#read(slot, slot.file) : found
   }
 
   async #read(slot: Slot, file: string): Promise<Found> {

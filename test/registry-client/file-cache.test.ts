@@ -77,43 +77,6 @@ describe('on a real disk', () => {
     assert.ok((await open(at).load('default', 'stock'))!.ageMs < 5_000)
   })
 
-  test('cut short at any byte it yields nothing, and never throws', async () => {
-    const at = path.join(directory, 'cut')
-    await saved(viewOf('e:5', ['a']), open(at))
-    const file = path.join(at, 'default', 'stock.json')
-    const whole = await readFile(file)
-    for (let bytes = 0; bytes < whole.length - 1; bytes++) {
-      await writeFile(file, whole.subarray(0, bytes))
-      assert.equal(await open(at).load('default', 'stock'), undefined, `cut to ${bytes} bytes`)
-    }
-    // The last byte is the newline.
-    await writeFile(file, whole.subarray(0, whole.length - 1))
-    assert.ok(await open(at).load('default', 'stock'))
-  })
-
-  test('with any bit of any byte turned it yields the same view, the previous one or nothing', async () => {
-    const at = path.join(directory, 'flip')
-    const older = viewOf('e:4', ['old'])
-    const newer = viewOf('e:5', ['a'])
-    const cache = open(at)
-    await saved(older, cache)
-    await saved(newer, open(at))
-    const file = path.join(at, 'default', 'stock.json')
-    const whole = await readFile(file)
-    let same = 0
-    for (let index = 0; index < whole.length; index++) {
-      const turned = Buffer.from(whole)
-      turned[index] = turned[index]! ^ (1 << (index % 8))
-      await writeFile(file, turned)
-      const view = (await open(at).load('default', 'stock'))?.view
-      if (view?.cursor.revision === 5) {
-        assertSameView(view, newer)
-        same++
-      } else assertSameView(view, older)
-    }
-    assert.ok(same < whole.length / 2, `${same} of ${whole.length} changes were not noticed`)
-  })
-
   test('a broken file is set aside once, and the previous generation is used', async () => {
     const at = path.join(directory, 'aside')
     await saved(viewOf('e:4', ['old']), open(at))
@@ -300,6 +263,93 @@ describe('writing', () => {
     assert.equal(clock.pending, 0)
   })
 
+  test('ten thousand services that change at once wait their turn, each with its last view', async () => {
+    const { cache, disk, clock } = inMemory()
+    let atOnce = 0
+    let most = 0
+    disk.hold = async () => {
+      most = Math.max(most, ++atOnce)
+      await Promise.resolve()
+      atOnce--
+    }
+    const files = cache()
+    for (let revision = 1; revision <= 3; revision++)
+      for (let i = 0; i < 10_000; i++) files.save(viewOf(`e:${revision}`, ['a'], { service: `s${i}` }))
+    assert.equal(files.status().waiting, 10_000 - 2)
+    await clock.advance(1_000)
+    assert.equal(files.status().waiting, 0)
+    assert.ok(most <= 3, `${most} operations at once`)
+    // Two were begun with their first view, and written again with their last.
+    assert.equal(disk.count('create'), 10_000 + 2)
+    assert.deepEqual([files.status().written, files.status().coalesced], [10_002, 19_998])
+    for (const file of disk.files.values()) assert.match(file.content, /"e:[13]"/)
+    await files.close()
+  })
+
+  test('a disk that hangs is reported, holds few threads, and closing does not wait for it', async () => {
+    const { cache, disk, clock, log } = inMemory()
+    const files = cache()
+    await files.open({ changed() {} })
+    let held = 0
+    disk.hold = () => {
+      held++
+      return new Promise(() => {})
+    }
+    for (let i = 0; i < 50; i++) {
+      files.save(viewOf('e:1', ['a'], { service: `s${i}` }))
+      void files.load('default', `s${i}`)
+    }
+    await clock.advance(30_000)
+    assert.ok(held <= 4, `${held} operations`)
+    assert.equal(files.status().writable, false)
+    assert.ok(files.status().failures.hanging! > 0)
+    assert.equal(log.of('warn', 'cannot be written').length, 1)
+    const closing = files.close()
+    await clock.advance(10_000)
+    await closing
+    assert.equal(log.of('warn', 'not on disk').length, 1)
+    assert.equal(clock.pending, 0)
+  })
+
+  test('a disk that hangs at the start does not keep a program from starting', async () => {
+    const { cache, disk, clock } = inMemory()
+    disk.hold = () => new Promise(() => {})
+    const files = cache()
+    const opening = files.open({ changed() {} })
+    await clock.advance(1_000)
+    await opening
+  })
+
+  test('on a full disk services that nobody follows any more are not kept for better times', async () => {
+    const { cache, disk, clock } = inMemory()
+    disk.fail = (operation) => (operation === 'create' ? 'ENOSPC' : undefined)
+    const files = cache()
+    for (let i = 0; i < 100; i++) {
+      files.save(viewOf('e:1', ['a'], { service: `s${i}` }))
+      files.forget('default', `s${i}`)
+    }
+    await clock.advance(1_000)
+    assert.equal(files.status().waiting, 0)
+    await clock.advance(60_000)
+    assert.equal(files.status().failed, 100)
+    assert.equal(files.status().writable, true)
+  })
+
+  test('a view that a peer had is dated back by its age, and makes no file older than it is', async () => {
+    const { cache, clock } = inMemory()
+    const files = cache()
+    files.save(RICH, 600_000)
+    await files.close()
+    assert.equal((await cache().load('default', 'stock'))!.ageMs, 600_000)
+    await clock.advance(1_000)
+    await saved(RICH, cache())
+    assert.equal((await cache().load('default', 'stock'))!.ageMs, 0)
+    const late = cache()
+    late.save(RICH, 600_000)
+    await late.close()
+    assert.equal((await cache().load('default', 'stock'))!.ageMs, 0)
+  })
+
   test('at most two files are written at the same time', async () => {
     const { cache, disk } = inMemory()
     let atOnce = 0
@@ -461,109 +511,34 @@ describe('confirming', () => {
   })
 })
 
-describe('an override file', () => {
-  const file = '/cache/default/stock.override.json'
-  const text = (document: unknown) => JSON.stringify(document)
+test('names that could lead out of the directory are refused', async () => {
+  const { cache, disk } = inMemory()
+  for (const [namespace, service] of [
+    ['..', 'passwd'],
+    ['default', '../../etc/passwd'],
+    ['default', '..'],
+    ['a/b', 'c'],
+    ['default', 'a/b'],
+    ['default', '.hidden'],
+    ['default', 'a\\b'],
+    ['default', 'nul\0'],
+    ['', 'a'],
+  ] as const) {
+    await assert.rejects(cache().load(namespace, service), TypeError)
+    await assert.rejects(cache().override(namespace, service, undefined, undefined), TypeError)
+    assert.throws(() => cache().save({ ...RICH, namespace, service }), TypeError)
+  }
+  assert.deepEqual(disk.done, [])
+})
 
-  test('needs no more than the addresses', async () => {
-    const { cache, disk } = inMemory()
-    disk.write(
-      file,
-      text({
-        nodes: [
-          { host: '10.0.0.1', port: 80 },
-          { host: '::1', port: 81, id: 'x', weight: 5 },
-        ],
-      }),
-    )
-    const view = (await cache().override('default', 'stock', undefined, undefined))!
-    const [first, second] = [...view.nodes.values()]
-    assert.deepEqual(
-      [first!.id, first!.protocol, first!.weight, first!.status, first!.leased],
-      ['10.0.0.1:80', 'http', 100, 'up', false],
-    )
-    assert.deepEqual([second!.id, second!.host, second!.weight], ['x', '::1', 5])
-    assert.ok(Object.isFrozen(first))
-  })
-
-  test('an IPv6 address gets an id too', async () => {
-    const { cache, disk } = inMemory()
-    disk.write(file, text({ nodes: [{ host: '::1', port: 80 }] }))
-    const view = await cache().override('default', 'stock', undefined, undefined)
-    assert.equal(view?.nodes.size, 1)
-  })
-
-  test('takes the policy from the registry unless it has one or says that there is none', async () => {
-    const { cache, disk } = inMemory()
-    const base = viewOf('e:5', ['a'], { policy: { timeout: '1s' } })
-    const nodes = [{ host: '10.0.0.1', port: 80 }]
-    for (const [document, expected] of [
-      [{ nodes }, { timeout: '1s' }],
-      [{ nodes, policy: { timeout: '9s' } }, { timeout: '9s' }],
-      [{ nodes, policy: null }, undefined],
-    ] as const) {
-      disk.write(file, text(document))
-      const view = (await cache().override('default', 'stock', base, undefined))!
-      assert.deepEqual(view.policy, expected)
-      assert.deepEqual(view.cursor, base.cursor)
-      if (view.policy) assert.ok(Object.isFrozen(view.policy))
-    }
-  })
-
-  test('may take every node out', async () => {
-    const { cache, disk } = inMemory()
-    disk.write(file, text({ nodes: [] }))
-    assert.equal((await cache().override('default', 'stock', RICH, undefined))?.nodes.size, 0)
-  })
-
-  test('is announced once when it comes into force, and once when it is gone', async () => {
-    const { cache, disk, log } = inMemory()
-    const files = cache()
-    disk.write(file, text({ nodes: [{ host: '10.0.0.1', port: 80 }] }))
-    const first = await files.override('default', 'stock', RICH, undefined)
-    const second = await files.override('default', 'stock', RICH, first)
-    assert.equal(second, first)
-    assert.equal(log.of('warn', 'in force').length, 1)
-    disk.files.delete(file)
-    assert.equal(await files.override('default', 'stock', RICH, first), undefined)
-    assert.equal(await files.override('default', 'stock', RICH, undefined), undefined)
-    assert.equal(log.of('warn', 'gone').length, 1)
-  })
-
-  for (const [what, content] of [
-    ['no JSON', '{"nodes": ['],
-    ['null', 'null'],
-    ['without nodes', '{}'],
-    ['with a node that is null', '{"nodes":[null]}'],
-    ['with a bad port', '{"nodes":[{"host":"a","port":0}]}'],
-    ['with the same node twice', '{"nodes":[{"host":"a","port":1},{"host":"a","port":1}]}'],
-    ['with a policy that is no object', '{"nodes":[],"policy":"fast"}'],
-  ] as const)
-    test(`that is ${what} is reported once and ignored: what was in force stays`, async () => {
-      const { cache, disk, log } = inMemory()
-      const files = cache()
-      disk.write(file, text({ nodes: [{ host: '10.0.0.1', port: 80 }] }))
-      const good = await files.override('default', 'stock', undefined, undefined)
-      disk.write(file, content)
-      for (let i = 0; i < 3; i++) assert.equal(await files.override('default', 'stock', undefined, good), good)
-      assert.equal(log.of('error', 'override file cannot be read').length, 1)
-      assert.equal(await files.override('default', 'stock', undefined, undefined), undefined)
-    })
-
-  test('is looked for every 5 s, in case no event came', async () => {
-    const { cache, disk, clock } = inMemory()
-    const files = cache()
-    const heard: string[] = []
-    await files.open({ changed: (namespace, service) => heard.push(`${namespace}/${service}`) })
-    await files.load('default', 'stock')
-    disk.files.set(file, { content: '{}', modifiedMs: 0 })
-    await clock.advance(4_999)
-    assert.deepEqual(heard, [])
-    await clock.advance(1)
-    assert.deepEqual(heard, ['default/stock'])
-    await files.close()
-    assert.equal(clock.pending, 0)
-  })
+test('a service that is forgotten and asked for again is what was to be written, not what the file still holds', async () => {
+  const { cache, disk } = inMemory()
+  await saved(viewOf('e:5', ['a']), cache())
+  const files = cache()
+  disk.hold = (operation) => (operation === 'create' ? new Promise(() => {}) : undefined)
+  files.save(viewOf('e:7', ['b']))
+  files.forget('default', 'stock')
+  assert.deepEqual(idsOf((await files.load('default', 'stock'))?.view), ['b'])
 })
 
 test('a service that is forgotten keeps its file, and what was still to be written is written', async () => {

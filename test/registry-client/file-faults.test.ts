@@ -289,7 +289,7 @@ async function revisionIn(directory: string): Promise<number | undefined> {
 function faulty(fails: NonNullable<Row['fails']>): Disk {
   return new Proxy(systemDisk, {
     get: (disk, name: keyof Disk) => {
-      const operation = disk[name] as (...args: unknown[]) => Promise<unknown>
+      const operation = Reflect.get(disk, name) as (...args: unknown[]) => Promise<unknown>
       return (...args: string[]) => {
         const code = fails(name, args[0]!, args[1])
         if (code === undefined) return operation.apply(disk, args)
