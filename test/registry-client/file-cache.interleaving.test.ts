@@ -119,6 +119,8 @@ async function play(scene: Scene, choose: (options: number) => number): Promise<
 
   let wentBack = false
   let crashed = false
+  /** The revision in the file when an actor looked at it last. */
+  const seen = new Map<string, number>()
   let last = onDisk(disk, FILE)
   while (steps.actors.length > 0) {
     const { actors } = steps
@@ -133,7 +135,13 @@ async function play(scene: Scene, choose: (options: number) => number): Promise<
     const current = onDisk(disk, FILE)
     if (last && !current) fail('the file is gone')
     if (!current && !onDisk(disk, PREVIOUS) && Object.keys(scene.before).length > 0) fail('no generation loads')
-    if (last && current && current.cursor.revision < last.cursor.revision) wentBack = true
+    const revision = current?.cursor.revision ?? 0
+    if (/startsWith|stat/.test(done.at(-1)!)) seen.set(actor, revision)
+    else if (last && revision < last.cursor.revision) {
+      wentBack = true
+      // Only over what came after its last look.
+      if ((seen.get(actor) ?? Infinity) > revision) fail('an older view did not give way')
+    }
     last = current
   }
   if (done.includes('nothing was loaded')) fail('a reader found nothing')

@@ -175,7 +175,7 @@ describe('an override file', () => {
 
 /** Events as the disk tells them, or not. */
 const TELLINGS: Record<string, (disk: Disk) => Disk['watch']> = {
-  'as they come': (disk) => disk.watch,
+  'as they come': (disk) => (directory, changed, ended) => disk.watch(directory, changed, ended),
   lost: () => () => Promise.resolve(() => Promise.resolve()),
   doubled: (disk) => (directory, changed, ended) =>
     disk.watch(
