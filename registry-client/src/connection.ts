@@ -12,6 +12,7 @@ import { reasonOf, type HttpAnswer, type Network, type Stream } from './network.
 import {
   decodeEvent,
   formatCursor,
+  isAfter,
   type ClientMessage,
   type Cursor,
   type Problem,
@@ -26,8 +27,6 @@ const RECONNECT = { baseMs: 200, capMs: 10_000 }
 const SERVICES_PER_MESSAGE = 500
 /** A registry that is there opens the stream sooner; one that takes longer at the start is waited for elsewhere too. */
 const PENDING_MS = 500
-/** Services unsubscribed on one stream that are remembered one by one. */
-const MAX_LEFT = 10_000
 /** Of one try at one endpoint: long enough for a busy registry's disk, short enough to reach the next endpoint. */
 const REQUEST_TIMEOUT_MS = 5_000
 
@@ -132,8 +131,11 @@ export class Connection {
   /** Whether the stream was lost, or could not be opened. Neither this nor reachable: it is being opened at the start. */
   #down = false
   #cancelPending: () => void = () => {}
-  /** Services that the present stream has carried and does not any more. */
-  readonly #left = new Set<string>()
+  /** The number of the last `subscribe` message, and of the last that the present stream has answered in full. */
+  #ref = 0
+  #subscribed = 0
+  /** The message by which the present stream was first asked for a service. */
+  readonly #refs = new Map<string, number>()
   #lastError: string | undefined
 
   constructor(options: ConnectionOptions, events: ConnectionEvents) {
@@ -183,13 +185,16 @@ export class Connection {
     if (subscription === undefined) return
     this.#subscriptions.delete(key)
     if (this.#session === undefined) return
-    if (this.#left.size < MAX_LEFT) this.#left.add(key)
+    this.#refs.delete(key)
     this.#send({ type: 'unsubscribe', services: [subscription] })
   }
 
-  /** Whether the present stream may still bring changes of an earlier subscription of this service. */
-  hasLeft(key: string): boolean {
-    return this.#left.size >= MAX_LEFT || this.#left.has(key)
+  /**
+   * Whether the registry has sent all that was asked of this service on the present stream. An id alone does not show that:
+   * it may have been under way before the registry heard of the subscription.
+   */
+  covers(key: string): boolean {
+    return (this.#refs.get(key) ?? Infinity) <= this.#subscribed
   }
 
   /** Subscribes a service once more, with what is held of it now. */
@@ -200,7 +205,10 @@ export class Connection {
   /** Asks for a fresh snapshot of a service whose frames no longer continue its view. */
   restart(key: string): void {
     const subscription = this.#subscriptions.get(key)
-    if (subscription && this.#session) this.#send({ type: 'subscribe', services: [subscription] })
+    if (subscription === undefined || this.#session === undefined) return
+    const ref = ++this.#ref
+    this.#refs.set(key, ref)
+    this.#send({ type: 'subscribe', services: [subscription], ref })
   }
 
   /**
@@ -275,7 +283,8 @@ export class Connection {
         this.#opened++
         this.#down = false
         this.#cancelPending()
-        this.#left.clear()
+        this.#refs.clear()
+        this.#subscribed = 0
         this.#answering = this.#endpoint
         this.#options.log.info({ endpoint: this.#current() }, 'registry connected')
         this.#watchSilence()
@@ -307,6 +316,7 @@ export class Connection {
     if (event.event === 'ping') {
       this.#ageMs = event.ageMs ?? 0
       this.#spreadMs = event.spreadMs ?? this.#spreadMs
+      this.#subscribed = Math.max(this.#subscribed, event.subscribed ?? 0)
       session.heardMs = this.#heardMs - this.#ageMs
     } else if (this.#ageMs === 0) session.heardMs = this.#heardMs
     if (event.id) session.asOf = event.id
@@ -362,22 +372,18 @@ export class Connection {
 
   #sendSubscribe(keys: readonly string[]): void {
     for (let at = 0; at < keys.length; at += SERVICES_PER_MESSAGE) {
-      const services = keys.slice(at, at + SERVICES_PER_MESSAGE).flatMap((key) => this.#wordsFor(key))
-      this.#send({ type: 'subscribe', services })
+      const part = keys.slice(at, at + SERVICES_PER_MESSAGE)
+      const ref = ++this.#ref
+      let reach: Cursor | undefined
+      const services = part.map((key) => {
+        const held = this.#events.held(key)
+        // Of places in two histories either: the registry knows one of them.
+        if (held.reach && (reach === undefined || isAfter(held.reach, reach))) reach = held.reach
+        if (!this.#refs.has(key)) this.#refs.set(key, ref)
+        return { ...this.#subscriptions.get(key)!, ...(held.cursor && { cursor: formatCursor(held.cursor) }) }
+      })
+      this.#send({ type: 'subscribe', services, ...(reach && { reach: formatCursor(reach) }), ref })
     }
-  }
-
-  /**
-   * A registry that is named a cursor catches up with it first, whichever service it is named for; of a service that is
-   * named twice, the last word counts. So a place to reach stands before what is held.
-   */
-  #wordsFor(key: string): Subscription[] {
-    const subscription = this.#subscriptions.get(key)!
-    const { cursor, reach } = this.#events.held(key)
-    return [
-      ...(reach ? [{ ...subscription, cursor: formatCursor(reach) }] : []),
-      { ...subscription, ...(cursor && { cursor: formatCursor(cursor) }) },
-    ]
   }
 
   #send(message: ClientMessage): void {

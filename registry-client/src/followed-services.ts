@@ -7,6 +7,7 @@ import { sleep, type Clock } from './clock.ts'
 import type { Connection, Held, Session } from './connection.ts'
 import { channels, type FileMessage, type ViewMessage } from './diagnostics.ts'
 import type { FileCache } from './file-cache.ts'
+import { IdleServices } from './idle-services.ts'
 import type { Log } from './log.ts'
 import { Entry, type MemoryCache, type Origin } from './memory-cache.ts'
 import type { Peers } from './peers.ts'
@@ -19,6 +20,7 @@ import {
   type StreamEvent,
   type View,
 } from './protocol.ts'
+import { Quarantines } from './quarantines.ts'
 import type { Selector, SelectorStrategy } from './selector.ts'
 import { UnknownNames } from './unknown-names.ts'
 import { Watchers } from './watchers.ts'
@@ -29,8 +31,6 @@ const DATING_MS = 30_000
 const LOAD_PATIENCE_MS = 1_000
 /** Longer, and a long outage would be spent on nodes that nobody calls any more. */
 const IN_USE_MS = 600_000
-/** Services looked at with each ping for whether anyone still asks for them. */
-const IDLE_SLICE = 500
 
 /** One service, from its first use until it is evicted. */
 export interface Followed {
@@ -52,7 +52,7 @@ export interface FollowedServicesOptions {
   readonly memory: MemoryCache
   readonly files: FileCache | undefined
   readonly peers: Peers
-  readonly subscriptions: Pick<Connection, 'subscribe' | 'unsubscribe' | 'restart' | 'ask' | 'hasLeft' | 'isDown'>
+  readonly subscriptions: Pick<Connection, 'subscribe' | 'unsubscribe' | 'restart' | 'ask' | 'covers' | 'isDown'>
   readonly selectorOf: (service: string) => Selector
   /** Without a call for so long a service is not followed any more. Infinity: never. */
   readonly idleAfterMs: number
@@ -72,22 +72,23 @@ export class FollowedServices {
   readonly #byName = new Map<string, Map<string, Followed>>()
   /** Entries whose view this life of the stream has not confirmed yet. */
   readonly #unconfirmed = new Set<Entry>()
+  /** Entries of which this life of the stream has not sent all yet. */
+  readonly #uncovered = new Set<Entry>()
   /** Those of them with a cursor to resume from, until it shows with what. */
   readonly #resuming = new Set<Entry>()
   /** The life of the stream whose registry said last that it may be behind. */
   #aged: Session | undefined
-  /** Entries in which the registry leaves nodes out without proof. */
-  readonly #quarantined = new Set<Entry>()
+  readonly #quarantines: Quarantines
   /** Those of which someone waits for a place in the history. */
   readonly #wanting = new Set<Followed>()
   readonly #unknown: UnknownNames
-  readonly #idleRound: Iterator<Followed | undefined>
+  readonly #idle: IdleServices
   #datedMs = -Infinity
   /** Files that are waited for. */
   readonly #loads = new Set<AbortController>()
   #closed = false
-  /** Frames received; snapshots asked for because one did not continue a view; and what became of services since. */
-  readonly counts = { snapshots: 0, changes: 0, restarts: 0, quarantines: 0, released: 0, idled: 0 }
+  /** Frames received, and snapshots asked for because one did not continue a view. */
+  readonly #frames = { snapshots: 0, changes: 0, restarts: 0 }
   /** Services that came back to the registry with a cursor, by what it sent. */
   readonly resumes = { nothing: 0, change: 0, snapshot: 0 }
   /** First uses, by whether a level knew the service. */
@@ -101,7 +102,18 @@ export class FollowedServices {
     this.#clock = options.clock
     this.#log = options.log
     this.#unknown = new UnknownNames(options.clock)
-    this.#idleRound = this.#rounds()
+    this.#quarantines = new Quarantines(options.clock, options.log)
+    this.#idle = new IdleServices({
+      ...options,
+      services: this.#byName,
+      // A view that it has not confirmed may be all that is left of a service.
+      isConfirmed: (entry, session) =>
+        this.#holds(entry) &&
+        entry.confirmed === session &&
+        !this.#unconfirmed.has(entry) &&
+        !this.#subscriptions.isDown &&
+        !this.#followed.get(entry)?.loading,
+    })
   }
 
   /** Undefined for a service that is not followed. */
@@ -113,13 +125,13 @@ export class FollowedServices {
   *inUse(): Generator<Followed, undefined> {
     const nowMs = this.#clock.now()
     for (const [, entry] of this.#memory.entries()) {
-      this.#noteUse(entry, nowMs)
-      if (nowMs - entry.usedMs < IN_USE_MS) yield this.#followed.get(entry)!
+      if (nowMs - entry.usedSince(nowMs) < IN_USE_MS) yield this.#followed.get(entry)!
     }
   }
 
-  get quarantined(): Iterable<Entry> {
-    return this.#quarantined
+  /** What has happened so far. */
+  get counts() {
+    return { ...this.#frames, ...this.#quarantines.counts, idled: this.#idle.dropped }
   }
 
   /** Names that the registry never heard of: remembered now, and ever. */
@@ -131,6 +143,7 @@ export class FollowedServices {
   reconnected(): void {
     this.#distrust()
     for (const [, entry] of this.#memory.entries()) {
+      this.#uncovered.add(entry)
       if (entry.view) this.#resuming.add(entry)
       this.#stopSeeking(this.#followed.get(entry)!)
     }
@@ -165,7 +178,6 @@ export class FollowedServices {
     const known = this.#memory.get(key)
     if (known) return this.#followed.get(known)!
     const entry = new Entry(namespace, service)
-    entry.usedMs = this.#clock.now()
     const followed: Followed = {
       key,
       entry,
@@ -180,6 +192,7 @@ export class FollowedServices {
     const services = this.#byName.get(namespace) ?? new Map<string, Followed>()
     this.#byName.set(namespace, services.set(service, followed))
     this.#memory.add(key, entry)
+    this.#uncovered.add(entry)
     this.#unconfirmed.add(entry)
     // Loaded first and subscribed with its cursor then, so that only what changed is sent; but always subscribed.
     followed.loading = this.#loadInTime(entry).then(() => {
@@ -266,8 +279,7 @@ export class FollowedServices {
     const cursor = (entry.heard ?? entry.view)?.cursor
     // Hearsay is no base for a change: the whole view, of a registry that is as far as the peer was.
     if (entry.origin === 'peer' && !entry.heard) return { reach: entry.view?.cursor }
-    // Without its last change, so that a frame comes in any case; it shows that the registry knows of us.
-    return wanted ? { cursor: cursor && before(cursor), reach: wanted } : { cursor }
+    return { cursor, reach: wanted }
   }
 
   /** One event of the stream. */
@@ -279,26 +291,28 @@ export class FollowedServices {
       const key = keyOf(namespace, service)
       const entry = this.#memory.peek(key)
       if (entry) {
-        if (frame.kind === 'snapshot') this.counts.snapshots++
-        else this.counts.changes++
+        if (frame.kind === 'snapshot') this.#frames.snapshots++
+        else this.#frames.changes++
         if (this.#resuming.delete(entry)) this.resumes[frame.kind]++
         const served = this.#followed.get(entry)!
         const next = fold(entry.heard ?? entry.view, frame)
         if (next) {
           if (frame.kind === 'snapshot') served.restarted = undefined
           this.#offer(entry, next, 'registry', session, frame.kind === 'change' ? frame.remove : [])
-          if (frame.kind === 'snapshot' || !this.#subscriptions.hasLeft(key)) entry.cover(session)
         } else if (served.restarted !== session) {
           // Once: the changes that follow before the snapshot comes do not continue the view either.
           served.restarted = session
-          this.counts.restarts++
+          this.#frames.restarts++
           this.#log.info({ namespace, service }, 'a change does not continue the view: asking for a snapshot')
           entry.heard = undefined
           entry.cover(undefined)
+          this.#uncovered.add(entry)
+          this.#unconfirmed.add(entry)
           this.#subscriptions.restart(key)
         }
       }
     }
+    if (event.event === 'ping' && event.subscribed !== undefined) this.#cover(session)
     if (event.id && (event.event === 'ping' || this.#unconfirmed.size > 0)) this.#confirm(event.id, session)
     if (event.id) for (const served of this.#wanting) served.watchers.wake()
     if (event.event === 'ping') this.#tidy(session)
@@ -308,6 +322,16 @@ export class FollowedServices {
   #noteAge(ageMs: number | undefined, session: Session): void {
     if (ageMs !== undefined || this.#aged === session) this.#distrust()
     this.#aged = ageMs === undefined ? undefined : session
+  }
+
+  /** Whatever was asked for up to some message has been sent. */
+  #cover(session: Session): void {
+    for (const entry of this.#uncovered) {
+      if (!this.#subscriptions.covers(keyOf(entry.namespace, entry.service))) continue
+      this.#uncovered.delete(entry)
+      entry.cover(session)
+      if (this.#resuming.delete(entry)) this.resumes.nothing++
+    }
   }
 
   /**
@@ -320,11 +344,10 @@ export class FollowedServices {
       const served = this.#followed.get(entry)
       if (entry.view === undefined || entry.quarantined || entry.view.cursor.epoch !== id.epoch) continue
       // Of hearsay the registry has to say the whole itself.
-      if (served?.restarted === session || entry.origin === 'peer') continue
+      if (!entry.isCoveredBy(session) || entry.origin === 'peer') continue
       // An earlier life of the stream may know better than a registry that is behind.
       if (session.heardMs >= entry.confirmed.heardMs) entry.confirmed = session
       entry.origin = 'registry'
-      if (this.#resuming.delete(entry)) this.resumes.nothing++
       if (this.#aged === session) continue
       this.#unconfirmed.delete(entry)
       if (isKnown(entry.view)) this.#files?.confirm(entry.view)
@@ -337,72 +360,13 @@ export class FollowedServices {
   #tidy(session: Session): void {
     const nowMs = this.#clock.now()
     for (const key of this.#unknown.due()) this.#forgetUnknown(key)
-    for (const entry of this.#quarantined) if (entry.heard) this.#offer(entry, entry.heard, 'registry', session)
+    for (const entry of this.#quarantines.entries) if (entry.heard) this.#offer(entry, entry.heard, 'registry', session)
     if (this.#aged === session) return
-    this.#dropIdle(session, nowMs)
+    this.#idle.look(session)
     if (nowMs - this.#datedMs < DATING_MS) return
     this.#datedMs = nowMs
     for (const [, { view, confirmed }] of this.#memory.entries())
       if (view && confirmed === session && isKnown(view)) this.#files?.confirm(view)
-  }
-
-  /**
-   * A slice of all services with each ping. Only while the registry confirms what is dropped, and only where the file holds
-   * it: a call that comes after all then begins with what is known now.
-   */
-  #dropIdle(session: Session, nowMs: number): void {
-    const { idleAfterMs } = this.#options
-    if (idleAfterMs === Infinity) return
-    for (let looked = 0; looked < Math.min(IDLE_SLICE, this.#memory.size); looked++) {
-      const served = this.#idleRound.next().value as Followed | undefined
-      if (served === undefined) return
-      const { entry } = served
-      this.#noteUse(entry, nowMs)
-      if (nowMs - entry.usedMs >= idleAfterMs) void this.#dropIfSafe(served, session)
-    }
-  }
-
-  #noteUse(entry: Entry, nowMs: number): void {
-    if (entry.touched || entry.pins > 0) entry.usedMs = nowMs
-    entry.touched = false
-  }
-
-  async #dropIfSafe(served: Followed, session: Session): Promise<void> {
-    const { key, entry } = served
-    const { namespace, service, view } = entry
-    const isSafe = () =>
-      this.#holds(entry) &&
-      entry.pins === 0 &&
-      !entry.touched &&
-      !served.loading &&
-      entry.view === view &&
-      entry.confirmed === session &&
-      !this.#unconfirmed.has(entry) &&
-      !entry.quarantined
-    if (view === undefined || !isSafe()) return
-    if (this.#files && isKnown(view)) {
-      const saved = await this.#files.peek(namespace, service)
-      if (!isSafe() || this.#subscriptions.isDown) return
-      // Not written yet, or lost since: written now, and looked for again next time.
-      if (saved?.view.cursor.epoch !== view.cursor.epoch || isAfter(view.cursor, saved.view.cursor))
-        return this.#files.save(view)
-    }
-    this.counts.idled++
-    this.#log.debug({ namespace, service }, 'nobody has asked for a service for long: not followed any more')
-    this.#memory.evict(key)
-  }
-
-  /** Every followed service in turn, for ever; undefined when there is none. */
-  *#rounds(): Generator<Followed | undefined, never, void> {
-    for (;;) {
-      let some = false
-      for (const services of this.#byName.values())
-        for (const served of services.values()) {
-          some = true
-          yield served
-        }
-      if (!some) yield undefined
-    }
   }
 
   #forgetUnknown(key: string): void {
@@ -412,9 +376,9 @@ export class FollowedServices {
   }
 
   #offer(entry: Entry, next: View, origin: Origin, confirmed: Session, removed: readonly Removal[] = []): void {
-    const { namespace, service, served: before, quarantine, view: last } = entry
+    const { namespace, service, served: before } = entry
     const key = keyOf(namespace, service)
-    const gone = quarantine && new Set([...entry.removed, ...removed.map(({ id }) => id)])
+    const judged = this.#quarantines.observe(entry, removed)
     const verdict = this.#memory.offer(key, entry, next, origin, confirmed, removed)
     if (channels.view.hasSubscribers)
       channels.view.publish({
@@ -425,9 +389,12 @@ export class FollowedServices {
         offered: next,
         served: entry.served,
       } satisfies ViewMessage)
-    if (origin === 'registry' && (verdict === 'accepted' || verdict === 'current')) this.#unconfirmed.delete(entry)
-    if (entry.quarantine && !quarantine) this.#noteQuarantine(entry, next)
-    else if (quarantine && !entry.quarantine) this.#noteRelease(entry, quarantine.sinceMs, last, verdict, gone!)
+    if (verdict === 'accepted' || verdict === 'current') {
+      if (origin === 'registry') this.#unconfirmed.delete(entry)
+      // Dated by someone else from now on, whose date does not grow; the stream's next word makes it this stream's again.
+      else this.#unconfirmed.add(entry)
+    }
+    judged(verdict)
     if (verdict === 'accepted' && origin !== 'file') {
       if (isKnown(next)) {
         this.#unknown.forget(key)
@@ -439,37 +406,6 @@ export class FollowedServices {
     }
     if (entry.served !== before) this.#publish(entry)
     else if (verdict === 'current') this.#followed.get(entry)?.watchers.wake()
-  }
-
-  #noteQuarantine(entry: Entry, next: View): void {
-    const { namespace, service } = entry
-    this.#quarantined.add(entry)
-    this.counts.quarantines++
-    const kept = (entry.carried?.nodes.size ?? 0) - next.nodes.size
-    const { reason } = entry.quarantine!
-    this.#log.warn({ namespace, service, kept, reason }, 'the registry leaves out nodes without a cause: they stay')
-  }
-
-  /** By which proof: what became of each node that was known. */
-  #noteRelease(
-    entry: Entry,
-    sinceMs: number,
-    last: View | undefined,
-    verdict: string,
-    gone: ReadonlySet<string>,
-  ): void {
-    const { namespace, service, view } = entry
-    this.#quarantined.delete(entry)
-    this.counts.released++
-    const proof = { present: 0, removed: 0, lapsed: 0 }
-    const isSameEpoch = last?.cursor.epoch === view?.cursor.epoch
-    for (const id of last?.nodes.keys() ?? [])
-      if (view?.nodes.has(id)) proof.present++
-      else if (isSameEpoch || gone.has(id) || view?.emptied?.id === id) proof.removed++
-      else proof.lapsed++
-    const how = verdict === 'accepted' ? 'each node is accounted for' : 'the registry holds what is served'
-    const keptMs = Math.round(this.#clock.now() - sinceMs)
-    this.#log.info({ namespace, service, keptMs, ...proof }, `quarantine released: ${how}`)
   }
 
   #publish(entry: Entry): void {
@@ -485,7 +421,8 @@ export class FollowedServices {
     const served = this.#followed.get(entry)
     this.#subscriptions.unsubscribe(key)
     this.#unknown.forget(key)
-    for (const entries of [this.#unconfirmed, this.#quarantined, this.#resuming]) entries.delete(entry)
+    for (const entries of [this.#unconfirmed, this.#uncovered, this.#resuming]) entries.delete(entry)
+    this.#quarantines.forget(entry)
     this.#files?.forget(entry.namespace, entry.service)
     if (served) {
       this.#stopSeeking(served)
@@ -546,10 +483,6 @@ function latest(places: Iterable<() => Cursor | undefined>): Cursor | undefined 
     if (cursor && (last === undefined || isAfter(cursor, last))) last = cursor
   }
   return last
-}
-
-function before({ epoch, revision }: Cursor): Cursor | undefined {
-  return revision > 0 ? { epoch, revision: revision - 1 } : undefined
 }
 
 /** Of the strategies that a policy may name, those that this version executes; the others fall back to taking turns. */

@@ -54,12 +54,12 @@ export class Entry {
   override: View | undefined
   /** How many watch the service: while anyone does, it is not evicted. */
   pins = 0
-  /** Whether anyone has asked since the last look; `usedMs` is then brought up to date. Keeps the clock out of a pick. */
+  /** Whether anyone has asked since the last look at {@link usedSince}. Keeps the clock out of a pick. */
   touched = true
-  usedMs = 0
+  #usedMs = 0
   /** As it was counted last. */
   size = 0
-  /** The life of the stream that has sent every change of this service since its first frame of it. */
+  /** The life of the stream that has sent every change of this service. */
   #covered: Session | undefined
   /** What earlier lives have shown. */
   #shown: Cursor | undefined
@@ -90,14 +90,22 @@ export class Entry {
     return Math.max(0, clock.now() - this.confirmed.heardMs)
   }
 
-  /**
-   * From now on what this life of the stream has sent up to an id includes every change of this service. An id alone does
-   * not show that: it may have been on its way before the registry heard of the subscription. A frame of the service does.
-   */
+  /** From now on what this life of the stream has sent up to an id includes every change of this service. */
   cover(session: Session | undefined): void {
     if (this.#covered === session) return
     this.#shown = this.asOf
     this.#covered = session
+  }
+
+  isCoveredBy(session: Session): boolean {
+    return this.#covered === session
+  }
+
+  /** When it was last asked for, as far as anyone has looked. */
+  usedSince(nowMs: number): number {
+    if (this.touched || this.pins > 0) this.#usedMs = nowMs
+    this.touched = false
+    return this.#usedMs
   }
 }
 

@@ -40,12 +40,13 @@ describe('minRevision', () => {
     await resolved(made, client, 'a')
     const resolving = client.resolve('stock', { minRevision: 40 })
     await settle()
-    // The first word names the place to reach; the second, which counts, what is held but for its last change.
-    assert.deepEqual(made.network.stream.subscribed.slice(1), [
-      { namespace: 'default', service: 'stock', cursor: 'e:40' },
-      { namespace: 'default', service: 'stock', cursor: 'e:4' },
-    ])
-    await made.network.stream.event('change', changeOf('e:4', 'e:5', ['a']), 'e:41')
+    assert.deepEqual(made.network.stream.sent.at(-1), {
+      type: 'subscribe',
+      services: [{ namespace: 'default', service: 'stock', cursor: 'e:5' }],
+      reach: 'e:40',
+      ref: 2,
+    })
+    await made.network.stream.event('ping', {}, 'e:41')
     const answer = await resolving
     assert.deepEqual([idsOf(answer.view), answer.asOf], [['a'], { epoch: 'e', revision: 41 }])
     await client.close()
@@ -59,10 +60,11 @@ describe('minRevision', () => {
     await settle()
     let isAnswered = false
     void resolving.then(() => (isAnswered = true))
-    await network.stream.event('ping', {}, 'e:9')
+    await network.stream.event('ping', { subscribed: undefined }, 'e:9')
     await network.stream.event('snapshot', snapshotOf('e:9', ['x'], { service: 'other' }), 'e:9')
     assert.equal(isAnswered, false)
-    await network.stream.event('change', changeOf('e:4', 'e:8', ['new'], [removalOf('old', 7)]), 'e:9')
+    assert.equal(client.peek('stock')?.source, 'file')
+    await network.stream.event('change', changeOf('e:5', 'e:8', ['new'], [removalOf('old', 7)]), 'e:9')
     assert.deepEqual(idsOf((await resolving).view), ['new'])
     await client.close()
   })
@@ -82,7 +84,7 @@ describe('minRevision', () => {
     void resolving.then(() => (isAnswered = true))
     // Sent before the registry let go of the service; what changed since comes with the answer to the new subscription.
     await stream.event('change', changeOf('e:5', 'e:6', ['b']))
-    await stream.event('ping', {}, 'e:9')
+    await stream.event('ping', { subscribed: 2 }, 'e:9')
     assert.equal(isAnswered, false)
     await stream.event('snapshot', snapshotOf('e:8', ['a', 'b', 'c']), 'e:9')
     assert.deepEqual(idsOf((await resolving).view), ['a', 'b', 'c'])
@@ -97,10 +99,7 @@ describe('minRevision', () => {
     const resolving = client.resolve('stock', { minRevision: 'e:40', deadline: '1m' })
     await made.clock.advance(10_000)
     await made.network.stream.accept()
-    assert.deepEqual(
-      made.network.stream.subscribed.map(({ cursor }) => cursor),
-      ['e:40', 'e:4'],
-    )
+    assert.deepEqual([made.network.stream.sent[0]?.reach, made.network.stream.subscribed[0]?.cursor], ['e:40', 'e:5'])
     await made.network.stream.event('change', changeOf('e:5', 'e:40', ['b']), 'e:40')
     assert.deepEqual(idsOf((await resolving).view), ['a', 'b'])
     await client.close()
@@ -117,7 +116,8 @@ describe('minRevision', () => {
     assert.deepEqual(idsOf((await resolving).view), ['a'])
     const unknown = failure(client.resolve('other', { minRevision: 'e:7' }))
     await settle()
-    await made.network.stream.event('snapshot', snapshotOf('e:0', [], { service: 'other' }), 'e:8')
+    await made.network.stream.event('snapshot', snapshotOf('e:0', [], { service: 'other' }))
+    await made.network.stream.event('ping', {}, 'e:8')
     assert.equal((await unknown).code, 'unknown_service')
     await client.close()
   })

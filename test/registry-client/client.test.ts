@@ -371,6 +371,26 @@ describe('outage', () => {
     await client.close()
   })
 
+  test('nor when another process confirms the same view in the file that both share', async () => {
+    const made = world()
+    const client = await made.start()
+    await resolved(made, client, 'a')
+    const other = await made.start()
+    const [stream, otherStream] = made.network.streams as [typeof made.network.stream, typeof made.network.stream]
+    await otherStream.accept()
+    await other.resolve('stock')
+    for (let i = 0; i < 12; i++) {
+      await made.clock.advance(5_000)
+      await otherStream.event('ping', {}, 'e:5')
+      made.disk.announce(FILE)
+      await made.clock.advance(5_000)
+      await stream.event('ping', {}, 'e:5')
+      assert.deepEqual([(await client.resolve('stock')).age, (await client.resolve('stock')).source], [0, 'memory'])
+    }
+    await client.close()
+    await other.close()
+  })
+
   test('a stream that has only just opened does not make old views young', async () => {
     const made = world()
     const client = await made.start()
@@ -464,7 +484,8 @@ describe('frames', () => {
     await made.clock.advance(20_000)
     await made.network.stream.accept()
     await made.network.stream.event('change', changeOf('e:8', 'e:9', ['b']), 'e:9')
-    await made.network.stream.event('ping', {}, 'e:9')
+    // Under way before the registry was asked for the snapshot.
+    await made.network.stream.event('ping', { subscribed: 2 }, 'e:9')
     assert.equal((await client.resolve('stock')).age, 20_000)
     await client.close()
   })

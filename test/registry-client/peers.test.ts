@@ -52,9 +52,8 @@ describe('a host that is new in the middle of an outage', () => {
     await made.clock.advance(10_000)
     await made.network.stream.accept()
     // Hearsay is no base for a change: the whole view, of a registry that is as far.
-    assert.deepEqual(made.network.stream.subscribed, [
-      { namespace: 'default', service: 'stock', cursor: 'e:5' },
-      { namespace: 'default', service: 'stock' },
+    assert.deepEqual(made.network.stream.sent, [
+      { type: 'subscribe', services: [{ namespace: 'default', service: 'stock' }], reach: 'e:5', ref: 1 },
     ])
     await made.network.stream.event('ping', {}, 'e:9')
     assert.equal((await client.resolve('stock')).source, 'peer')

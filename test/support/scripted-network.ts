@@ -31,8 +31,11 @@ export class ScriptedStream implements Stream {
     return this
   }
 
-  async event(event: string, data: unknown = {}, id?: string): Promise<void> {
-    this.handlers.message(JSON.stringify({ event, data, ...(id !== undefined && { id }) }))
+  /** A ping says that all that was asked for has been sent, unless its data says otherwise. */
+  async event(event: string, data: object = {}, id?: string): Promise<void> {
+    const ref = this.sent.findLast(({ type }) => type === 'subscribe')?.ref
+    const told = event === 'ping' ? { subscribed: ref, ...data } : data
+    this.handlers.message(JSON.stringify({ event, data: told, ...(id !== undefined && { id }) }))
     await settle()
   }
 
