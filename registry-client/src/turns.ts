@@ -22,29 +22,28 @@ class Group {
   readonly members: Member[] = []
   /** In the round that runs, those before it have had their turn; it and those after it have not. */
   next = 0
-  /** When its next turn is, in the time of {@link Turns}. */
-  due: number
   /** Its place in the heap. */
   place = 0
-  /** Up to here the share of all groups, for a draw. */
-  cumulative = 0
 
-  constructor(weight: number, due: number) {
+  constructor(weight: number) {
     this.weight = weight
-    this.due = due
   }
 }
 
 export class Turns<M extends Member> {
   readonly #random: Random
   readonly #byWeight = new Map<number, Group>()
-  /** A binary heap by `due`. */
+  /** A binary heap by when each group is due. */
   readonly #heap: Group[] = []
-  /** When the group that had the last turn was due. */
-  #now = 0
+  /**
+   * First the present, which is when the group was due that had the last turn; then when each group is, in the order of
+   * the heap. An array, since a field allocates with every number that it takes which is no small integer.
+   */
+  #times = new Float64Array(2)
+  /** In the order of the heap: up to where a group's share of all weights reaches. For draws alone. */
+  #shares = NO_SHARES
+  #isShared = false
   #size = 0
-  /** The sum of all weights; NaN while it and the groups' shares have to be summed up anew. */
-  #total = NaN
 
   constructor(random: Random) {
     this.#random = random
@@ -58,10 +57,12 @@ export class Turns<M extends Member> {
   add(member: M, weight: number): void {
     let group = this.#byWeight.get(weight)
     if (group === undefined) {
-      // As far into its wait as if it had been there for ever.
-      group = new Group(weight, this.#now + this.#random() / weight)
+      group = new Group(weight)
       this.#byWeight.set(weight, group)
       group.place = this.#heap.push(group) - 1
+      if (this.#heap.length >= this.#times.length) this.#times = grown(this.#times)
+      // As far into its wait as if it had been there for ever.
+      this.#times[this.#heap.length] = this.#times[0]! + this.#random() / weight
     }
     this.#insert(group, member)
     this.#resized(group, group.members.length - 1)
@@ -93,10 +94,10 @@ export class Turns<M extends Member> {
     const member = members[group.next]!
     if (++group.next === members.length) group.next = 0
     if (this.#heap.length > 1) {
-      this.#now = group.due
-      group.due += 1 / (group.weight * members.length)
-      this.#sink(group)
-      this.#total = NaN
+      const times = this.#times
+      times[0] = times[1]!
+      this.#sink(0, times[1]! + 1 / (group.weight * members.length))
+      this.#isShared = false
     }
     return member as M
   }
@@ -104,18 +105,18 @@ export class Turns<M extends Member> {
   /** Anyone, with the chance of their weight. Not when there is nobody. */
   draw(): M {
     const heap = this.#heap
+    if (!this.#isShared) this.#share()
+    const shares = this.#shares
+    const at = this.#random() * shares[heap.length - 1]!
     let low = 0
-    if (heap.length > 1) {
-      if (Number.isNaN(this.#total)) this.#sum()
-      const at = this.#random() * this.#total
-      for (let high = heap.length - 1; low < high;) {
-        const middle = (low + high) >> 1
-        if (heap[middle]!.cumulative > at) high = middle
-        else low = middle + 1
-      }
+    for (let high = heap.length - 1; low < high;) {
+      const middle = (low + high) >> 1
+      if (shares[middle]! > at) high = middle
+      else low = middle + 1
     }
-    const { members } = heap[low]!
-    return members[Math.floor(this.#random() * members.length)] as M
+    const { members, weight } = heap[low]!
+    const within = Math.floor((at - (low > 0 ? shares[low - 1]! : 0)) / weight)
+    return members[Math.min(within, members.length - 1)] as M
   }
 
   /** Everyone, in no particular order. */
@@ -143,57 +144,77 @@ export class Turns<M extends Member> {
 
   /** A group now comes more or less often, and what is left of its wait shrinks or grows with it. */
   #resized(group: Group, before: number): void {
-    const { length } = group.members
-    this.#total = NaN
-    if (length === 0) {
-      this.#byWeight.delete(group.weight)
-      const last = this.#heap.pop()!
-      if (last === group) return
-      this.#heap[group.place] = last
-      last.place = group.place
-      this.#rise(last)
-      this.#sink(last)
-    } else if (before > 0) {
-      group.due = this.#now + ((group.due - this.#now) * before) / length
-      this.#rise(group)
-      this.#sink(group)
-    } else this.#rise(group)
+    const { members, place } = group
+    const times = this.#times
+    this.#isShared = false
+    if (members.length > 0) {
+      const due = times[place + 1]!
+      this.#move(place, before === 0 ? due : times[0]! + ((due - times[0]!) * before) / members.length)
+      return
+    }
+    this.#byWeight.delete(group.weight)
+    const due = times[this.#heap.length]!
+    const last = this.#heap.pop()!
+    if (last === group) return
+    this.#heap[place] = last
+    this.#move(place, due)
   }
 
-  #sum(): void {
-    this.#total = 0
-    for (const group of this.#heap) group.cumulative = this.#total += group.weight * group.members.length
-  }
-
-  #rise(group: Group): void {
+  #share(): void {
     const heap = this.#heap
-    let at = group.place
+    if (this.#shares.length < heap.length) this.#shares = new Float64Array(this.#times.length)
+    let total = 0
+    for (let place = 0; place < heap.length; place++)
+      this.#shares[place] = total += heap[place]!.weight * heap[place]!.members.length
+    this.#isShared = true
+  }
+
+  /** Puts the group of a place where it belongs when it is due then. */
+  #move(place: number, due: number): void {
+    const heap = this.#heap
+    const times = this.#times
+    const group = heap[place]!
+    let at = place
     while (at > 0) {
       const above = (at - 1) >> 1
-      if (heap[above]!.due <= group.due) break
-      heap[at] = heap[above]!
-      heap[at]!.place = at
+      if (times[above + 1]! <= due) break
+      this.#settle(at, heap[above]!, times[above + 1]!)
       at = above
     }
     heap[at] = group
-    group.place = at
+    this.#sink(at, due)
   }
 
-  #sink(group: Group): void {
+  /** As {@link Turns.#move}, of a group that can only move away from the root. */
+  #sink(place: number, due: number): void {
     const heap = this.#heap
-    let at = group.place
+    const times = this.#times
+    const group = heap[place]!
+    let at = place
     for (;;) {
       let child = 2 * at + 1
       if (child >= heap.length) break
-      if (child + 1 < heap.length && heap[child + 1]!.due < heap[child]!.due) child++
-      if (heap[child]!.due >= group.due) break
-      heap[at] = heap[child]!
-      heap[at]!.place = at
+      if (child + 1 < heap.length && times[child + 2]! < times[child + 1]!) child++
+      if (times[child + 1]! >= due) break
+      this.#settle(at, heap[child]!, times[child + 1]!)
       at = child
     }
-    heap[at] = group
-    group.place = at
+    this.#settle(at, group, due)
   }
+
+  #settle(place: number, group: Group, due: number): void {
+    this.#heap[place] = group
+    this.#times[place + 1] = due
+    group.place = place
+  }
+}
+
+const NO_SHARES = new Float64Array(0)
+
+function grown(times: Float64Array<ArrayBuffer>): Float64Array<ArrayBuffer> {
+  const larger = new Float64Array(2 * times.length)
+  larger.set(times)
+  return larger
 }
 
 function put(members: Member[], position: number, member: Member): void {
