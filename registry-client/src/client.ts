@@ -298,7 +298,7 @@ export class RegistryClient {
    * from a peer on a new host. Files are really read and peers really asked; nothing is changed by it.
    * @param services default: all that memory holds
    */
-  rehearse(services?: readonly ServiceName[]): Promise<Rehearsal[]> {
+  async rehearse(services?: readonly ServiceName[]): Promise<Rehearsal[]> {
     const names = services ?? [...this.#memory.entries()].flatMap(([, entry]) => (isUnknown(entry) ? [] : [entry]))
     return rehearse(
       names.map((item) => {

@@ -50,6 +50,8 @@ const DEFAULTS: PeerListenerLimits = {
 }
 const NODES_PER_TOKEN = 100
 const PATH = '/v1/views/'
+/** Paths are read as URLs are. */
+const BASE = 'http://peer'
 
 export interface PeerListenerStatus {
   readonly answered: number
@@ -121,7 +123,9 @@ export class PeerListener {
     // Nobody sends a body with such a request; what comes is not read.
     if (request.headers['transfer-encoding'] !== undefined || Number(request.headers['content-length'] ?? 0) > 0)
       return this.#refuse(response, 400, 'invalid_request', 'A body is not taken')
-    const target = new URL(request.url ?? '/', 'http://peer')
+    const url = request.url ?? '/'
+    if (!URL.canParse(url, BASE)) return this.#refuse(response, 400, 'invalid_request', 'Not a path')
+    const target = new URL(url, BASE)
     if (!target.pathname.startsWith(PATH)) return this.#refuse(response, 404, 'not_found', 'There is nothing here')
     if (request.method !== 'GET') {
       response.setHeader('allow', 'GET')
