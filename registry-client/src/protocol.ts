@@ -399,26 +399,41 @@ export function decodeNode(input: unknown, path = 'node'): ServiceNode {
   const doc = record(input, path)
   const status = oneOf(doc.status, NODE_STATUSES, `${path}.status`)
   const weight = integer(doc.weight, 0, LIMITS.weight, `${path}.weight`)
-  const registered = doc.registered === undefined ? { status, weight } : record(doc.registered, `${path}.registered`)
-  return Object.freeze({
+  const registered =
+    doc.registered === undefined ? registeredOf(status, weight) : decodeRegistered(doc.registered, `${path}.registered`)
+  const node: { -readonly [name in keyof ServiceNode]: ServiceNode[name] } = {
     id: matching(doc.id, PATTERNS.nodeId, LIMITS.nodeIdChars, `${path}.id`),
     host: matching(doc.host, PATTERNS.host, LIMITS.hostChars, `${path}.host`),
     port: integer(doc.port, 1, 65_535, `${path}.port`),
     protocol: oneOf(doc.protocol ?? 'http', PROTOCOLS, `${path}.protocol`),
     weight,
-    ...(doc.zone !== undefined && {
-      zone: matching(doc.zone, PATTERNS.zone, LIMITS.namespaceChars, `${path}.zone`),
-    }),
     labels: labelsOf(doc.labels, `${path}.labels`),
     status,
     incarnation: integer(doc.incarnation ?? 0, 0, Number.MAX_SAFE_INTEGER, `${path}.incarnation`),
     leased: doc.leased === true,
-    registered: Object.freeze({
-      status: oneOf(registered.status, NODE_STATUSES, `${path}.registered.status`),
-      weight: integer(registered.weight, 0, LIMITS.weight, `${path}.registered.weight`),
-    }),
-    ...(doc.override !== undefined && { override: overrideOf(doc.override, `${path}.override`) }),
-  })
+    registered,
+  }
+  if (doc.zone !== undefined) node.zone = matching(doc.zone, PATTERNS.zone, LIMITS.namespaceChars, `${path}.zone`)
+  if (doc.override !== undefined) node.override = overrideOf(doc.override, `${path}.override`)
+  return Object.freeze(node)
+}
+
+function decodeRegistered(input: unknown, path: string): ServiceNode['registered'] {
+  const doc = record(input, path)
+  return registeredOf(
+    oneOf(doc.status, NODE_STATUSES, `${path}.status`),
+    integer(doc.weight, 0, LIMITS.weight, `${path}.weight`),
+  )
+}
+
+const registrations = new Map<number, ServiceNode['registered']>()
+
+/** The same object for the same values, of which there are few: most nodes of a service share one. */
+function registeredOf(status: NodeStatus, weight: number): ServiceNode['registered'] {
+  const key = weight * NODE_STATUSES.length + NODE_STATUSES.indexOf(status)
+  let registered = registrations.get(key)
+  if (registered === undefined) registrations.set(key, (registered = Object.freeze({ status, weight })))
+  return registered
 }
 
 /**
@@ -523,17 +538,27 @@ function overrideOf(input: unknown, path: string): Override {
 }
 
 const NO_LABELS: Readonly<Record<string, string>> = Object.freeze({})
+/** Those that were read last: most nodes of a service have the same, and then share them. */
+let lastLabels = NO_LABELS
 
 function labelsOf(input: unknown, path: string): Readonly<Record<string, string>> {
   if (input === undefined) return NO_LABELS
-  const entries = Object.entries(record(input, path))
-  if (entries.length === 0) return NO_LABELS
-  if (entries.length > LIMITS.labels) throw new ProtocolError(path, `at most ${LIMITS.labels} labels`)
-  for (const [key, value] of entries) {
+  const doc = record(input, path)
+  const keys = Object.keys(doc)
+  if (keys.length === 0) return NO_LABELS
+  if (keys.length > LIMITS.labels) throw new ProtocolError(path, `at most ${LIMITS.labels} labels`)
+  if (isSameAs(lastLabels, doc, keys)) return lastLabels
+  const labels: Record<string, string> = {}
+  for (const key of keys) {
     matching(key, PATTERNS.labelKey, LIMITS.labelKeyChars, `${path}.${key}`)
-    matching(value, PATTERNS.text, LIMITS.labelValueChars, `${path}.${key}`)
+    labels[key] = matching(doc[key], PATTERNS.text, LIMITS.labelValueChars, `${path}.${key}`)
   }
-  return Object.freeze(Object.fromEntries(entries)) as Readonly<Record<string, string>>
+  return (lastLabels = Object.freeze(labels))
+}
+
+function isSameAs(labels: Readonly<Record<string, string>>, doc: Record<string, unknown>, keys: string[]): boolean {
+  const known = Object.keys(labels)
+  return known.length === keys.length && known.every((key, at) => key === keys[at] && labels[key] === doc[key])
 }
 
 function policyOf(input: unknown, path: string): PolicyDocument {
