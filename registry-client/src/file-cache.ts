@@ -332,7 +332,7 @@ export class FileCache {
   #drop(slot: Slot): void {
     this.#slots.delete(keyOf(slot.namespace, slot.service))
     this.#recent.delete(slot)
-    this.#faults.end(slot.file)
+    this.#faults.end(keyOf(slot.namespace, slot.service))
   }
 
   /** Does what a slot wants, and answers how long it may not want again. */
@@ -344,11 +344,11 @@ export class FileCache {
     try {
       if (held) await this.#write(slot, held)
       else if (slot.dateAnew) await this.#date(slot)
-      this.#faults.end(slot.file)
+      this.#faults.end(keyOf(slot.namespace, slot.service))
       this.#faults.end(this.#directory)
     } catch (error) {
       this.#counts.failed++
-      this.#faults.begin(slot.file, error)
+      this.#faults.begin(keyOf(slot.namespace, slot.service), error)
       restMs = RETRY_MS
       // Not for a service that nobody follows: on a disk that stays full they would gather.
       if (!slot.forgotten) slot.next ??= held
@@ -401,6 +401,7 @@ export class FileCache {
   async #readCurrent(slot: Slot): Promise<Found> {
     const file = viewPath(this.#directory, slot.namespace, slot.service)
     const found = await this.#read(slot, file)
+    if (found.kind === 'good') slot.complaint = undefined
     const ownedByOther = found.kind === 'bad' && found.ownedByOther
     slot.file = ownedByOther ? file + OWN_SCHEMA : file
     return ownedByOther ? this.#read(slot, slot.file) : found

@@ -172,6 +172,21 @@ describe('clean-up', () => {
     await files.close()
   })
 
+  test('leaves what is being written of a view that a peer had, and is dated back by hours', async () => {
+    const { clock, disk, open } = world()
+    const files = await open()
+    let letGo = () => {}
+    disk.hold = (operation) => (operation === 'sync' ? new Promise<void>((resolve) => (letGo = resolve)) : undefined)
+    files.save(viewOf('e:1', ['a'], { service: 's0' }), 2 * HOUR_MS)
+    await clock.advance(5_000)
+    assert.equal([...disk.files.keys()].filter((file) => file.endsWith('.tmp')).length, 1)
+    disk.hold = () => undefined
+    letGo()
+    await clock.advance(1_000)
+    assert.equal((await files.load('default', 's0'))!.ageMs, 2 * HOUR_MS + 6_000)
+    await files.close()
+  })
+
   test('a writer whose file it took, since the clock was turned, writes another', async () => {
     const { clock, disk, open } = world()
     const files = await open()

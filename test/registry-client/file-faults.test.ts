@@ -12,7 +12,7 @@ import { once } from 'node:events'
 import fs from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
-import { describe, test } from 'node:test'
+import { afterEach, describe, test } from 'node:test'
 import { connect, ResolveError, type RegistryClient } from '@holdfast/registry-client'
 import { systemClock, type Clock } from '@holdfast/registry-client/clock'
 import { systemDisk, type Disk } from '../../registry-client/src/disk.ts'
@@ -299,10 +299,15 @@ function faulty(fails: NonNullable<Row['fails']>): Disk {
   })
 }
 
+/** Closed after each test, so that one that fails does not go on for ever. */
+const clients: RegistryClient[] = []
+afterEach(() => Promise.all(clients.splice(0).map((client) => client.close())))
+
 async function start(directory: string, more: { disk?: Disk; clock?: Clock } = {}) {
   const network = new ScriptedNetwork()
   const log = new MemoryLog()
   const client = await connect({ endpoints: ['http://registry:7400'], cacheDir: directory, network, log, ...more })
+  clients.push(client)
   return { network, log, client }
 }
 
@@ -487,7 +492,10 @@ for (const [what, of] of [
     await network.stream.event('change', changeOf('e:5', 'e:6', ['b']), 'e:6')
     await network.stream.cut()
     const until = async (test: () => Promise<boolean>) => {
-      while (!(await test())) await settle()
+      for (let i = 0; !(await test()); i++) {
+        assert.ok(i < 20_000, 'it does not come')
+        await settle()
+      }
     }
     await until(async () => (await revisionIn(at.directory)) === 6)
     await fs.rm(of(at), { recursive: true })

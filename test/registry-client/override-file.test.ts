@@ -195,7 +195,7 @@ const TELLINGS: Record<string, (disk: Disk) => Disk['watch']> = {
 
 describe('on a real disk, through connect(), an override comes into force, changes, breaks and goes, with events', () => {
   for (const [telling, watchOf] of Object.entries(TELLINGS))
-    test(telling, async () => {
+    test(telling, async (context) => {
       const directory = await fs.mkdtemp(path.join(tmpdir(), 'holdfast-override-'))
       const file = path.join(directory, 'default', 'stock.override.json')
       const log = new MemoryLog()
@@ -203,6 +203,7 @@ describe('on a real disk, through connect(), an override comes into force, chang
       const network = new ScriptedNetwork()
       const disk = { ...systemDisk, watch: watchOf(systemDisk) }
       const client = await connect({ endpoints: ['http://r:1'], cacheDir: directory, disk, network, clock, log })
+      context.after(() => client.close())
       const hosts = () =>
         client
           .peek('stock')
@@ -210,7 +211,8 @@ describe('on a real disk, through connect(), an override comes into force, chang
           .join()
       // The look that finds what no event told, however often it takes; no time of the test passes but the clock's.
       const until = async (is: () => boolean) => {
-        while (!is()) {
+        for (let i = 0; !is(); i++) {
+          assert.ok(i < 20_000, 'it does not come')
           await clock.advance(100)
           await settle()
         }
