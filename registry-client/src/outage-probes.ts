@@ -151,7 +151,7 @@ export class OutageProbes {
       if (nodes.length === 0) continue
       left -= nodes.length
       const known = this.#findings.get(service.key)
-      const found = known ?? { service, asked: 0, missed: new Map(), isDisbelieved: false, isLogged: false }
+      const found: Findings = known ?? { service, asked: 0, missed: new Map(), isDisbelieved: false, isLogged: false }
       found.asked = nodes.length
       findings.set(service.key, found)
       const addresses = new Set(nodes.map(addressOf))

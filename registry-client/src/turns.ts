@@ -30,6 +30,9 @@ class Group {
   }
 }
 
+/** Most have one group or none, and there are many. */
+const NOTHING = new Float64Array(0)
+
 export class Turns<M extends Member> {
   readonly #random: Random
   readonly #byWeight = new Map<number, Group>()
@@ -39,9 +42,9 @@ export class Turns<M extends Member> {
    * First the present, which is when the group was due that had the last turn; then when each group is, in the order of
    * the heap. An array, since a field allocates with every number that it takes which is no small integer.
    */
-  #times = new Float64Array(2)
+  #times = NOTHING
   /** In the order of the heap: up to where a group's share of all weights reaches. For draws alone. */
-  #shares = NO_SHARES
+  #shares = NOTHING
   #isShared = false
   #size = 0
 
@@ -209,10 +212,8 @@ export class Turns<M extends Member> {
   }
 }
 
-const NO_SHARES = new Float64Array(0)
-
 function grown(times: Float64Array<ArrayBuffer>): Float64Array<ArrayBuffer> {
-  const larger = new Float64Array(2 * times.length)
+  const larger = new Float64Array(2 * times.length + 2)
   larger.set(times)
   return larger
 }

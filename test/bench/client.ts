@@ -3,8 +3,6 @@
 import { execFileSync } from 'node:child_process'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { setFlagsFromString } from 'node:v8'
-import { runInNewContext } from 'node:vm'
 import { systemClock } from '@holdfast/registry-client/clock'
 import { clientOf, nodeOf, registryOf } from './memory-registry.ts'
 import { median, print, ratio } from './table.ts'
@@ -15,7 +13,7 @@ const ROUNDS = 7
 
 export async function client(): Promise<void> {
   allocations()
-  await memory()
+  memory()
   for (const isReplaced of [false, true]) await changes(isReplaced)
 }
 
@@ -27,35 +25,20 @@ function allocations(): void {
 }
 
 /** Of what a client holds, beside the same documents parsed and kept in plain maps. */
-async function memory(): Promise<void> {
-  setFlagsFromString('--expose-gc')
-  const collect = runInNewContext('gc') as () => void
-  const usedAfter = () => {
-    collect()
-    return process.memoryUsage().heapUsed
-  }
-  const rows: (string | number)[][] = []
-  for (const [services, nodes] of [
-    [1_000, 100],
-    [10, 10_000],
-  ] as const) {
-    const names = Array.from({ length: services }, (_, index) => `service-${index}`)
-    const text = JSON.stringify(Array.from({ length: nodes }, (_, index) => nodeOf(index)))
-    const empty = usedAfter()
-    const plain = names.map(() => new Map((JSON.parse(text) as { id: string }[]).map((node) => [node.id, node])))
-    const plainBytes = (usedAfter() - empty) / (services * nodes)
-    plain.length = 0
-    const before = usedAfter()
-    const made = await clientOf(
-      names,
-      registryOf(() => nodes),
-      // Without a pick nothing of a selector would be missing: they are built as views come.
-    )
-    const bytes = (usedAfter() - before) / (services * nodes)
+function memory(): void {
+  const rows = (
+    [
+      [1_000, 10],
+      [1_000, 100],
+      [10, 10_000],
+    ] as const
+  ).map(([services, nodes]) => {
+    const args = ['--expose-gc', '--import', 'tsx', path.join(ROOT, 'test/bench/memory-child.ts')]
+    const output = execFileSync(process.execPath, [...args, String(services), String(nodes)], { cwd: ROOT })
+    const [plain, client] = JSON.parse(output.toString()) as [number, number]
     const shape = `${services.toLocaleString('en')} × ${nodes.toLocaleString('en')} nodes`
-    rows.push([shape, plainBytes, bytes, ratio(bytes, plainBytes)])
-    await made.close()
-  }
+    return [shape, plain, client, ratio(client, plain)]
+  })
   print('bytes of heap per node', ['', 'JSON in plain maps', 'client', ''], rows)
 }
 

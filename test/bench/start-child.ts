@@ -3,9 +3,11 @@
  * to run: the library is there, it is open, the first service is resolved, all are.
  */
 
+import type * as Library from '@holdfast/registry-client'
+
 const [library, cacheDir, count] = process.argv.slice(2) as [string, string, string]
 const marks = [performance.now()]
-const { connect } = (await import(library)) as typeof import('@holdfast/registry-client')
+const { connect } = (await import(library)) as typeof Library
 marks.push(performance.now())
 const client = await connect({ endpoints: ['http://127.0.0.1:1'], cacheDir, maxNodes: 10_000_000 })
 marks.push(performance.now())
