@@ -7,19 +7,22 @@
  * filled, or written to by a process that knew less.
  */
 
-import path from 'node:path'
 import { CacheDirectory } from './cache-directory.ts'
 import { CORRUPT, OWN_SCHEMA, PREVIOUS, serviceOf, viewPath } from './cache-paths.ts'
 import { every, sleep, type Clock } from './clock.ts'
 import type { Disk } from './disk.ts'
 import { FaultLog } from './fault-log.ts'
+import type { FileCacheStatus } from './file-cache-status.ts'
 import { limitedDisk } from './limited-disk.ts'
 import type { Log } from './log.ts'
+import { NamespaceWatches } from './namespace-watches.ts'
 import { OverrideFiles } from './override-file.ts'
 import { isAfter, type Cursor, type View } from './protocol.ts'
 import { ViewFiles, type Bad, type Found, type Good, type Held } from './view-files.ts'
 import { CorruptFileError, OtherSchemaError } from './view-text.ts'
 import { WriteQueue } from './write-queue.ts'
+
+export type { FileCacheStatus }
 
 /** A service that changes without pause is written at this interval; what is lost in a crash is asked for again. */
 const WRITE_INTERVAL_MS = 500
@@ -66,36 +69,6 @@ export interface FileCacheOptions {
   readonly maxBytes?: number | undefined
 }
 
-export interface FileCacheStatus {
-  readonly directory: string
-  /** Whether every file could be written the last time. */
-  readonly writable: boolean
-  /** Views asked for, and those of them that a file had. */
-  readonly reads: number
-  readonly hits: number
-  readonly written: number
-  /** Views that were never written because a later one came before their turn. */
-  readonly coalesced: number
-  /** Views that wait to be written. */
-  readonly waiting: number
-  /** Writes that failed. */
-  readonly failed: number
-  /** Reads and writes that failed, by the error's code: `ENOSPC`, `EIO`, `corrupt`, `untrusted`, … */
-  readonly failures: Readonly<Record<string, number>>
-  /** Files whose content was not what was written. */
-  readonly corrupt: number
-  /** Files that another process had put an older view into, or that were gone, and were written again. */
-  readonly mended: number
-  /** What the directory takes on disk, as far as this process knows. */
-  readonly bytes: number
-  readonly evicted: number
-  readonly refused: number
-  /** What crashed writers left, and corrupt files that nobody looked at, removed. */
-  readonly leftovers: number
-  readonly overrides: number
-  readonly malformedOverrides: number
-}
-
 /** One service. */
 interface Slot {
   readonly namespace: string
@@ -124,6 +97,7 @@ export class FileCache {
   readonly #slots = new Map<string, Slot>()
   readonly #queue: WriteQueue<Slot>
   readonly #overrides: OverrideFiles
+  readonly #watches: NamespaceWatches
   readonly #views: ViewFiles
   readonly #bounds: CacheDirectory
   readonly #faults: FaultLog
@@ -131,7 +105,6 @@ export class FileCache {
   /** To be looked at at the next look: what was written since the last, and what could not be read. */
   readonly #recent = new Set<Slot>()
   #round: Iterator<Slot> | undefined
-  readonly #watches = new Map<string, Promise<() => Promise<void>>>()
   #events: FileCacheEvents = { changed() {} }
   #isOpen = false
   #closing = false
@@ -146,6 +119,13 @@ export class FileCache {
     this.#log = log
     this.#faults = new FaultLog(directory, log)
     this.#queue = new WriteQueue({ clock, concurrency: CONCURRENT_WRITES, run: (slot) => this.#run(slot) })
+    this.#watches = new NamespaceWatches({
+      directory,
+      disk: this.#disk,
+      log,
+      changed: (file, event) => void this.#hear(file, event),
+      failed: (error) => this.#faults.count(error),
+    })
     this.#overrides = new OverrideFiles({ directory, disk: this.#disk, log })
     this.#views = new ViewFiles({
       disk: this.#disk,
@@ -301,9 +281,8 @@ export class FileCache {
     await this.#queue.close(CLOSE_LIMIT_MS)
     const lost = [...this.#slots.values()].filter((slot) => slot.next || this.#queue.isRunning(slot)).length
     if (lost > 0) this.#log.warn({ directory: this.#directory, views: lost }, 'closed with views that are not on disk')
-    const stopped = Promise.allSettled([...this.#watches.values()].map(async (watch) => (await watch)()))
     const ended = new AbortController()
-    void stopped.then(() => ended.abort())
+    void this.#watches.close().then(() => ended.abort())
     await sleep(this.#clock, CLOSE_LIMIT_MS, ended.signal)
   }
 
@@ -324,7 +303,7 @@ export class FileCache {
         complaint: undefined,
       }
       this.#slots.set(key, slot)
-      this.#watch(namespace)
+      if (this.#isOpen && !this.#closing) this.#watches.ensure(namespace)
     }
     return slot
   }
@@ -439,7 +418,7 @@ export class FileCache {
     this.#isLooking = true
     try {
       const namespaces = new Set([...this.#slots.values()].map(({ namespace }) => namespace))
-      for (const namespace of namespaces) this.#watch(namespace)
+      for (const namespace of namespaces) this.#watches.ensure(namespace)
       const isFollowed = (namespace: string, service: string) => this.#slots.has(keyOf(namespace, service))
       for (const { namespace, service } of await this.#overrides.changed(namespaces, isFollowed))
         this.#tell(namespace, service)
@@ -491,33 +470,6 @@ export class FileCache {
 
   #tell(namespace: string, service: string): void {
     if (!this.#closing) this.#events.changed(namespace, service)
-  }
-
-  /** Hears of a namespace's files from now on, also if its directory was deleted meanwhile. */
-  #watch(namespace: string): void {
-    if (!this.#isOpen || this.#closing || this.#watches.has(namespace)) return
-    const folder = path.join(this.#directory, namespace)
-    const ended = () => void this.#watches.delete(namespace)
-    const watching = (async () => {
-      await this.#disk.makeDirectory(folder)
-      const stop = await this.#disk.watch(
-        folder,
-        (file, event) => void this.#hear(file, event),
-        () => {
-          ended()
-          void stop()
-        },
-      )
-      return stop
-    })()
-    this.#watches.set(namespace, watching)
-    watching.then(
-      () => this.#faults.end(folder),
-      (error: unknown) => {
-        ended()
-        this.#faults.begin(folder, error, 'cache directory cannot be watched: looked at every 5 s')
-      },
-    )
   }
 }
 
