@@ -10,7 +10,7 @@ import {
   type EtcdFailureKind,
   type FeedEvent,
 } from '../../registry-server/src/store/etcd/etcd-connection.ts'
-import type { EtcdTwin, TwinRevision } from './etcd-twin.ts'
+import type { EtcdTwin } from './etcd-twin.ts'
 import { Host, SimProcess } from './process.ts'
 import type { Scheduler } from './scheduler.ts'
 import type { End, EndHandlers, Network } from './sim-network.ts'

@@ -13,7 +13,7 @@ import { Network } from './sim-network.ts'
 storeContract('etcd twin', async () => {
   const scheduler = new Scheduler()
   const random = seededRandom(1)
-  const network = new Network(scheduler, random)
+  const network = new Network(scheduler, () => random)
   let members: EtcdMembers | undefined = undefined
   const twin = new EtcdTwin({ nowMs: () => scheduler.nowMs, committed: () => members?.committed() })
   members = new EtcdMembers({ scheduler, network, random, twin, members: 3 })

@@ -13,6 +13,9 @@ export interface Scheduled {
   cancelled: boolean
 }
 
+/** Whatever asks again at once and for ever is found out. */
+const MAX_STILL = 20_000
+
 export interface SchedulerOptions {
   /** Called before each event. */
   readonly before?: (event: Scheduled) => void
@@ -27,6 +30,8 @@ export class Scheduler {
   #nowMs = 0
   #order = 0
   #events = 0
+  /** Events since time has passed. */
+  #still = 0
   #cancelled = 0
   #stopped = false
 
@@ -81,6 +86,9 @@ export class Scheduler {
           }
           // Before the event, so that what it leaves for a later turn still comes before the next.
           running.cancelled = true
+          if (running.dueMs > this.#nowMs) this.#still = 0
+          else if (++this.#still > MAX_STILL)
+            throw new Error(`${MAX_STILL} events and no time has passed; the last is ${running.label}`)
           this.#nowMs = running.dueMs
           this.#events++
           this.#options.before?.(running)

@@ -41,6 +41,8 @@ interface Way {
   flakiness: number
   /** The chance of a request that may be repeated to be sent twice by someone in between. */
   duplication: number
+  /** Of its own, so that what happens on one way changes nothing on the others. */
+  readonly random: Random
 }
 
 /** What a direction takes before its sender has to wait. */
@@ -130,7 +132,7 @@ class Connection {
 
 export class Network {
   readonly #scheduler: Scheduler
-  readonly #random: Random
+  readonly #randomOf: (name: string) => Random
   readonly #listeners = new Map<string, { readonly process: SimProcess; readonly accept: Accept }>()
   readonly #hostOf = new Map<string, string>()
   readonly #connections = new Set<Connection>()
@@ -138,9 +140,9 @@ export class Network {
   readonly #dark = new Set<string>()
   readonly #clients = new WeakSet<SimProcess>()
 
-  constructor(scheduler: Scheduler, random: Random) {
+  constructor(scheduler: Scheduler, randomOf: (name: string) => Random) {
     this.#scheduler = scheduler
-    this.#random = random
+    this.#randomOf = randomOf
   }
 
   /** Connections that there are, also those that only one end knows to be over. */
@@ -187,7 +189,10 @@ export class Network {
   way(from: string, to: string): Way {
     const key = `${from}>${to}`
     let way = this.#ways.get(key)
-    if (way === undefined) this.#ways.set(key, (way = { blocked: 0, slowness: 1, flakiness: 0, duplication: 0 }))
+    if (way === undefined) {
+      way = { blocked: 0, slowness: 1, flakiness: 0, duplication: 0, random: this.#randomOf(`way ${key}`) }
+      this.#ways.set(key, way)
+    }
     return way
   }
 
@@ -206,7 +211,7 @@ export class Network {
       for (const direction of [connection.up, connection.down]) {
         if (direction.held.length === 0 || this.#wayOf(connection, direction) !== way) continue
         // Sent again after a while that doubles with each try that failed.
-        let lastMs = this.#scheduler.nowMs + this.#random() * 1_000
+        let lastMs = this.#scheduler.nowMs + way.random() * 1_000
         for (const message of direction.held.splice(0)) {
           lastMs = Math.max(lastMs, direction.lastDueMs)
           this.#schedule(connection, direction, message, lastMs)
@@ -217,7 +222,7 @@ export class Network {
   /** Ends the connections between two hosts, some in the middle of what is on its way. */
   reset(a: string, b: string): void {
     for (const connection of [...this.#connections])
-      if (this.#isBetween(connection, a, b)) this.#reset(connection, this.#random() < 0.7)
+      if (this.#isBetween(connection, a, b)) this.#reset(connection, this.way(a, b).random() < 0.7)
   }
 
   /** Nothing arrives on the connections that there are now, and nobody is told. */
@@ -238,14 +243,14 @@ export class Network {
   }
 
   latencyMs(way: Way): number {
-    const random = this.#random
+    const { random } = way
     const spikeMs = random() < 0.01 ? random() * 100 : 0
     return (0.1 + random() * 0.9 + spikeMs) * way.slowness
   }
 
   transmit(connection: Connection, direction: Direction, message: Message): void {
     const way = this.#wayOf(connection, direction)
-    if (!message.isEnd && way.flakiness > 0 && this.#random() < way.flakiness) return this.#reset(connection, true)
+    if (!message.isEnd && way.flakiness > 0 && way.random() < way.flakiness) return this.#reset(connection, true)
     direction.inFlight.push(message)
     if (way.blocked > 0 || direction.held.length > 0) {
       direction.held.push(message)
