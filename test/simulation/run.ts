@@ -19,6 +19,7 @@ parts, and disks that fail, each run from a seed, and checks after every step wh
   --seeds N        how many seeds (default 1000)
   --from N         the first (default 1)
   --jobs N         processes (default: one a core)
+  --failures N     end after so many failing seeds (default 20)
   --seed N         this one alone, and what fails of it with few faults
   --plan LIST      with --seed: only these faults of its plan, by number, as 3,7; none for no fault
   --trace          with --seed: all that happens
@@ -32,8 +33,6 @@ ${Object.entries(PLANTED)
 Exits 1 when a seed fails; with --planted, when none does.`
 
 const PROGRESS_MS = 10_000
-/** Failing seeds after which a run of many ends: what they have in common is one thing to look at. */
-const MAX_FAILURES = 20
 
 /** A run takes a tenth of a second, and on a busy machine a few. */
 const LATE_MS = 60_000
@@ -52,6 +51,7 @@ const { values } = parseArgs({
     seeds: { type: 'string', default: '1000' },
     from: { type: 'string', default: '1' },
     jobs: { type: 'string', default: String(availableParallelism()) },
+    failures: { type: 'string', default: '20' },
     seed: { type: 'string' },
     plan: { type: 'string' },
     planted: { type: 'string' },
@@ -66,7 +66,7 @@ else if (process.send) await work()
 else if (values.seed !== undefined) await replay(numberOf('seed'))
 else await many()
 
-function numberOf(name: 'seeds' | 'from' | 'jobs' | 'seed'): number {
+function numberOf(name: 'seeds' | 'from' | 'jobs' | 'failures' | 'seed'): number {
   const value = Number(values[name])
   if (Number.isSafeInteger(value) && value >= 0) return value
   console.error(`--${name}: must be a whole number, got ${values[name]}`)
@@ -167,7 +167,8 @@ async function many(): Promise<void> {
     for (const worker of workers) worker.kill()
   }
   process.once('SIGINT', stop)
-  const isEnough = () => isStopped || next >= end || failures.length >= (planted === undefined ? MAX_FAILURES : 1)
+  const isEnough = () =>
+    isStopped || next >= end || failures.length >= (planted === undefined ? numberOf('failures') : 1)
   const failed = (report: Report & { readonly failure: NonNullable<Report['failure']> }) => {
     failures.push(report)
     console.log(
