@@ -13,7 +13,7 @@ import {
   type RangeRequest,
   type TransactionRequest,
 } from '../../registry-server/src/store/etcd/etcd-connection.ts'
-import { startEtcd, withoutEtcd } from '../support/etcd.ts'
+import { startEtcd, withoutEtcd, type Member } from '../support/etcd.ts'
 import { seededRandom } from '../support/seeded-random.ts'
 import { SimEtcdConnection } from './etcd-client.ts'
 import { EtcdMembers } from './etcd-members.ts'
@@ -142,8 +142,41 @@ function rangeOf({ revision, items, more }: RangeAnswer, start: number): object 
   return { revision: revision - start, items: plain, more }
 }
 
+/** What is left of a key's history once etcd has compacted it, and what a watch is told of it. */
+async function askCompacted(connection: Connection, compact: (revision: number) => Promise<void>): Promise<unknown[]> {
+  let start = 0
+  for (const text of ['0', '1', '2', '3', '4']) {
+    const { revision } = await connection.put('a', Buffer.from(text))
+    if (text === '0') start = revision
+  }
+  await compact(start + 2)
+  const answers: unknown[] = []
+  for (const after of [1, 2, 3, 4, 9])
+    try {
+      answers.push(rangeOf(await connection.range({ prefix: 'a', at: start + after }), start))
+    } catch (error) {
+      answers.push((error as EtcdFailure).kind)
+    }
+  for (const after of [1, 3]) {
+    const told = await new Promise<unknown>((resolve) => {
+      const events: object[] = []
+      void connection
+        .watch('a', start + after, {
+          events: (items) => {
+            events.push(...items.map((item) => eventOf(item, start)))
+            if (events.length === 2) resolve(events)
+          },
+          failed: (failure) => resolve(failure.kind),
+        })
+        .catch(() => {})
+    })
+    answers.push(told)
+  }
+  return answers
+}
+
 /** A connection to a twin whose time runs for as long as the case. */
-async function askTwin(questions: readonly Question[]): Promise<unknown[]> {
+async function onTwin<T>(use: (connection: Connection, twin: EtcdTwin) => Promise<T>): Promise<T> {
   const scheduler = new Scheduler()
   const random = seededRandom(1)
   const network = new Network(scheduler, () => random)
@@ -154,7 +187,7 @@ async function askTwin(questions: readonly Question[]): Promise<unknown[]> {
   const running = scheduler.runUntil(Infinity)
   const connection = new SimEtcdConnection(network, process, members.endpoints[0]!)
   try {
-    return await ask(connection, questions)
+    return await use(connection, twin)
   } finally {
     connection.close()
     scheduler.stop()
@@ -163,25 +196,37 @@ async function askTwin(questions: readonly Question[]): Promise<unknown[]> {
 }
 
 const missing = await withoutEtcd()
+let cases = 0
+
+async function onEtcd<T>(member: Member, use: (connection: Connection) => Promise<T>): Promise<T> {
+  const { endpoint } = member
+  const prefixed = `/case-${++cases}/`
+  const connection = new EtcdConnection({ endpoint, access: { tls: false }, prefix: prefixed, clock: systemClock })
+  try {
+    return await use(connection)
+  } finally {
+    connection.close()
+  }
+}
+
 test('whatever is asked in whatever order, the twin answers as etcd does', { skip: missing }, async (context) => {
   const member = await startEtcd(context)
-  let cases = 0
   await fc.assert(
     fc.asyncProperty(fc.array(question, { minLength: 1, maxLength: 25 }), async (questions) => {
-      const prefixed = `/case-${++cases}/`
-      const connection = new EtcdConnection({
-        endpoint: member.endpoint,
-        access: { tls: false },
-        prefix: prefixed,
-        clock: systemClock,
-      })
-      try {
-        assert.deepEqual(await askTwin(questions), await ask(connection, questions))
-      } finally {
-        connection.close()
-      }
+      const expected = await onEtcd(member, (connection) => ask(connection, questions))
+      assert.deepEqual(await onTwin((connection) => ask(connection, questions)), expected)
     }),
     { numRuns: 150, endOnFailure: false },
   )
   context.diagnostic(`${cases} cases`)
+})
+
+test('what is compacted is gone for the twin as for etcd', { skip: missing }, async (context) => {
+  const member = await startEtcd(context)
+  const expected = await onEtcd(member, (connection) =>
+    askCompacted(connection, (revision) => member.gateway.compact(revision)),
+  )
+  const found = await onTwin((connection, twin) => askCompacted(connection, async (revision) => twin.compact(revision)))
+  assert.deepEqual(found, expected)
+  assert.equal(expected[0], 'compacted')
 })
