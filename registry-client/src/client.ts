@@ -4,6 +4,7 @@
  */
 
 import { hostname } from 'node:os'
+import { attemptsAt, unknownAttempt, type Levels } from './attempts.ts'
 import { systemClock, systemRandom, type Clock } from './clock.ts'
 import { countServices, type ClientMetrics, type ClientStatus } from './client-status.ts'
 import { limitsOf, millisecondsOf, type ConnectOptions } from './connect-options.ts'
@@ -25,7 +26,6 @@ import {
   reaches,
   ResolveError,
   resolvedOf,
-  type Attempt,
   type Minimum,
   type ResolveCode,
   type Resolved,
@@ -182,13 +182,7 @@ export class RegistryClient {
     const answers = () => entry.served !== undefined && (entry.override !== undefined || (isYoung() && isThere()))
     const answer = (waited: boolean) => {
       if (!isUnknown(entry)) return this.#resolved(entry, waited)
-      const { outcome } = this.#outcomeOfRegistry()
-      throw new ResolveError('unknown_service', service, [
-        {
-          level: 'registry',
-          outcome: `never heard of it${waited ? '' : `, as it said ${this.#ageOf(entry)} ago`}; ${outcome}`,
-        },
-      ])
+      throw new ResolveError('unknown_service', service, [unknownAttempt(entry, this.#levels())])
     }
     if (answers()) {
       this.#calls.memory.hits++
@@ -198,14 +192,15 @@ export class RegistryClient {
     // Whoever waits for a service watches it meanwhile: evicted, it would wait in vain.
     this.#memory.pin(served.key, entry)
     try {
-      if (await this.#services.until(served, answers, deadlineMs, signal, () => placeOf(minimum, entry))) {
+      const wanted = minimum && (() => placeOf(minimum, entry))
+      if (await this.#services.until(served, answers, deadlineMs, signal, wanted)) {
         if (entry.origin === 'registry') this.#calls.registry.hits++
         return answer(true)
       }
       if (this.#closed) throw closedError(service)
       this.#calls.registry.misses++
       const code = entry.view === undefined ? 'unresolved' : isYoung() ? 'behind' : 'stale'
-      throw new ResolveError(code, service, this.#tried(entry, minimum))
+      throw new ResolveError(code, service, attemptsAt(entry, minimum, this.#levels()))
     } finally {
       this.#memory.unpin(served.key, entry)
     }
@@ -390,46 +385,13 @@ export class RegistryClient {
     return [namespace, service]
   }
 
-  #tried(entry: Entry, minimum: Minimum | undefined): Attempt[] {
-    const known = entry.asOf
-    return [
-      {
-        level: 'memory',
-        outcome: known
-          ? `${this.#ageOf(entry)} old${minimum ? `, known as of ${known.epoch}:${known.revision}` : ''}`
-          : 'nothing',
-      },
-      {
-        level: 'file',
-        outcome:
-          this.#files === undefined
-            ? 'no cache directory'
-            : entry.view && entry.origin === 'file'
-              ? 'nothing newer'
-              : 'nothing readable',
-      },
-      ...(this.#peers.isEmpty ? [] : [this.#outcomeOfPeers(entry)]),
-      this.#outcomeOfRegistry(),
-    ]
-  }
-
-  #outcomeOfPeers(entry: Entry): Attempt {
-    const { urls, asked, lastError } = this.#peers.status()
-    const isAsked = entry.view === undefined && this.#connection.isDown && asked > 0
-    const outcome = isAsked ? `none of ${urls.length} knows it${lastError ? `; ${lastError}` : ''}` : 'not asked'
-    return { level: 'peer', outcome }
-  }
-
-  #outcomeOfRegistry(): Attempt {
-    const { reachable, endpoint, lastError } = this.#connection.status()
+  #levels(): Levels {
     return {
-      level: 'registry',
-      outcome: reachable ? 'connected, no answer in time' : `${endpoint}: ${lastError ?? 'not connected yet'}`,
+      clock: this.#clock,
+      hasFiles: this.#files !== undefined,
+      peers: this.#peers.status(),
+      connection: this.#connection.status(),
     }
-  }
-
-  #ageOf(entry: Entry): string {
-    return `${Math.round(entry.ageMs(this.#clock))} ms`
   }
 }
 
@@ -442,9 +404,9 @@ export interface KnownView {
 }
 
 /** The place that a caller waits for, as a cursor; undefined while no history is known to name it in. */
-function placeOf(minimum: Minimum | undefined, entry: Entry): Cursor | undefined {
-  const epoch = minimum?.epoch ?? entry.asOf?.epoch
-  return minimum && epoch !== undefined ? { epoch, revision: minimum.revision } : undefined
+function placeOf(minimum: Minimum, entry: Entry): Cursor | undefined {
+  const epoch = minimum.epoch ?? entry.asOf?.epoch
+  return epoch !== undefined ? { epoch, revision: minimum.revision } : undefined
 }
 
 function closedError(service: string): ResolveError {

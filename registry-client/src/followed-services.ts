@@ -389,6 +389,8 @@ export class FollowedServices {
         offered: next,
         served: entry.served,
       } satisfies ViewMessage)
+    // It has grown over the bound, and was the one that had to make room.
+    if (this.#memory.peek(key) !== entry) return
     if (verdict === 'accepted' || verdict === 'current') {
       if (origin === 'registry') this.#unconfirmed.delete(entry)
       // Dated by someone else from now on, whose date does not grow; the stream's next word makes it this stream's again.

@@ -170,6 +170,23 @@ describe('a service that nobody asks for any more', () => {
   })
 })
 
+test('a service that grows over the bound may be the one that makes room, and leaves nothing behind', async () => {
+  const made = world()
+  const client = await made.start({ maxNodes: 5 })
+  await resolved(made, client, 'a')
+  const running = client.pick('stock')
+  await resolveAs(made, client, 'other')
+  await made.network.stream.event('change', changeOf('e:5', 'e:6', ['b', 'c']), 'e:6')
+  assert.deepEqual(unsubscribed(made), ['stock'])
+  assert.deepEqual([client.peek('stock'), client.status().memory.evicted.nodes], [undefined, 1])
+  assert.throws(() => client.pick('stock'), { code: 'no_nodes' })
+  for (let i = 0; i < 5; i++) running.done('failed')
+  await made.network.stream.event('ping', {}, 'e:6')
+  assert.equal((await client.resolve('stock')).source, 'file')
+  await client.close()
+  assert.equal(made.clock.pending, 0)
+})
+
 /** Tries to change everything that can be reached; returns what could be changed. */
 function changeable(value: unknown, path: string, seen = new Set<unknown>()): string[] {
   if (typeof value !== 'object' || value === null || seen.has(value)) return []
