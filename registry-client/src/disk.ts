@@ -1,8 +1,7 @@
 /** The file system as the file cache needs it, behind an interface that a test can make fail. */
 
-import { watch as watchFiles } from 'node:fs'
+import { constants, promises as fs, watch as watchFiles, type Stats } from 'node:fs'
 import path from 'node:path'
-import fs from 'fs-extra'
 
 export interface FileStat {
   /** When its content was last known to be true: the cache sets this date itself. */
@@ -65,7 +64,13 @@ export const TEMPORARY = '.tmp'
 /** Far larger than a view of 10,000 nodes. What is larger was not written by us, and would only fill the memory. */
 const MAX_BYTES = 256 * 1_048_576
 
-const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = fs.constants
+const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = constants
+
+/**
+ * For what changes names: on Windows a rename fails while somebody looks at the file, and is tried again. Loaded with the
+ * first of them, since a process that only starts should not wait for it.
+ */
+const extra = async () => (await import('fs-extra')).default
 
 /** Absent on Windows, where a file's owner says nothing. */
 const uid = process.getuid?.()
@@ -93,7 +98,7 @@ export const systemDisk: Disk = {
   },
 
   async create(file, content, modifiedMs) {
-    const handle = await fs.promises.open(file, 'wx', 0o600)
+    const handle = await fs.open(file, 'wx', 0o600)
     try {
       await handle.writeFile(content)
       await handle.utimes(modifiedMs / 1000, modifiedMs / 1000)
@@ -106,15 +111,19 @@ export const systemDisk: Disk = {
   },
 
   async sync(path) {
-    const handle = await fs.promises.open(path, O_RDONLY)
+    const handle = await fs.open(path, O_RDONLY)
     await handle.sync().finally(() => handle.close())
   },
 
   link: (file, name) => fs.link(file, name),
-  rename: (from, to) => fs.rename(from, to),
+
+  async rename(from, to) {
+    await (await extra()).rename(from, to)
+  },
 
   async remove(file) {
-    return (await orAbsent(fs.unlink(file).then(() => true))) ?? false
+    const { unlink } = await extra()
+    return (await orAbsent(unlink(file).then(() => true))) ?? false
   },
 
   async touch(file, modifiedMs, head) {
@@ -142,9 +151,9 @@ export const systemDisk: Disk = {
 async function withFile<T>(
   file: string,
   followLinks: boolean,
-  use: (handle: fs.promises.FileHandle, stat: FileStat) => Promise<T>,
+  use: (handle: fs.FileHandle, stat: FileStat) => Promise<T>,
 ): Promise<T | undefined> {
-  const handle = await orAbsent(fs.promises.open(file, O_RDONLY | O_NONBLOCK | (followLinks ? 0 : O_NOFOLLOW)))
+  const handle = await orAbsent(fs.open(file, O_RDONLY | O_NONBLOCK | (followLinks ? 0 : O_NOFOLLOW)))
   if (handle === undefined) return undefined
   try {
     const stat = await handle.stat()
@@ -157,13 +166,13 @@ async function withFile<T>(
   }
 }
 
-async function begins(handle: fs.promises.FileHandle, head: string): Promise<boolean> {
+async function begins(handle: fs.FileHandle, head: string): Promise<boolean> {
   const expected = Buffer.from(head)
   const { buffer, bytesRead } = await handle.read(Buffer.alloc(expected.length), 0, expected.length, 0)
   return bytesRead === expected.length && expected.equals(buffer)
 }
 
-function statOf(stat: fs.Stats): FileStat {
+function statOf(stat: Stats): FileStat {
   return {
     modifiedMs: stat.mtimeMs,
     changedMs: stat.ctimeMs,

@@ -149,7 +149,9 @@ export class MemoryCache {
   constructor(options: MemoryCacheOptions) {
     this.#options = options
     this.#asked = new LRUCache({
-      max: options.maxServices + 1,
+      // Not `max`, for which it makes room at once: half a megabyte for those who follow five services.
+      maxSize: options.maxServices + 1,
+      sizeCalculation: () => 1,
       perf: options.clock,
       dispose: (entry) => (this.#askedNodes -= entry.size),
     })

@@ -1,9 +1,9 @@
 /** The only sockets of the client library, behind an interface that a simulation can play. */
 
-import http from 'node:http'
-import https from 'node:https'
+import type { Agent } from 'node:http'
 import { connect } from 'node:net'
-import { WebSocket } from 'ws'
+import type * as Ws from 'ws'
+import { sleep, systemClock } from './clock.ts'
 
 export interface HttpAnswer {
   readonly status: number
@@ -56,23 +56,36 @@ const HANDSHAKE_TIMEOUT_MS = 5_000
 /** Larger than any answer: a page of a thousand services, or the view of a hundred thousand nodes. */
 const MAX_ANSWER_BYTES = 64 * 1_048_576
 
-const agents = {
-  'http:': new http.Agent({ keepAlive: true }),
-  'https:': new https.Agent({ keepAlive: true }),
-} as const
+/**
+ * To load the WebSocket library takes as long as all else at the start of a process. So much later, what is on disk has
+ * answered before.
+ */
+const LOAD_AFTER_MS = 20
+
+let webSockets: Promise<typeof Ws> | undefined
+
+async function loadWebSockets(): Promise<typeof Ws> {
+  await sleep(systemClock, LOAD_AFTER_MS)
+  return import('ws')
+}
+
+const agents = new Map<string, Agent>()
 
 export const systemNetwork: Network = {
   // Not `fetch`, which refuses a registry on any of some eighty ports that browsers are kept from.
-  request({ method, url, headers, body, maxBytes = MAX_ANSWER_BYTES, signal }) {
+  async request({ method, url, headers, body, maxBytes = MAX_ANSWER_BYTES, signal }) {
+    const target = new URL(url)
+    const { protocol } = target
+    const { default: http } = protocol === 'https:' ? await import('node:https') : await import('node:http')
+    const agent = agents.get(protocol) ?? new http.Agent({ keepAlive: true })
+    agents.set(protocol, agent)
     return new Promise((resolve, reject) => {
-      const target = new URL(url)
-      const isTls = target.protocol === 'https:'
       const fail = (error: Error) => reject(new Error(reasonOf(signal.aborted ? signal.reason : error)))
-      const request = (isTls ? https : http).request(
+      const request = http.request(
         target,
         {
           method,
-          agent: agents[isTls ? 'https:' : 'http:'],
+          agent,
           headers: { ...headers, ...(body !== undefined && { 'content-length': Buffer.byteLength(body) }) },
           signal,
         },
@@ -97,28 +110,36 @@ export const systemNetwork: Network = {
   },
 
   open(url, handlers) {
-    let socket: WebSocket
-    try {
-      socket = new WebSocket(url.replace(/^http/, 'ws'), {
+    let closed = false
+    let stream: Stream | undefined
+    const begin = async () => {
+      const { WebSocket } = await (webSockets ??= loadWebSockets())
+      if (closed) return handlers.close('closed')
+      const socket = new WebSocket(url.replace(/^http/, 'ws'), {
         handshakeTimeout: HANDSHAKE_TIMEOUT_MS,
         maxPayload: MAX_MESSAGE_BYTES,
         perMessageDeflate: false,
       })
-    } catch (error) {
-      // A URL that cannot be one. Later, so that the caller has its stream before it hears of its end.
-      queueMicrotask(() => handlers.close(reasonOf(error)))
-      return { send() {}, close() {} }
+      let reason: string | undefined
+      socket.on('open', () => handlers.open())
+      socket.on('message', (data) => handlers.message((data as Buffer).toString('utf8')))
+      socket.on('error', (error) => (reason ??= reasonOf(error)))
+      socket.on('close', (code, text) => handlers.close(reason ?? `closed ${code} ${text.toString()}`.trim()))
+      stream = {
+        send: (text) => {
+          if (socket.readyState === WebSocket.OPEN) socket.send(text)
+        },
+        close: () => socket.terminate(),
+      }
     }
-    let reason: string | undefined
-    socket.on('open', () => handlers.open())
-    socket.on('message', (data) => handlers.message((data as Buffer).toString('utf8')))
-    socket.on('error', (error) => (reason ??= reasonOf(error)))
-    socket.on('close', (code, text) => handlers.close(reason ?? `closed ${code} ${text.toString()}`.trim()))
+    // A URL that cannot be one.
+    begin().catch((error: unknown) => handlers.close(reasonOf(error)))
     return {
-      send: (text) => {
-        if (socket.readyState === WebSocket.OPEN) socket.send(text)
+      send: (text) => stream?.send(text),
+      close: () => {
+        closed = true
+        stream?.close()
       },
-      close: () => socket.terminate(),
     }
   },
 

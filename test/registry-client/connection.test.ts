@@ -562,9 +562,24 @@ describe('the system network', () => {
     const reason = await new Promise<string>((resolve) => {
       const stream = systemNetwork.open('http://[nowhere/v1/watch', { open() {}, message() {}, close: resolve })
       stream.send('nothing')
-      stream.close()
     })
     assert.match(reason, /Invalid URL/)
+  })
+
+  test('a stream that is closed before it began to open does not open', async () => {
+    const seen: string[] = []
+    await new Promise<void>((resolve) => {
+      const stream = systemNetwork.open('http://127.0.0.1:1/v1/watch', {
+        open: () => seen.push('open'),
+        message() {},
+        close: (reason) => {
+          seen.push(reason)
+          resolve()
+        },
+      })
+      stream.close()
+    })
+    assert.deepEqual(seen, ['closed'])
   })
 
   test('tells of a refused connection by the innermost reason', async () => {

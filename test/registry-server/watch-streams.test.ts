@@ -176,9 +176,9 @@ test('a WebSocket is told when all that it asked for has been sent, which is aft
   )
   const synced: string[] = []
   const { store } = registry.parts
-  const { sync } = store
+  const sync = store.sync.bind(store)
   store.sync = async () => {
-    await sync.call(store)
+    await sync()
     synced.push('reached')
   }
   // Ahead of this registry, as after writing through another.
