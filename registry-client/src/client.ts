@@ -86,7 +86,7 @@ export class RegistryClient {
 
   /** Use {@link connect}. */
   constructor(options: ConnectOptions) {
-    const { endpoints, peers, leaseTtlMs, maxNodes, maxServices, idleAfterMs } = limitsOf(options)
+    const { endpoints, peers, leaseTtlMs, maxNodes, maxServices, maxCacheBytes, idleAfterMs } = limitsOf(options)
     const { clock = systemClock, random = systemRandom, log = silentLog, namespace = DEFAULT_NAMESPACE } = options
     const { network = systemNetwork, disk = systemDisk, cacheDir } = options
     this.#clock = clock
@@ -112,7 +112,8 @@ export class RegistryClient {
       clock,
       evicted: (key, entry) => this.#services.drop(key, entry),
     })
-    if (cacheDir !== undefined) this.#files = new FileCache({ directory: cacheDir, disk, clock, log })
+    if (cacheDir !== undefined)
+      this.#files = new FileCache({ directory: cacheDir, disk, clock, log, maxBytes: maxCacheBytes })
     this.#peers = new Peers({ urls: peers, network, clock, random, log })
     this.#services = new FollowedServices({
       memory: this.#memory,

@@ -16,6 +16,11 @@ export interface ConnectOptions {
   readonly peers?: readonly string[]
   /** Left out: nothing is kept on disk, and a restart during an outage knows nothing. */
   readonly cacheDir?: string | undefined
+  /**
+   * Of the cache directory, over all processes that share it: beyond it the files of services that nobody has followed for
+   * longest go. Default 1 GiB, at least 1 MiB.
+   */
+  readonly maxCacheBytes?: number
   /** Of services named without one. Default `default`. */
   readonly namespace?: string
   /** Of the nodes that this process registers. */
@@ -50,6 +55,7 @@ export interface ConnectLimits {
   readonly leaseTtlMs: number
   readonly maxNodes: number
   readonly maxServices: number
+  readonly maxCacheBytes: number
   /** Infinity: never. */
   readonly idleAfterMs: number
 }
@@ -58,6 +64,10 @@ const DEFAULT_LEASE_TTL_MS = 15_000
 const DEFAULT_MAX_NODES = 100_000
 /** Far below what a registry takes on one stream; whoever calls more services than this calls them all rarely. */
 const DEFAULT_MAX_SERVICES = 20_000
+/** Some ten times what memory holds by default, in two generations: room for many processes, not for a full disk. */
+const DEFAULT_MAX_CACHE_BYTES = 1_073_741_824
+/** Less would not hold the views of a small host. */
+const MIN_CACHE_BYTES = 1_048_576
 /** Longer than the pauses of a job that runs every half hour; shorter, and each of its runs would begin with a stale view. */
 const DEFAULT_IDLE_MS = 3_600_000
 /** Each service that is missing is asked of all of them. */
@@ -82,9 +92,12 @@ export function limitsOf(options: ConnectOptions): ConnectLimits {
   for (const [name, value] of Object.entries({ maxNodes, maxServices }))
     if (!(Number.isInteger(value) && value > 0))
       throw new TypeError(`${name}: must be an integer above zero, got ${value}`)
+  const { maxCacheBytes = DEFAULT_MAX_CACHE_BYTES } = options
+  if (!(Number.isInteger(maxCacheBytes) && maxCacheBytes >= MIN_CACHE_BYTES))
+    throw new TypeError(`maxCacheBytes: must be an integer of at least ${MIN_CACHE_BYTES}, got ${maxCacheBytes}`)
   const { idleAfter = DEFAULT_IDLE_MS } = options
   const idleAfterMs = idleAfter === false ? 0 : millisecondsOf(idleAfter, 'idleAfter')!
-  return { endpoints, peers, leaseTtlMs, maxNodes, maxServices, idleAfterMs: idleAfterMs || Infinity }
+  return { endpoints, peers, leaseTtlMs, maxNodes, maxServices, maxCacheBytes, idleAfterMs: idleAfterMs || Infinity }
 }
 
 function urlsOf(urls: readonly string[], name: string): string[] {

@@ -42,8 +42,6 @@ const OPEN_LIMIT_MS = 1_000
 const CLOSE_LIMIT_MS = 5_000
 /** A disk that takes longer than this for one file is reported. */
 const HANGING_MS = 10_000
-/** Some ten times what memory holds by default, in two generations: room for many processes, not for a full disk. */
-const DEFAULT_MAX_BYTES = 1_073_741_824
 
 /** A view read from disk. */
 export interface Loaded {
@@ -65,7 +63,7 @@ export interface FileCacheOptions {
   readonly disk: Disk
   readonly clock: Clock
   readonly log: Log
-  /** What the directory may take on disk, override files left out. Default 1 GiB. */
+  /** What the directory may take on disk, override files left out. Default: any number. */
   readonly maxBytes?: number | undefined
 }
 
@@ -112,7 +110,7 @@ export class FileCache {
   #cancelLook: () => void = () => {}
 
   constructor(options: FileCacheOptions) {
-    const { directory, disk, clock, log, maxBytes = DEFAULT_MAX_BYTES } = options
+    const { directory, disk, clock, log, maxBytes = Infinity } = options
     this.#directory = directory
     this.#disk = limitedDisk(disk, CONCURRENT_OPERATIONS)
     this.#clock = clock

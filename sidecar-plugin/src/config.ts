@@ -12,6 +12,7 @@ import {
   listOf,
   loadSettings,
   port,
+  size,
   SettingsError,
   toggle,
   type Sources,
@@ -52,6 +53,14 @@ export const sidecarSettings = z.strictObject({
     value: 'DIR',
     doc: 'views and registrations that outlive a restart (default $XDG_CACHE_HOME/holdfast, else ~/.cache/holdfast)',
   }).optional(),
+  cacheMax: leaf(
+    size().refine((bytes) => bytes >= 1_048_576, 'must be at least 1MiB'),
+    {
+      flag: 'cache-max',
+      value: 'SIZE',
+      doc: 'of the cache directory; beyond it the files of services that nobody has followed for longest go',
+    },
+  ).prefault('1GiB'),
   noFileCache: leaf(toggle(), {
     flag: 'no-file-cache',
     doc: 'nothing on disk: a restart without the registry then knows nothing',

@@ -112,6 +112,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
       endpoints: config.registry,
       peers: config.peers,
       cacheDir: config.cacheDir,
+      maxCacheBytes: config.cacheMax,
       outageProbes: !config.noOutageProbes,
       namespace,
       zone: config.zone,
