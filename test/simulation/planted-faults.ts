@@ -23,7 +23,7 @@ export const PLANTED: Readonly<Record<string, PlantedFault>> = {
     file: 'registry-server/src/store/etcd/etcd-follower.ts',
     find: 'await connection.get(META, firstAnswerMs)\n',
     replace: 'return (await connection.get(META, firstAnswerMs)).revision\n',
-    within: 50,
+    within: 100,
   },
   'empty-push': {
     seen: 'clients that take an empty answer of a registry that was started anew for the truth',

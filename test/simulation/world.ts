@@ -11,13 +11,15 @@ import type { Random } from '@holdfast/registry-client/clock'
 import type { Log } from '@holdfast/registry-client/log'
 import type { Cursor } from '@holdfast/registry-client/protocol'
 import { FileCache } from '../../registry-client/src/file-cache.ts'
-import { HEARD, META, REPLICA, decodeMeta } from '../../registry-server/src/store/etcd/layout.ts'
 import { seededRandom } from '../support/seeded-random.ts'
+import { Breaker } from './breaker.ts'
 import { CACHE_DIR, ClientProcess } from './client-process.ts'
 import { EtcdMembers } from './etcd-members.ts'
 import { EtcdTwin } from './etcd-twin.ts'
 import { planOf, type Fault, type Stage } from './faults.ts'
-import { Invariants, Violation, keyOf } from './invariants.ts'
+import { Convergence } from './convergence.ts'
+import { keyOf } from './differences.ts'
+import { Invariants, Violation } from './invariants.ts'
 import { Model } from './model.ts'
 import { Operator } from './operator.ts'
 import type { SimProcess } from './process.ts'
@@ -34,7 +36,6 @@ export const CONVERGENCE_MS = 120_000
 const LOST_STORE_CONVERGENCE_MS = 800_000
 /** Between two looks at what no single step changes. */
 const LOOK_MS = 5_000
-const BACKUP_MS = 20_000
 const WALL_OFFSET_MS = 86_400_000
 const STEADY_MS = 10_000
 
@@ -69,16 +70,12 @@ export class World {
   readonly #replicas: Replica[]
   readonly #clients: ClientProcess[]
   readonly #operator: Operator
+  readonly #breaker: Breaker
   readonly #disks = new Map<string, HostDisk>()
   readonly #plan: readonly Fault[]
   readonly #activeMs: number
-  readonly #undo = new Set<() => void>()
-  readonly #overrideFiles = new Map<string, number>()
   /** What the cache directory of a host is known to hold safely, by file. */
   readonly #saved = new Map<string, Cursor>()
-  readonly #backups: ReadonlyMap<string, Buffer>[] = []
-  /** The epoch that must not be served again; while it is there only one replica starts. */
-  #restoring: string | undefined
   #violation: Violation | undefined
   #violatedMs = 0
   #hash = 0x811c9dc5
@@ -120,7 +117,7 @@ export class World {
       model: this.#model,
       nowMs,
       violated: (violation) => this.#violated(violation),
-      mayOverride: (host, service) => (this.#overrideFiles.get(`${host} ${service}`) ?? -Infinity) >= nowMs() - 60_000,
+      mayOverride: (host, service) => this.#breaker.mayOverride(host, service),
     })
     const services = ['stock', 'orders', 'users', 'pay', 'mail'].slice(0, 2 + Math.floor(random() * 4))
     const replicas = 1 + Math.floor(random() * MAX_REPLICAS)
@@ -210,6 +207,17 @@ export class World {
       random: this.#randomOf('operator'),
       answered: (...rest) => this.#invariants.answered('operator', ...rest),
     })
+    this.#breaker = new Breaker({
+      scheduler,
+      network: this.#network,
+      members: this.#members,
+      model: this.#model,
+      replicas: this.#replicas,
+      clients: this.#clients,
+      disks: this.#disks,
+      operator: this.#operator,
+      crashed: (client) => this.#checkFiles(client),
+    })
     this.#activeMs = 20_000 + Math.floor(random() * random() * 280_000)
     const stage: Stage = {
       replicas: this.#replicas.map(({ name }) => name),
@@ -236,10 +244,9 @@ export class World {
       for (const fault of this.#plan)
         scheduler.after(fault.atMs, 'fault', () => {
           this.#trace(`fault: ${JSON.stringify(fault)}`)
-          this.#apply(fault)
+          this.#breaker.apply(fault)
         })
       this.#lookLater()
-      this.#backupLater()
       await scheduler.runUntil(this.#activeMs)
       if (!this.#violation) await this.#converge()
     } catch (error) {
@@ -266,17 +273,18 @@ export class World {
   async #converge(): Promise<void> {
     const scheduler = this.#scheduler
     this.#trace('the faults are over')
-    for (const undo of [...this.#undo]) undo()
+    this.#breaker.heal()
     this.#operator.close()
     for (const client of this.#clients) client.quieten()
     const isLost = this.#plan.some(({ kind }) => kind === 'wipe' || kind === 'restore')
     const endMs = scheduler.nowMs + (isLost ? LOST_STORE_CONVERGENCE_MS : CONVERGENCE_MS)
+    const convergence = new Convergence(this.#model)
     let divergence: Violation | undefined
     // What is true for a moment may be so by chance.
     let steadyMs = 0
     while (!this.#violation) {
       await scheduler.runUntil(scheduler.nowMs + LOOK_MS)
-      divergence = this.#invariants.divergence(this.#replicas, this.#clients)
+      divergence = convergence.divergence(this.#replicas, this.#clients)
       steadyMs = divergence ? 0 : steadyMs + LOOK_MS
       if (steadyMs > STEADY_MS || (divergence && scheduler.nowMs >= endMs)) break
     }
@@ -288,194 +296,6 @@ export class World {
     replica!.kill()
     replica!.start()
     await scheduler.runUntil(scheduler.nowMs + LOOK_MS)
-  }
-
-  // ---- Faults ----
-
-  #apply(fault: Fault): void {
-    const network = this.#network
-    const members = this.#members
-    switch (fault.kind) {
-      case 'cut':
-        return network.reset(fault.a, fault.b)
-      case 'mute':
-        return network.mute(fault.a, fault.b)
-      case 'partition': {
-        const ways = fault.oneWay ? [[fault.a, fault.b]] : [[fault.a, fault.b], [fault.b, fault.a]] // prettier-ignore
-        for (const [from, to] of ways) network.block(from!, to!)
-        return this.#later(fault.ms, () => {
-          for (const [from, to] of ways) network.unblock(from!, to!)
-        })
-      }
-      case 'slow':
-        return this.#onWays(fault, (way) => {
-          way.slowness *= fault.factor
-          return () => (way.slowness /= fault.factor)
-        })
-      case 'flaky':
-        return this.#onWays(fault, (way) => {
-          way.flakiness += fault.chance
-          return () => (way.flakiness = Math.max(0, way.flakiness - fault.chance))
-        })
-      case 'repeat':
-        return this.#onWays(fault, (way) => {
-          way.duplication += fault.chance
-          return () => (way.duplication = Math.max(0, way.duplication - fault.chance))
-        })
-      case 'kill':
-        return this.#down(fault.process, fault.ms, (party) => party.kill())
-      case 'stop':
-        return this.#down(fault.process, fault.ms, (party) => void party.stop())
-      case 'freeze': {
-        const { process } = this.#party(fault.process)
-        process?.freeze()
-        return this.#later(fault.ms, () => process?.thaw())
-      }
-      case 'power':
-        return this.#losePower(fault.host, fault.ms)
-      case 'clock': {
-        const host = this.#hostOf(fault.host)
-        host.wallOffsetMs += fault.byMs
-        return
-      }
-      case 'disk': {
-        const disk = this.#disks.get(fault.host)!
-        const one = { steps: fault.steps, code: fault.code }
-        disk.faults.add(one)
-        return this.#later(fault.ms, () => void disk.faults.delete(one))
-      }
-      case 'slow disk': {
-        const disk = this.#disks.get(fault.host)!
-        disk.slowness *= fault.factor
-        return this.#later(fault.ms, () => (disk.slowness = Math.max(1, disk.slowness / fault.factor)))
-      }
-      case 'etcd stop':
-        members.stop(fault.member)
-        return this.#later(fault.ms, () => members.start(fault.member))
-      case 'etcd freeze':
-        members.freeze(fault.member)
-        return this.#later(fault.ms, () => members.thaw(fault.member))
-      case 'etcd down':
-        for (const index of members.endpoints.keys()) members.stop(index)
-        return this.#later(fault.ms, () => {
-          for (const index of members.endpoints.keys()) members.start(index)
-        })
-      case 'etcd elect':
-        return members.elect()
-      case 'etcd compact':
-        return members.twin.compact(members.twin.revision)
-      case 'etcd full':
-        members.twin.noSpace = true
-        return this.#later(fault.ms, () => (members.twin.noSpace = false))
-      case 'override':
-        return this.#operator.override(fault.service, fault.id, fault.weight)
-      case 'deregister':
-        return this.#operator.deregister(fault.service, fault.id)
-      case 'static':
-        return this.#operator.register(fault.service, fault.id)
-      case 'policy':
-        return this.#operator.policy(fault.service, fault.timeout)
-      case 'override file':
-        return this.#overrideFile(fault)
-      case 'wipe':
-        return this.#lose(new Map(), fault.ms)
-      case 'restore':
-        return this.#lose(this.#backups[0] ?? new Map<string, Buffer>(), fault.ms)
-    }
-  }
-
-  /** Runs `undo` after `ms`, or when all faults end. */
-  #later(ms: number, undo: () => void): void {
-    const once = () => {
-      if (this.#undo.delete(once)) undo()
-    }
-    this.#undo.add(once)
-    this.#scheduler.after(ms, 'fault ends', once)
-  }
-
-  #onWays(
-    fault: { readonly a: string; readonly b: string; readonly ms: number },
-    begin: (way: ReturnType<Network['way']>) => () => void,
-  ): void {
-    const undo = [begin(this.#network.way(fault.a, fault.b)), begin(this.#network.way(fault.b, fault.a))]
-    this.#later(fault.ms, () => {
-      for (const end of undo) end()
-    })
-  }
-
-  #party(name: string): Replica | ClientProcess {
-    return [...this.#replicas, ...this.#clients].find((party) => party.name === name)!
-  }
-
-  #hostOf(name: string): Host {
-    return [...this.#replicas, ...this.#clients].find((party) => party.host.name === name)!.host
-  }
-
-  #down(name: string, ms: number, end: (party: Replica | ClientProcess) => void): void {
-    const party = this.#party(name)
-    const { process } = party
-    if (process?.isAlive !== true) return
-    end(party)
-    if (party instanceof ClientProcess) this.#checkFiles(party)
-    this.#later(ms, () => this.#startAgain(party, process))
-  }
-
-  #startAgain(party: Replica | ClientProcess, before: SimProcess): void {
-    if (party.process !== before) return
-    if (before.isAlive) party.kill()
-    if (party instanceof Replica && this.#restoring !== undefined) return
-    party.start()
-  }
-
-  #losePower(name: string, ms: number): void {
-    const parties = [...this.#replicas, ...this.#clients].filter((party) => party.host.name === name)
-    const before = parties.map(({ process }) => process)
-    this.#network.darken(name)
-    for (const party of parties) party.kill()
-    this.#disks.get(name)?.losePower()
-    for (const party of parties) if (party instanceof ClientProcess) this.#checkFiles(party)
-    this.#later(ms, () => {
-      this.#network.lighten(name)
-      for (const [index, party] of parties.entries()) if (before[index]) this.#startAgain(party, before[index])
-    })
-  }
-
-  #overrideFile({ host, service, malformed, ms }: Fault & { kind: 'override file' }): void {
-    const disk = this.#disks.get(host)!
-    const file = `${CACHE_DIR}/default/${service}.override.json`
-    const content = malformed ? '{"nodes": [' : JSON.stringify({ nodes: [{ host: '10.9.9.9', port: 999 }] })
-    const wallMs = () => Date.UTC(2026, 0, 1) + this.#scheduler.nowMs + disk.host.wallOffsetMs
-    this.#overrideFiles.set(`${host} ${service}`, Infinity)
-    disk.edit(file, content, wallMs())
-    this.#later(ms, () => {
-      disk.edit(file, undefined, wallMs())
-      this.#overrideFiles.set(`${host} ${service}`, this.#scheduler.nowMs)
-    })
-  }
-
-  /** Operators stop the registry, replace what is in etcd, and start it, one with a new epoch before the others. */
-  #lose(content: ReadonlyMap<string, Buffer>, ms: number): void {
-    if (this.#restoring !== undefined) return
-    for (const replica of this.#replicas) replica.kill()
-    const meta = content.get(META)
-    this.#restoring = meta ? decodeMeta(meta).epoch : ''
-    this.#model.emptied()
-    this.#members.twin.replace(content)
-    const [first] = this.#replicas
-    this.#later(ms, () => this.#startFirst(first!))
-  }
-
-  #startFirst(first: Replica): void {
-    const held = this.#members.twin.get(META).items[0]
-    const epoch = held && decodeMeta(held.value).epoch
-    const isOld = epoch === this.#restoring
-    if (epoch !== undefined && !isOld) {
-      this.#restoring = undefined
-      for (const replica of this.#replicas) if (replica.process?.isAlive !== true) replica.start()
-      return
-    }
-    if (first.process?.isAlive !== true) first.start(isOld)
-    this.#scheduler.after(500, 'restoring', () => this.#startFirst(first))
   }
 
   // ---- What is watched ----
@@ -540,15 +360,6 @@ export class World {
         files: [...this.#disks].map(([name, { files }]) => [name, files.size, 6]),
       })
       this.#lookLater()
-    })
-  }
-
-  #backupLater(): void {
-    this.#scheduler.after(BACKUP_MS, 'backup', () => {
-      const all = [...this.#members.twin.backup()].filter(([key]) => !key.startsWith(REPLICA) && !key.startsWith(HEARD))
-      this.#backups.push(new Map(all))
-      if (this.#backups.length > 3) this.#backups.shift()
-      this.#backupLater()
     })
   }
 
