@@ -270,10 +270,11 @@ export class RegistryClient {
       await served.loading
       for (let last: View | undefined; ;) {
         if (this.#closed || options.signal?.aborted) return
-        if (shown() !== undefined && shown() !== last) {
-          last = shown()
+        const now = shown()
+        if (now !== undefined && now !== last) {
+          last = now
           yield this.#resolved(entry, false)
-        } else await this.#services.until(served, () => shown() !== last, Infinity, options.signal)
+        } else await this.#services.until(served, () => shown() !== now, Infinity, options.signal)
       }
     } finally {
       this.#memory.unpin(served.key, entry)

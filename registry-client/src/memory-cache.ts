@@ -6,7 +6,16 @@
 import { LRUCache } from 'lru-cache'
 import type { Clock } from './clock.ts'
 import type { Session } from './connection.ts'
-import { carryOver, isAfter, unaccounted, type Cursor, type Removal, type ServiceNode, type View } from './protocol.ts'
+import {
+  accountsFor,
+  carryOver,
+  isAfter,
+  unaccounted,
+  type Cursor,
+  type Removal,
+  type ServiceNode,
+  type View,
+} from './protocol.ts'
 
 /** Where a view came from. A view of a file or a peer counts as such until the registry has confirmed it. */
 export type Origin = 'file' | 'peer' | 'registry'
@@ -238,13 +247,19 @@ export class MemoryCache {
       if (confirmed.heardMs >= entry.confirmed.heardMs) entry.confirmed = confirmed
       return 'current'
     }
-    if (sameEpoch ? !isAfter(next.cursor, view.cursor) : origin === 'file') {
+    // While the registry speaks of another epoch than what is held, a file of what is held is history.
+    const isPast = origin === 'file' && entry.carried && entry.heard?.cursor.epoch !== next.cursor.epoch
+    if (isPast || (sameEpoch ? !isAfter(next.cursor, view.cursor) : origin === 'file')) {
       // A word that is older than what we hold cannot carry the next change: resume from what we hold. Unless a peer
       // said that: what the registry says next continues its own word.
       if (origin === 'registry' && !isHearsay) this.#follow(entry, view)
       return 'older'
     }
-    if (!sameEpoch) for (const { id } of removed) if (view.nodes.has(id)) entry.removed.add(id)
+    if (!sameEpoch)
+      for (const removal of removed) {
+        const node = view.nodes.get(removal.id)
+        if (node && accountsFor(removal, node)) entry.removed.add(removal.id)
+      }
     const missing = this.#missing(entry, view, next, confirmed)
     // Never heard of is no word about a view either, not even about one without nodes.
     if (missing.length > 0 || (next.cursor.revision === 0 && view.cursor.revision > 0)) {

@@ -171,6 +171,8 @@ export interface Removal {
   /** ISO 8601, the registry's clock. */
   readonly time: string
   readonly revision: number
+  /** Of the life that ended; absent where history has kept only that one did. */
+  readonly incarnation?: number
 }
 
 /** A policy as stored and carried: a JSON object whose meaning is `policy.ts`'s business. */
@@ -248,13 +250,21 @@ function latest(removals: readonly Removal[]): Removal | undefined {
 }
 
 /**
+ * Whether a removal by the store of another epoch says that this node is gone. A restored backup removes what lived when
+ * it was made, which may be an earlier life. A node without a lease has but one.
+ */
+export function accountsFor(removal: Removal, node: ServiceNode): boolean {
+  return removal.id === node.id && (!node.leased || (removal.incarnation ?? -1) >= node.incarnation)
+}
+
+/**
  * The nodes of `current` that are missing in `next` without a word about why: never empty without proof.
  *
  * Within one epoch a store removes nothing without a cause, so only a view without nodes needs proof: the removal that
  * emptied the service, later than what the client knew, accounts for them all. Across epochs each node has to be
  * accounted for on its own: a store that was wiped or restored knows nothing of the nodes of the old one, and its first
  * word must not send all traffic to the first of them that returns.
- * @param removed ids that the new store has removed with a cause
+ * @param removed ids of nodes that removals of the new store have accounted for
  */
 export function unaccounted(current: View | undefined, next: View, removed?: ReadonlySet<string>): ServiceNode[] {
   if (current === undefined) return []
@@ -263,9 +273,10 @@ export function unaccounted(current: View | undefined, next: View, removed?: Rea
     const isProven = next.nodes.size > 0 || (emptied !== undefined && emptied.revision > current.cursor.revision)
     return isProven ? [] : [...current.nodes.values()]
   }
-  return [...current.nodes.values()].filter(
-    ({ id }) => !next.nodes.has(id) && emptied?.id !== id && removed?.has(id) !== true,
-  )
+  return [...current.nodes.values()].filter((node) => {
+    if (next.nodes.has(node.id) || removed?.has(node.id) === true) return false
+    return emptied === undefined || !accountsFor(emptied, node)
+  })
 }
 
 /** `next` with the nodes of `current` that it does not account for, and with its policy where it has none. */
@@ -526,6 +537,9 @@ function decodeRemoval(input: unknown, path: string): Removal {
     cause: oneOf(doc.cause, REMOVAL_CAUSES, `${path}.cause`),
     time: matching(doc.time, PATTERNS.text, 64, `${path}.time`),
     revision: integer(doc.revision, 0, Number.MAX_SAFE_INTEGER, `${path}.revision`),
+    ...(doc.incarnation !== undefined && {
+      incarnation: integer(doc.incarnation, 0, Number.MAX_SAFE_INTEGER, `${path}.incarnation`),
+    }),
   })
 }
 

@@ -583,6 +583,27 @@ describe('watch', () => {
     assert.deepEqual(await closed, { done: true, value: undefined })
   })
 
+  test('goes on when an override of an unknown service goes away, without spinning', async () => {
+    const made = world()
+    made.disk.write(OVERRIDE, '{"nodes":[{"host":"10.0.0.9","port":9}]}')
+    const client = await made.start()
+    await made.network.stream.accept()
+    const views = client.watch('stock')
+    assert.deepEqual(idsOf((await views.next()).value!.view), ['10.0.0.9:9'])
+    await made.network.stream.event('snapshot', snapshotOf('e:0'), 'e:3')
+    let next: string[] | undefined
+    const later = views.next().then(({ value }) => (next = idsOf(value!.view)))
+    made.disk.files.delete(OVERRIDE)
+    made.disk.announce(OVERRIDE)
+    await settle()
+    assert.equal(client.peek('stock'), undefined)
+    assert.equal(next, undefined)
+    await made.network.stream.event('change', changeOf('e:0', 'e:4', ['a']), 'e:4')
+    await later
+    assert.deepEqual(next, ['a'])
+    await client.close()
+  })
+
   test('a watched service is never evicted', async () => {
     const made = world()
     const client = await made.start({ maxNodes: 3 })

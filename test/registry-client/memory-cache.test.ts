@@ -161,6 +161,35 @@ describe('the gate', () => {
     assert.equal(made.quarantined, false)
   })
 
+  test('while the registry speaks of another epoch, a file of the one before is history', () => {
+    const { memory, entry } = world()
+    const made = entry('stock')
+    memory.offer('stock', made, viewOf('e:5', ['a', 'b']), 'registry', { heardMs: 0 })
+    assert.equal(memory.offer('stock', made, viewOf('f:2', ['c']), 'registry', { heardMs: 1 }), 'unproven')
+    assert.equal(memory.offer('stock', made, viewOf('e:9', ['a']), 'file', { heardMs: 2 }), 'older')
+    assert.deepEqual(idsOf(made.served).sort(), ['a', 'b', 'c'])
+    assert.ok(made.quarantined)
+    assert.deepEqual(made.served?.cursor, { epoch: 'f', revision: 2 })
+  })
+
+  test('a removal of an earlier life in the new epoch is no proof', () => {
+    const { memory, entry } = world()
+    const made = entry('stock')
+    const session = { heardMs: 0 }
+    const late = nodeOf('a', { incarnation: 5 })
+    memory.offer('stock', made, viewOf('e:5', [late]), 'registry', session)
+    const gone = (incarnation: number, revision: number) => {
+      const removal = removalOf('a', revision, 'lease_expired', incarnation)
+      return memory.offer('stock', made, viewOf(`f:${revision}`, [], { emptied: removal }), 'registry', session, [
+        removal,
+      ])
+    }
+    assert.equal(gone(4, 8), 'unproven')
+    assert.deepEqual(idsOf(made.served), ['a'])
+    assert.equal(gone(5, 9), 'accepted')
+    assert.deepEqual(idsOf(made.served), [])
+  })
+
   test('a node with a lease that has not returned for long is let go, a static one and the last ones never', async () => {
     const { memory, entry, clock } = world()
     const made = entry('stock')

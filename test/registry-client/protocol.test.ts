@@ -22,6 +22,7 @@ import {
   ProtocolError,
   type ChangeFrame,
   type Cursor,
+  type Removal,
   type View,
 } from '@holdfast/registry-client/protocol'
 import { changeOf, idsOf, nodeOf, removalOf, snapshotOf, viewOf } from '../support/sample-views.ts'
@@ -154,6 +155,19 @@ describe('proof', () => {
     assert.deepEqual(left(viewOf('f:2', ['b', 'z'])), ['a', 'c'])
     assert.deepEqual(left(viewOf('f:3', ['b']), ['a', 'c']), [])
     assert.deepEqual(left(viewOf('f:4', [], { emptied: removalOf('b', 4) }), ['a']), ['c'])
+  })
+
+  test('across epochs the removal of an earlier life says nothing of a node with a lease', () => {
+    const known = viewOf('e:9', [nodeOf('a', { incarnation: 2 })])
+    const left = (emptied: Removal) => unaccounted(known, viewOf('f:12', [], { emptied })).map(({ id }) => id)
+    // As a backup has it that was made while the node was away.
+    assert.deepEqual(left(removalOf('a', 7, 'deregistered', 1)), ['a'])
+    assert.deepEqual(left(removalOf('a', 11, 'deregistered', 2)), [])
+    const { incarnation, ...unknown } = removalOf('a', 11)
+    assert.equal(incarnation, 1)
+    assert.deepEqual(left(unknown), ['a'])
+    const permanent = viewOf('e:9', [nodeOf('a', { incarnation: 2, leased: false })])
+    assert.deepEqual(unaccounted(permanent, viewOf('f:12', [], { emptied: removalOf('a', 7) })), [])
   })
 
   test('what is carried over stands beside what is there, and gives way to it', () => {
