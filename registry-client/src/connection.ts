@@ -46,14 +46,22 @@ export class RefusedError extends Error {
   readonly code: string
   readonly status: number
   readonly problem: Problem | undefined
-  constructor(status: number, problem: Problem | undefined, what: string) {
+  /** Endpoints that were asked before and did not answer, each with its reason. */
+  readonly tried: readonly string[]
+  constructor(status: number, problem: Problem | undefined, what: string, tried: readonly string[] = []) {
     const fields = problem?.errors?.map((error) => `${error.path}: ${error.message}`).join('; ')
     super(`${what}: ${status} ${problem?.code ?? ''} ${fields || (problem?.detail ?? '')}`.trim())
     this.name = 'RefusedError'
     this.code = problem?.code ?? 'refused'
     this.status = status
     this.problem = problem
+    this.tried = tried
   }
+}
+
+/** An answer, and the endpoints that were asked before and did not give one: what they were sent may yet arrive. */
+export interface Answer extends HttpAnswer {
+  readonly tried: readonly string[]
 }
 
 /**
@@ -216,7 +224,7 @@ export class Connection {
    * @param signal ends the request early; it then rejects with UnreachableError
    * @throws UnreachableError when none answered; RefusedError for a status of 400 and above
    */
-  async request(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<HttpAnswer> {
+  async request(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Answer> {
     const { endpoints, clock, network } = this.#options
     const tried: string[] = []
     const begin = this.#answering
@@ -241,8 +249,8 @@ export class Connection {
           continue
         }
         this.#answering = index
-        if (answer.status >= 400) throw new RefusedError(answer.status, problemOf(answer), `${method} ${path}`)
-        return answer
+        if (answer.status >= 400) throw new RefusedError(answer.status, problemOf(answer), `${method} ${path}`, tried)
+        return { ...answer, tried }
       } catch (error) {
         if (error instanceof RefusedError) throw error
         tried.push(`${endpoint}: ${reasonOf(error)}`)
