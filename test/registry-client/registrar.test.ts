@@ -699,6 +699,31 @@ describe('a registration that arrives late', () => {
     await it.registrar.close()
   })
 
+  test('keeps no node there that leaves while the others cannot be taken over to another lease', async () => {
+    const it = world()
+    await it.registrar.register({ service: 'shop', port: 9090 })
+    const registration = await it.registrar.register(NODE)
+    const late = freeze(it, 'stock', 2)
+    for (const weight of [1, 2]) {
+      const updating = registration.update({ weight })
+      await it.clock.advance(5_000)
+      await updating
+    }
+    assert.equal(late.held.length, 2)
+    it.registry.instead = (call) => (call.method === 'PUT' ? problem(500, 'internal_error') : undefined)
+    const closing = registration.close()
+    await it.clock.advance(5_000)
+    await closing
+    assert.deepEqual([...it.registry.nodes.keys()], [OTHER])
+    assert.notEqual(registration.state, 'closed')
+    it.registry.instead = () => undefined
+    await it.clock.advance(6_000)
+    await late.thaw()
+    assert.equal(registration.state, 'closed')
+    assert.deepEqual([...it.registry.nodes.keys()], [OTHER])
+    await it.registrar.close()
+  })
+
   test('does not take its own next life along', async () => {
     const it = world()
     await it.registrar.register({ service: 'shop', port: 9090 })
