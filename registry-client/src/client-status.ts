@@ -1,13 +1,13 @@
 /** What a client tells of itself: for people, and as numbers for whatever collects them. */
 
 import type { Clock } from './clock.ts'
-import type { ConnectionStatus } from './connection.ts'
-import type { FileCacheStatus } from './file-cache.ts'
-import type { Entry, MemoryCacheStatus, QuarantineReason } from './memory-cache.ts'
-import type { OutageProbesStatus } from './outage-probes.ts'
-import type { PeersStatus } from './peers.ts'
+import type { ConnectionStatus } from './registry/connection.ts'
+import type { FileCacheStatus } from './files/file-cache.ts'
+import type { Entry, MemoryCacheStatus, QuarantineReason } from './cache/memory-cache.ts'
+import type { OutageProbesStatus } from './selection/outage-probes.ts'
+import type { PeersStatus } from './cache/peers.ts'
 import { formatCursor } from './protocol.ts'
-import type { Source } from './resolved.ts'
+import type { Source } from './cache/resolved.ts'
 
 /** A service of which the registry leaves out nodes without a cause; they are served all the same. */
 export interface QuarantinedService {

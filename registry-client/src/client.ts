@@ -4,23 +4,23 @@
  */
 
 import { hostname } from 'node:os'
-import { attemptsAt, unknownAttempt, type Levels } from './attempts.ts'
+import { attemptsAt, unknownAttempt, type Levels } from './cache/attempts.ts'
 import { systemClock, systemRandom, type Clock } from './clock.ts'
 import { countServices, type ClientMetrics, type ClientStatus } from './client-status.ts'
 import { limitsOf, millisecondsOf, type ConnectOptions } from './connect-options.ts'
-import { Connection } from './connection.ts'
+import { Connection } from './registry/connection.ts'
 import { channels, type ConnectionMessage, type ResolveMessage } from './diagnostics.ts'
 import { systemDisk } from './disk.ts'
-import { FileCache } from './file-cache.ts'
-import { FollowedServices, isUnknown, keyOf, type Followed } from './followed-services.ts'
+import { FileCache } from './files/file-cache.ts'
+import { FollowedServices, isUnknown, keyOf, type Followed } from './cache/followed-services.ts'
 import { silentLog } from './log.ts'
-import { MemoryCache, type Entry } from './memory-cache.ts'
+import { MemoryCache, type Entry } from './cache/memory-cache.ts'
 import { systemNetwork } from './network.ts'
-import { OutageProbes } from './outage-probes.ts'
-import { Peers } from './peers.ts'
+import { OutageProbes } from './selection/outage-probes.ts'
+import { Peers } from './cache/peers.ts'
 import { DEFAULT_NAMESPACE, isNamespace, isServiceName, type Cursor, type View } from './protocol.ts'
-import { Registrar, type NodeRegistration, type Registration } from './registrar.ts'
-import { rehearse, type Rehearsal, type ServiceName } from './rehearsal.ts'
+import { Registrar, type NodeRegistration, type Registration } from './registry/registrar.ts'
+import { rehearse, type Rehearsal, type ServiceName } from './cache/rehearsal.ts'
 import {
   minimumOf,
   reaches,
@@ -29,8 +29,8 @@ import {
   type Minimum,
   type ResolveCode,
   type Resolved,
-} from './resolved.ts'
-import { NoNodesError, Selector, type NodeReport, type Pick } from './selector.ts'
+} from './cache/resolved.ts'
+import { NoNodesError, Selector, type NodeReport, type Pick } from './selection/selector.ts'
 
 export interface ServiceOptions {
   readonly namespace?: string

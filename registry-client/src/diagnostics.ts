@@ -11,8 +11,8 @@
  */
 
 import { channel } from 'node:diagnostics_channel'
-import type { Origin, Verdict } from './memory-cache.ts'
-import type { ResolveCode, Resolved } from './resolved.ts'
+import type { Origin, Verdict } from './cache/memory-cache.ts'
+import type { ResolveCode, Resolved } from './cache/resolved.ts'
 import type { View } from './protocol.ts'
 
 export interface ResolveMessage {

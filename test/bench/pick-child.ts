@@ -3,7 +3,7 @@
  * Started with a young generation that holds all of it.
  */
 
-import { Selector, type SelectorStrategy } from '../../registry-client/src/selector.ts'
+import { Selector, type SelectorStrategy } from '../../registry-client/src/selection/selector.ts'
 import { decodeView } from '@holdfast/registry-client/protocol'
 import { systemClock, systemRandom } from '@holdfast/registry-client/clock'
 import { clientOf, nodeOf, registryOf } from './memory-registry.ts'

@@ -63,8 +63,11 @@ function transpile(directory: string): { child: string; library: string } {
   symlinkSync(path.join(ROOT, 'node_modules'), path.join(directory, 'node_modules'))
   writeFileSync(path.join(to, 'package.json'), '{"type":"module"}')
   const sources = path.join(ROOT, 'registry-client/src')
-  const files = readdirSync(sources).map((name) => path.join(sources, name))
-  for (const file of [...files, path.join(ROOT, CHILD)]) {
+  const files = readdirSync(sources, { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.ts'))
+  for (const [file, name] of [
+    ...files.map((name) => [path.join(sources, name), name]),
+    [path.join(ROOT, CHILD), path.basename(CHILD)],
+  ] as const) {
     const { outputText } = ts.transpileModule(readFileSync(file, 'utf8'), {
       compilerOptions: {
         target: ts.ScriptTarget.ES2023,
@@ -73,7 +76,9 @@ function transpile(directory: string): { child: string; library: string } {
         rewriteRelativeImportExtensions: true,
       },
     })
-    writeFileSync(path.join(to, path.basename(file).replace(/\.ts$/, '.js')), outputText)
+    const target = path.join(to, name.replace(/\.ts$/, '.js'))
+    mkdirSync(path.dirname(target), { recursive: true })
+    writeFileSync(target, outputText)
   }
   return { child: path.join(to, 'start-child.js'), library: pathToFileURL(path.join(to, 'index.js')).href }
 }

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import type { FileStat } from '../../registry-client/src/disk.ts'
-import { FileCache } from '../../registry-client/src/file-cache.ts'
+import { FileCache } from '../../registry-client/src/files/file-cache.ts'
 import { FailingDisk } from '../support/failing-disk.ts'
 import { ManualClock } from '../support/manual-clock.ts'
 import { MemoryLog } from '../support/memory-log.ts'

@@ -3,8 +3,8 @@ import { once } from 'node:events'
 import { createServer, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { after, before, describe, test } from 'node:test'
-import { run } from '../../registry-client/src/cli.ts'
-import type { DrillRow } from '../../registry-client/src/drill.ts'
+import { run } from '../../registry-client/src/cli/cli.ts'
+import type { DrillRow } from '../../registry-client/src/cli/drill.ts'
 
 const yes = (age: number, usable: number, nodes: number) => ({ resolves: true, age, usable, nodes })
 const no = (reason: string) => ({ resolves: false, reason })

@@ -34,7 +34,7 @@ export const PLANTED: Readonly<Record<string, PlantedFault>> = {
   },
   'file-not-subscribed': {
     seen: 'clients that serve what they have read from their disk, and never ask for more',
-    file: 'registry-client/src/followed-services.ts',
+    file: 'registry-client/src/cache/followed-services.ts',
     find: 'this.#subscriptions.subscribe(key, namespace, service)',
     replace: 'if (entry.view === undefined) this.#subscriptions.subscribe(key, namespace, service)',
     within: 50,

@@ -10,7 +10,7 @@
 import type { Random } from '@holdfast/registry-client/clock'
 import type { Log } from '@holdfast/registry-client/log'
 import type { Cursor } from '@holdfast/registry-client/protocol'
-import { FileCache } from '../../registry-client/src/file-cache.ts'
+import { FileCache } from '../../registry-client/src/files/file-cache.ts'
 import { seededRandom } from '../support/seeded-random.ts'
 import { Breaker } from './breaker.ts'
 import { CACHE_DIR, ClientProcess } from './client-process.ts'

@@ -6,7 +6,7 @@
 
 import { sleep, systemClock } from '@holdfast/registry-client/clock'
 import { systemDisk } from '../../registry-client/src/disk.ts'
-import { FileCache } from '../../registry-client/src/file-cache.ts'
+import { FileCache } from '../../registry-client/src/files/file-cache.ts'
 import { MemoryLog } from './memory-log.ts'
 import { nodeOf, viewOf } from './sample-views.ts'
 

@@ -1,10 +1,10 @@
 /** What each level said to a call that could not be answered. */
 
-import type { Clock } from './clock.ts'
-import type { ConnectionStatus } from './connection.ts'
+import type { Clock } from '../clock.ts'
+import type { ConnectionStatus } from '../registry/connection.ts'
 import type { Entry } from './memory-cache.ts'
 import type { PeersStatus } from './peers.ts'
-import { formatCursor } from './protocol.ts'
+import { formatCursor } from '../protocol.ts'
 import type { Attempt, Minimum } from './resolved.ts'
 
 export interface Levels {

@@ -3,12 +3,12 @@
  * where its file holds it: a call that comes after all then begins with what is known now.
  */
 
-import type { Clock } from './clock.ts'
-import type { Session } from './connection.ts'
-import type { FileCache } from './file-cache.ts'
-import type { Log } from './log.ts'
+import type { Clock } from '../clock.ts'
+import type { Session } from '../registry/connection.ts'
+import type { FileCache } from '../files/file-cache.ts'
+import type { Log } from '../log.ts'
 import type { Entry, MemoryCache } from './memory-cache.ts'
-import { isAfter } from './protocol.ts'
+import { isAfter } from '../protocol.ts'
 
 /** Services looked at in one turn, so that none costs more where there are many. */
 const SLICE = 500

@@ -9,10 +9,10 @@
 
 import path from 'node:path'
 import { classify, type FileKind } from './cache-paths.ts'
-import type { Clock } from './clock.ts'
-import type { Disk } from './disk.ts'
-import type { Log } from './log.ts'
-import { isNamespace } from './protocol.ts'
+import type { Clock } from '../clock.ts'
+import type { Disk } from '../disk.ts'
+import type { Log } from '../log.ts'
+import { isNamespace } from '../protocol.ts'
 
 /** The first look waits until a starting process has read what it starts with. */
 const FIRST_LOOK_MS = 5_000

@@ -6,9 +6,9 @@
 import path from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
 import { classify, overridePath } from './cache-paths.ts'
-import type { Disk, FileStat } from './disk.ts'
-import type { Log } from './log.ts'
-import { decodeView, encodeView, type View } from './protocol.ts'
+import type { Disk, FileStat } from '../disk.ts'
+import type { Log } from '../log.ts'
+import { decodeView, encodeView, type View } from '../protocol.ts'
 
 export interface OverrideFilesOptions {
   readonly directory: string

@@ -7,9 +7,9 @@
  * of nodes; a pick allocates nothing.
  */
 
-import type { Clock, Random } from './clock.ts'
-import { NodeMap } from './node-map.ts'
-import type { ServiceNode, View } from './protocol.ts'
+import type { Clock, Random } from '../clock.ts'
+import { NodeMap } from '../node-map.ts'
+import type { ServiceNode, View } from '../protocol.ts'
 import { Turns, type Member } from './turns.ts'
 
 /** What became of a call: `failed` counts against the node, `ignored` says nothing about it. */

@@ -1,6 +1,6 @@
 /** When what is written: the same thing not often, few things at once, all that waits at the end. */
 
-import { sleep, type Clock } from './clock.ts'
+import { sleep, type Clock } from '../clock.ts'
 
 export interface WriteQueueOptions<Job> {
   readonly clock: Clock

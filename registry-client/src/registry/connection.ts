@@ -6,9 +6,9 @@
  * whose views are current is sent nothing.
  */
 
-import { Backoff, type Clock, type Random } from './clock.ts'
-import type { Log } from './log.ts'
-import { reasonOf, type HttpAnswer, type Network, type Stream } from './network.ts'
+import { Backoff, type Clock, type Random } from '../clock.ts'
+import type { Log } from '../log.ts'
+import { reasonOf, type HttpAnswer, type Network, type Stream } from '../network.ts'
 import {
   decodeEvent,
   formatCursor,
@@ -18,7 +18,7 @@ import {
   type Problem,
   type StreamEvent,
   type Subscription,
-} from './protocol.ts'
+} from '../protocol.ts'
 
 /** The registry pings every 10 s; two and a half silent intervals mean that the path is dead, however alive it looks. */
 const SILENCE_MS = 25_000

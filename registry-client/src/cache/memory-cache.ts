@@ -4,8 +4,8 @@
  */
 
 import { LRUCache } from 'lru-cache'
-import type { Clock } from './clock.ts'
-import type { Session } from './connection.ts'
+import type { Clock } from '../clock.ts'
+import type { Session } from '../registry/connection.ts'
 import {
   accountsFor,
   carryOver,
@@ -15,7 +15,7 @@ import {
   type Removal,
   type ServiceNode,
   type View,
-} from './protocol.ts'
+} from '../protocol.ts'
 
 /** Where a view came from. A view of a file or a peer counts as such until the registry has confirmed it. */
 export type Origin = 'file' | 'peer' | 'registry'

@@ -1,9 +1,9 @@
 /** What would be left of each service if the registry died now, level by level. Changes nothing of what is served. */
 
-import type { Clock } from './clock.ts'
-import type { FileCache } from './file-cache.ts'
+import type { Clock } from '../clock.ts'
+import type { FileCache } from '../files/file-cache.ts'
 import type { Peers } from './peers.ts'
-import type { View } from './protocol.ts'
+import type { View } from '../protocol.ts'
 
 /** Services rehearsed at once: each reads a file and asks every peer. */
 const AT_ONCE = 16

@@ -13,10 +13,10 @@
  * put them out: where half of the nodes are gone with their zone, one lost packet must not bring them back.
  */
 
-import type { Clock, Random } from './clock.ts'
-import type { Log } from './log.ts'
-import type { Network } from './network.ts'
-import type { ServiceNode } from './protocol.ts'
+import type { Clock, Random } from '../clock.ts'
+import type { Log } from '../log.ts'
+import type { Network } from '../network.ts'
+import type { ServiceNode } from '../protocol.ts'
 import type { Selector } from './selector.ts'
 
 /** Shorter, and every restart of a registry, or change to another, would set all its clients to probing. */

@@ -1,8 +1,8 @@
 /** How a call for a service is answered: a view with where it came from, or an error that says what was tried. */
 
-import type { Clock } from './clock.ts'
+import type { Clock } from '../clock.ts'
 import type { Entry } from './memory-cache.ts'
-import { parseCursor, type Cursor, type PolicyDocument, type ServiceNode, type View } from './protocol.ts'
+import { parseCursor, type Cursor, type PolicyDocument, type ServiceNode, type View } from '../protocol.ts'
 
 /** The levels in the order in which they are asked. */
 export const LEVELS = ['memory', 'file', 'peer', 'registry'] as const

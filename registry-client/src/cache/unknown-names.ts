@@ -3,7 +3,7 @@
  * while, then they are let go. A stranger can think of any number of names, so few are remembered.
  */
 
-import type { Clock } from './clock.ts'
+import type { Clock } from '../clock.ts'
 
 const MAX_NAMES = 1_000
 const REMEMBERED_MS = 60_000

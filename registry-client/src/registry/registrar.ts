@@ -10,10 +10,10 @@
  * under the old lease is of the time of its backup, and ending that lease removes what nobody wants any more.
  */
 
-import { Backoff, sleep, type Clock, type Random } from './clock.ts'
+import { Backoff, sleep, type Clock, type Random } from '../clock.ts'
 import { RefusedError, UnreachableError, type Answer, type Connection } from './connection.ts'
-import type { Log } from './log.ts'
-import { parseCursor, type NodeStatus, type Protocol } from './protocol.ts'
+import type { Log } from '../log.ts'
+import { parseCursor, type NodeStatus, type Protocol } from '../protocol.ts'
 
 export interface NodeRegistration {
   readonly service: string

@@ -2,8 +2,8 @@
 
 import { randomBytes } from 'node:crypto'
 import path from 'node:path'
-import { TEMPORARY } from './disk.ts'
-import { isNamespace, isServiceName } from './protocol.ts'
+import { TEMPORARY } from '../disk.ts'
+import { isNamespace, isServiceName } from '../protocol.ts'
 import { SCHEMA } from './view-text.ts'
 
 export const PREVIOUS = '.previous'

@@ -7,8 +7,8 @@
  */
 
 import path from 'node:path'
-import type { Changed, Disk } from './disk.ts'
-import type { Log } from './log.ts'
+import type { Changed, Disk } from '../disk.ts'
+import type { Log } from '../log.ts'
 
 export interface NamespaceWatchesOptions {
   readonly directory: string

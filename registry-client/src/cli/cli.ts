@@ -2,17 +2,17 @@
 
 import { readFileSync } from 'node:fs'
 import { parse as parseYaml } from 'yaml'
-import { formatDuration, systemClock, systemRandom } from './clock.ts'
+import { formatDuration, systemClock, systemRandom } from '../clock.ts'
 import { cliSettings, type CliSettings } from './config.ts'
-import { connect } from './client.ts'
-import { Connection } from './connection.ts'
+import { connect } from '../client.ts'
+import { Connection } from '../registry/connection.ts'
 import { drill, drillReport } from './drill.ts'
-import { silentLog } from './log.ts'
-import { systemNetwork } from './network.ts'
-import { isServiceName, type Removal, type ServiceNode, type ViewDocument } from './protocol.ts'
-import { helpText, loadSettings, SettingsError, suggest } from './settings.ts'
+import { silentLog } from '../log.ts'
+import { systemNetwork } from '../network.ts'
+import { isServiceName, type Removal, type ServiceNode, type ViewDocument } from '../protocol.ts'
+import { helpText, loadSettings, SettingsError, suggest } from '../settings.ts'
 import { table } from './table.ts'
-import packageJson from '../package.json' with { type: 'json' }
+import packageJson from '../../package.json' with { type: 'json' }
 
 const USAGE = 'Usage: holdfast COMMAND [OPTIONS]\n\nReads and changes a Holdfast registry.'
 const COMMANDS = [

@@ -1,6 +1,6 @@
 /** Who waits for a service to change. */
 
-import type { Clock } from './clock.ts'
+import type { Clock } from '../clock.ts'
 
 export class Watchers {
   readonly #waiting = new Set<() => void>()

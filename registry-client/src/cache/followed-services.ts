@@ -3,12 +3,12 @@
  * read on, through the memory cache's gate, to its selector, its watchers and its file.
  */
 
-import { sleep, type Clock } from './clock.ts'
-import type { Connection, Held, Session } from './connection.ts'
-import { channels, type FileMessage, type ViewMessage } from './diagnostics.ts'
-import type { FileCache } from './file-cache.ts'
+import { sleep, type Clock } from '../clock.ts'
+import type { Connection, Held, Session } from '../registry/connection.ts'
+import { channels, type FileMessage, type ViewMessage } from '../diagnostics.ts'
+import type { FileCache } from '../files/file-cache.ts'
 import { IdleServices } from './idle-services.ts'
-import type { Log } from './log.ts'
+import type { Log } from '../log.ts'
 import { Entry, type MemoryCache, type Origin } from './memory-cache.ts'
 import type { Peers } from './peers.ts'
 import {
@@ -19,9 +19,9 @@ import {
   type Removal,
   type StreamEvent,
   type View,
-} from './protocol.ts'
+} from '../protocol.ts'
 import { Quarantines } from './quarantines.ts'
-import type { Selector, SelectorStrategy } from './selector.ts'
+import type { Selector, SelectorStrategy } from '../selection/selector.ts'
 import { UnknownNames } from './unknown-names.ts'
 import { Watchers } from './watchers.ts'
 

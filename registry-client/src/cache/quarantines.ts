@@ -1,9 +1,9 @@
 /** Services of which the registry leaves out nodes without a cause: told when it begins, and when and by what it ends. */
 
-import type { Clock } from './clock.ts'
-import type { Log } from './log.ts'
+import type { Clock } from '../clock.ts'
+import type { Log } from '../log.ts'
 import type { Entry, Verdict } from './memory-cache.ts'
-import type { Removal, View } from './protocol.ts'
+import type { Removal, View } from '../protocol.ts'
 
 export class Quarantines {
   readonly #clock: Clock

@@ -1,6 +1,6 @@
 /** What fails on a disk: counted each time, said once, and said again when it is over. */
 
-import type { Log } from './log.ts'
+import type { Log } from '../log.ts'
 
 export class FaultLog {
   readonly #directory: string

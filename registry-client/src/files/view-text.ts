@@ -7,7 +7,7 @@
  */
 
 import { hash } from 'node:crypto'
-import { decodeView, encodeView, type View } from './protocol.ts'
+import { decodeView, encodeView, type View } from '../protocol.ts'
 
 /** Grows with each change that an older version could not read. Version 1 was never released. */
 export const SCHEMA = 2

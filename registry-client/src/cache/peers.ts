@@ -6,10 +6,10 @@
  * the registry's, keeps the age that it has there, and gives way to the registry.
  */
 
-import { Backoff, sleep, type Clock, type Random } from './clock.ts'
-import type { Log } from './log.ts'
-import { reasonOf, type Network } from './network.ts'
-import { decodeView, unaccounted, type View } from './protocol.ts'
+import { Backoff, sleep, type Clock, type Random } from '../clock.ts'
+import type { Log } from '../log.ts'
+import { reasonOf, type Network } from '../network.ts'
+import { decodeView, unaccounted, type View } from '../protocol.ts'
 
 /** A peer answers from memory or from one file; what takes longer is in trouble itself. */
 const TIMEOUT_MS = 1_000

@@ -1,6 +1,6 @@
 /** A disk that is asked for few things at once. */
 
-import type { Disk } from './disk.ts'
+import type { Disk } from '../disk.ts'
 
 /**
  * Every file operation of Node holds one of a few threads (four by default) until it is done, and so does looking up a

@@ -22,10 +22,10 @@
 
 import path from 'node:path'
 import { PREVIOUS, temporaryPath } from './cache-paths.ts'
-import type { Clock } from './clock.ts'
-import type { Disk, FileContent } from './disk.ts'
+import type { Clock } from '../clock.ts'
+import type { Disk, FileContent } from '../disk.ts'
 import { codeOf } from './fault-log.ts'
-import type { View } from './protocol.ts'
+import type { View } from '../protocol.ts'
 import { HEAD_CHARS, OtherSchemaError, parseView, renderView } from './view-text.ts'
 
 /** What clocks of hosts that share a directory, and small corrections of one clock, may be apart. */

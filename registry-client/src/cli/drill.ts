@@ -3,9 +3,9 @@
  * old. A gate for deployments.
  */
 
-import { formatDuration, systemClock } from './clock.ts'
-import { reasonOf, type Network } from './network.ts'
-import { REHEARSED, type LevelRehearsal, type RehearsedLevel, type Rehearsal } from './rehearsal.ts'
+import { formatDuration, systemClock } from '../clock.ts'
+import { reasonOf, type Network } from '../network.ts'
+import { REHEARSED, type LevelRehearsal, type RehearsedLevel, type Rehearsal } from '../cache/rehearsal.ts'
 import { table } from './table.ts'
 
 export interface DrillOptions {

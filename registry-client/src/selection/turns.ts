@@ -8,7 +8,7 @@
  * Source of the turns among groups: earliest deadline first, as in Envoy's scheduler.
  */
 
-import type { Random } from './clock.ts'
+import type { Random } from '../clock.ts'
 
 /** What takes part; both fields are {@link Turns}' own. */
 export interface Member {
