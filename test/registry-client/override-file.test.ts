@@ -112,6 +112,41 @@ describe('an override file', () => {
       assert.equal(await files.override('default', 'stock', undefined, undefined), undefined)
     })
 
+  test('that a slow reading finds malformed does not bring back what another has replaced meanwhile', async () => {
+    const { disk, clock, log } = inMemory()
+    const network = new ScriptedNetwork()
+    const order = (host: string) => disk.write(file, text({ nodes: [{ host, port: 80 }] }))
+    order('10.0.0.1')
+    const client = await connect({ endpoints: ['http://r:1'], cacheDir: '/cache', disk, network, clock, log })
+    const served: string[] = []
+    const watching = (async () => {
+      for await (const { nodes } of client.watch('stock')) served.push(nodes[0]!.host)
+    })()
+    await settle()
+    let release = () => {}
+    const held = new Promise<void>((resolve) => (release = resolve))
+    disk.hold = (operation, name) => {
+      if (operation !== 'read' || name !== file) return undefined
+      disk.hold = () => undefined
+      return held
+    }
+    disk.announce(file)
+    await settle()
+    order('10.0.0.2')
+    await settle()
+    disk.files.set(file, { content: '{"nodes":[', modifiedMs: 0 })
+    release()
+    await settle()
+    const last = served.at(-1)
+    assert.ok(log.of('error', 'override file cannot be read').length > 0)
+    assert.equal(served.indexOf(last!), served.length - 1, served.join())
+    order('10.0.0.3')
+    await settle()
+    assert.equal(served.at(-1), '10.0.0.3')
+    await client.close()
+    await watching
+  })
+
   test('is looked for every 5 s, in case no event came', async () => {
     const { cache, disk, clock } = inMemory()
     const files = cache()

@@ -40,8 +40,11 @@ export interface Followed {
   readonly watchers: Watchers
   /** The life of the stream on which a fresh snapshot was asked for and has not come yet. */
   restarted: Session | undefined
-  /** The one read of the file; settled once its view was offered. */
+  /** The first reading of the file; settled once its view was offered. */
   loading: Promise<void> | undefined
+  /** The reading under way, and the one after it. */
+  reading: Promise<void> | undefined
+  rereading: Promise<void> | undefined
   /** The places in the history that are waited for. */
   readonly wanted: Set<() => Cursor | undefined>
   /** Ends the asking of peers. */
@@ -185,6 +188,8 @@ export class FollowedServices {
       watchers: new Watchers(),
       restarted: undefined,
       loading: undefined,
+      reading: undefined,
+      rereading: undefined,
       wanted: new Set(),
       seeking: undefined,
     }
@@ -215,8 +220,23 @@ export class FollowedServices {
     this.#loads.delete(loaded)
   }
 
+  /** One reading at a time: of two that overlap, the one that began first may end last, and undo the other. */
+  #load(files: FileCache, entry: Entry): Promise<void> {
+    const served = this.#followed.get(entry)!
+    const begin = () => {
+      const reading = this.#read(files, entry).finally(() => (served.reading = undefined))
+      return (served.reading = reading)
+    }
+    if (served.reading === undefined) return begin()
+    // Whoever asks meanwhile shares the next, which sees whatever was written before it begins.
+    return (served.rereading ??= served.reading.then(() => {
+      served.rereading = undefined
+      return begin()
+    }))
+  }
+
   /** Never rejects: what cannot be read is the file cache's business. */
-  async #load(files: FileCache, entry: Entry): Promise<void> {
+  async #read(files: FileCache, entry: Entry): Promise<void> {
     const { namespace, service } = entry
     const loaded = await files.load(namespace, service)
     // Before the view is served, since an operator's word wins from the first answer on.
