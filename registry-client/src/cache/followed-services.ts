@@ -223,24 +223,22 @@ export class FollowedServices {
   /** One reading at a time: of two that overlap, the one that began first may end last, and undo the other. */
   #load(files: FileCache, entry: Entry): Promise<void> {
     const served = this.#followed.get(entry)!
-    const begin = () => {
-      const reading = this.#read(files, entry).finally(() => (served.reading = undefined))
-      return (served.reading = reading)
-    }
-    if (served.reading === undefined) return begin()
+    if (served.reading === undefined) return (served.reading = this.#read(files, served))
     // Whoever asks meanwhile shares the next, which sees whatever was written before it begins.
     return (served.rereading ??= served.reading.then(() => {
       served.rereading = undefined
-      return begin()
+      return this.#load(files, entry)
     }))
   }
 
   /** Never rejects: what cannot be read is the file cache's business. */
-  async #read(files: FileCache, entry: Entry): Promise<void> {
+  async #read(files: FileCache, served: Followed): Promise<void> {
+    const { entry } = served
     const { namespace, service } = entry
     const loaded = await files.load(namespace, service)
     // Before the view is served, since an operator's word wins from the first answer on.
     const override = await files.override(namespace, service, entry.view ?? loaded?.view, entry.override)
+    served.reading = undefined
     // Evicted, or everything closed, while the disk was read.
     if (!this.#holds(entry)) return
     if (channels.file.hasSubscribers)
