@@ -227,7 +227,8 @@ export function storeContract(engine: string, open: () => Promise<StoreHarness>)
       await store.transact(put('a'))
       await store.transact((tx) => tx.removeNode(ref('a'), { cause: 'lease_expired', by: 'owner of a' }))
       const [removal] = seen[1]!.changes[0]!.remove
-      assert.deepEqual(removal, { id: 'a', cause: 'lease_expired', time: seen[1]!.time, revision: 2 })
+      const { incarnation } = seen[0]!.changes[0]!.put[0]!
+      assert.deepEqual(removal, { id: 'a', cause: 'lease_expired', time: seen[1]!.time, revision: 2, incarnation })
       const { history } = await pictureOf(await harness.reopen())
       assert.deepEqual(history.at(-1), {
         namespace: 'default',

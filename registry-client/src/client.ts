@@ -1,85 +1,36 @@
 /**
- * COMPOSER of the client library: memory over files over the registry, selection on top, registration beside it; and
- * the calls that programs make of it.
+ * COMPOSER of the client library: memory over files over peers over the registry, selection on top, registration beside
+ * it; and the calls that programs make of it.
  */
 
 import { hostname } from 'node:os'
-import { parseDuration, systemClock, systemRandom, type Clock, type Random } from './clock.ts'
-import { Connection, type ConnectionStatus } from './connection.ts'
-import { systemDisk, type Disk } from './disk.ts'
-import { FileCache, type FileCacheStatus } from './file-cache.ts'
-import { FollowedServices, isUnknown, keyOf, type Followed } from './followed-services.ts'
-import { silentLog, type Log } from './log.ts'
-import { MemoryCache, type Entry } from './memory-cache.ts'
-import { systemNetwork, type Network } from './network.ts'
+import { attemptsAt, unknownAttempt, type Levels } from './cache/attempts.ts'
+import { systemClock, systemRandom, type Clock } from './clock.ts'
+import { countServices, type ClientMetrics, type ClientStatus } from './client-status.ts'
+import { limitsOf, millisecondsOf, type ConnectOptions } from './connect-options.ts'
+import { Connection } from './registry/connection.ts'
+import { channels, type ConnectionMessage, type ResolveMessage } from './diagnostics.ts'
+import { systemDisk } from './disk.ts'
+import { FileCache } from './files/file-cache.ts'
+import { FollowedServices, isUnknown, keyOf, type Followed } from './cache/followed-services.ts'
+import { silentLog } from './log.ts'
+import { MemoryCache, type Entry } from './cache/memory-cache.ts'
+import { systemNetwork } from './network.ts'
+import { OutageProbes } from './selection/outage-probes.ts'
+import { Peers } from './cache/peers.ts'
+import { DEFAULT_NAMESPACE, isNamespace, isServiceName, type Cursor, type View } from './protocol.ts'
+import { Registrar, type NodeRegistration, type Registration } from './registry/registrar.ts'
+import { rehearse, type Rehearsal, type ServiceName } from './cache/rehearsal.ts'
 import {
-  DEFAULT_NAMESPACE,
-  isNamespace,
-  isServiceName,
-  LIMITS,
-  type Cursor,
-  type PolicyDocument,
-  type ServiceNode,
-  type View,
-} from './protocol.ts'
-import { Registrar, type NodeRegistration, type Registration } from './registrar.ts'
-import { NoNodesError, Selector, type NodeReport, type Pick } from './selector.ts'
-
-export interface ConnectOptions {
-  /** Base URLs of registries that hold the same state. */
-  readonly endpoints: readonly string[]
-  /** Left out: nothing is kept on disk, and a restart during an outage knows nothing. */
-  readonly cacheDir?: string | undefined
-  /** Of services named without one. Default `default`. */
-  readonly namespace?: string
-  /** Of the nodes that this process registers. */
-  readonly zone?: string | undefined
-  /** Life of this process's registrations without a word of it. Default 15 s, from 2 s to 1 h. */
-  readonly leaseTtlMs?: number
-  /** Nodes kept in memory for services that nobody watches. Default 100,000. */
-  readonly maxNodes?: number
-  /** Services kept in memory, and followed, that nobody watches. Default 20,000. */
-  readonly maxServices?: number
-  readonly log?: Log
-  readonly clock?: Clock
-  readonly random?: Random
-  readonly network?: Network
-  readonly disk?: Disk
-}
-
-/**
- * Where an answer came from: `registry` when this call waited for it, `memory`, or `file` for what was read from disk
- * and has not been confirmed by the registry since.
- */
-export type Source = 'memory' | 'file' | 'registry'
-
-/** A view as it is answered. Immutable. */
-export interface Resolved {
-  readonly view: View
-  readonly nodes: readonly ServiceNode[]
-  readonly policy: PolicyDocument | undefined
-  readonly cursor: Cursor
-  readonly source: Source
-  /** Milliseconds since the view was known to be current; it grows only while the registry is silent. */
-  readonly age: number
-  /** Whether the registry is connected now. */
-  readonly reachable: boolean
-  /** Whether an operator's override file is in force. */
-  readonly overridden: boolean
-}
-
-/** No view that answers the call. `tried` names each level with what it said. */
-export class ResolveError extends Error {
-  /** `unknown_service`: the registry never heard of it; `stale`: what is known is older than allowed. */
-  readonly code: 'unknown_service' | 'unresolved' | 'stale' | 'closed'
-  readonly tried: readonly string[]
-  constructor(code: ResolveError['code'], service: string, tried: readonly string[]) {
-    super(`${service}: ${code.replace('_', ' ')} (${tried.join('; ')})`)
-    this.name = 'ResolveError'
-    this.code = code
-    this.tried = tried
-  }
-}
+  minimumOf,
+  reaches,
+  ResolveError,
+  resolvedOf,
+  type Minimum,
+  type ResolveCode,
+  type Resolved,
+} from './cache/resolved.ts'
+import { NoNodesError, Selector, type NodeReport, type Pick } from './selection/selector.ts'
 
 export interface ServiceOptions {
   readonly namespace?: string
@@ -88,6 +39,11 @@ export interface ServiceOptions {
 export interface ResolveOptions extends ServiceOptions {
   /** The oldest view to accept, as `10m`; a number counts milliseconds. Default: any age. */
   readonly maxStale?: string | number
+  /**
+   * A place of the store's history that the answer has to reflect: a revision of the history that the client follows, or
+   * a whole cursor as a write's `holdfast-cursor` header gives it. Default: any.
+   */
+  readonly minRevision?: number | string
   /** How long to wait for the registry, as `5s`; a number counts milliseconds. Default 5 s. */
   readonly deadline?: string | number
   readonly signal?: AbortSignal
@@ -100,49 +56,15 @@ export interface PickOptions extends ServiceOptions {
   readonly not?: ReadonlySet<string>
 }
 
-export interface ClientStatus {
-  readonly connection: ConnectionStatus
-  readonly file: FileCacheStatus | undefined
-  readonly services: number
-  /** Services of which the registry leaves out nodes without a cause; those are served all the same. */
-  readonly quarantined: readonly string[]
-  readonly overridden: readonly string[]
-  readonly registrations: number
-  readonly snapshots: number
-  readonly changes: number
-  readonly restarts: number
-}
-
 const DEFAULT_DEADLINE_MS = 5_000
-const DEFAULT_LEASE_TTL_MS = 15_000
-const DEFAULT_MAX_NODES = 100_000
-/** Far below what a registry takes on one stream; whoever calls more services than this calls them all rarely. */
-const DEFAULT_MAX_SERVICES = 20_000
 /** How long a registration waits for a registry that cannot be reached before it returns as pending. */
 const PATIENCE_MS = 3_000
+
 /**
  * Starts a client. Never fails because the registry is down: what is in the cache directory answers meanwhile.
  * @throws TypeError for options that cannot be used
  */
 export async function connect(options: ConnectOptions): Promise<RegistryClient> {
-  if (!Array.isArray(options.endpoints) || options.endpoints.length === 0)
-    throw new TypeError('endpoints: at least one is needed')
-  for (const endpoint of options.endpoints as readonly string[])
-    if (!/^https?:\/\/[^/?#]+/.test(endpoint) || !URL.canParse(endpoint))
-      throw new TypeError(`endpoints: not an http URL: ${endpoint}`)
-  if (options.namespace !== undefined && !isNamespace(options.namespace))
-    throw new TypeError(`namespace: not a namespace: ${options.namespace}`)
-  const { leaseTtlMs = DEFAULT_LEASE_TTL_MS } = options
-  if (!(leaseTtlMs >= LIMITS.leaseTtlMinMs && leaseTtlMs <= LIMITS.leaseTtlMaxMs))
-    throw new TypeError(`leaseTtlMs: must be ${LIMITS.leaseTtlMinMs}..${LIMITS.leaseTtlMaxMs}, got ${leaseTtlMs}`)
-  if (options.zone !== undefined && !isNamespace(options.zone))
-    throw new TypeError(`zone: must be lower-case letters, digits and -: ${options.zone}`)
-  if (options.cacheDir === '') throw new TypeError('cacheDir: must not be empty; leave it out to keep nothing on disk')
-  for (const name of ['maxNodes', 'maxServices'] as const) {
-    const value = options[name]
-    if (value !== undefined && !(Number.isInteger(value) && value > 0))
-      throw new TypeError(`${name}: must be an integer above zero, got ${value}`)
-  }
   const client = new RegistryClient(options)
   await client.open()
   return client
@@ -154,15 +76,18 @@ export class RegistryClient {
   readonly #connection: Connection
   readonly #files: FileCache | undefined
   readonly #memory: MemoryCache
+  readonly #peers: Peers
   readonly #services: FollowedServices
+  readonly #probes: OutageProbes | undefined
   readonly #registrar: Registrar
+  readonly #calls = { memory: { hits: 0, misses: 0 }, registry: { hits: 0, misses: 0 } }
   #closing = false
   #closed = false
 
   /** Use {@link connect}. */
   constructor(options: ConnectOptions) {
+    const { endpoints, peers, leaseTtlMs, maxNodes, maxServices, maxCacheBytes, idleAfterMs } = limitsOf(options)
     const { clock = systemClock, random = systemRandom, log = silentLog, namespace = DEFAULT_NAMESPACE } = options
-    const endpoints = options.endpoints.map((endpoint) => endpoint.replace(/\/+$/, ''))
     const { network = systemNetwork, disk = systemDisk, cacheDir } = options
     this.#clock = clock
     this.#namespace = namespace
@@ -171,32 +96,37 @@ export class RegistryClient {
       {
         event: (event, session) => this.#services.event(event, session),
         reachable: (reachable) => {
-          if (!reachable) return
+          this.#announce(reachable)
+          this.#probes?.reachable(reachable)
+          if (!reachable) return this.#services.lost()
           this.#services.reconnected()
           // A registry that is back may have forgotten our lease: find out now, not at the next renewal.
           this.#registrar.nudge()
         },
-        cursorOf: (key) => {
-          const entry = this.#memory.peek(key)
-          return (entry?.heard ?? entry?.view)?.cursor
-        },
+        held: (key) => this.#services.held(key),
       },
     )
     this.#memory = new MemoryCache({
-      maxNodes: options.maxNodes ?? DEFAULT_MAX_NODES,
-      maxServices: options.maxServices ?? DEFAULT_MAX_SERVICES,
+      maxNodes,
+      maxServices,
       clock,
       evicted: (key, entry) => this.#services.drop(key, entry),
     })
-    if (cacheDir !== undefined) this.#files = new FileCache({ directory: cacheDir, disk, clock, log })
+    if (cacheDir !== undefined)
+      this.#files = new FileCache({ directory: cacheDir, disk, clock, log, maxBytes: maxCacheBytes })
+    this.#peers = new Peers({ urls: peers, network, clock, random, log })
     this.#services = new FollowedServices({
       memory: this.#memory,
       files: this.#files,
+      peers: this.#peers,
       subscriptions: this.#connection,
       selectorOf: (service) => new Selector(service, clock, random),
+      idleAfterMs,
       clock,
       log,
     })
+    const services = () => this.#services.inUse()
+    if (options.outageProbes) this.#probes = new OutageProbes({ services, network, clock, random, log })
     this.#registrar = new Registrar({
       connection: this.#connection,
       clock,
@@ -205,7 +135,7 @@ export class RegistryClient {
       owner: `${hostname()}:${process.pid}`,
       namespace,
       zone: options.zone,
-      ttlMs: options.leaseTtlMs ?? DEFAULT_LEASE_TTL_MS,
+      ttlMs: leaseTtlMs,
       patienceMs: PATIENCE_MS,
     })
   }
@@ -213,35 +143,65 @@ export class RegistryClient {
   /** Called by {@link connect}. */
   async open(): Promise<void> {
     await this.#files?.open({ changed: (namespace, service) => void this.#services.fileChanged(namespace, service) })
+    this.#probes?.reachable(false)
     this.#connection.open()
   }
 
   /**
-   * What is known of a service: from memory, else from file, else the registry is waited for. Follows the service from
-   * then on, so that the next call is answered from memory.
-   * @throws ResolveError, TypeError for names that cannot be names
+   * What is known of a service: from memory, else from file, else from a peer while the registry cannot be reached, else
+   * the registry is waited for. Follows the service from then on, so that the next call is answered from memory.
+   * @throws ResolveError, TypeError for names and options that cannot be
    */
   async resolve(service: string, options: ResolveOptions = {}): Promise<Resolved> {
+    if (!channels.resolve.hasSubscribers) return this.#resolve(service, options)
+    const startedMs = this.#clock.now()
+    const ended = (resolved: Resolved | undefined, code: ResolveCode | undefined) => {
+      const namespace = options.namespace ?? this.#namespace
+      const durationMs = this.#clock.now() - startedMs
+      channels.resolve.publish({ namespace, service, durationMs, resolved, code } satisfies ResolveMessage)
+    }
+    try {
+      const resolved = await this.#resolve(service, options)
+      ended(resolved, undefined)
+      return resolved
+    } catch (error) {
+      if (error instanceof ResolveError) ended(undefined, error.code)
+      throw error
+    }
+  }
+
+  async #resolve(service: string, options: ResolveOptions): Promise<Resolved> {
     const { signal } = options
     const maxStaleMs = millisecondsOf(options.maxStale, 'maxStale') ?? Infinity
     const deadlineMs = millisecondsOf(options.deadline, 'deadline') ?? DEFAULT_DEADLINE_MS
+    const minimum = minimumOf(options.minRevision)
     const served = this.#follow(service, options)
     const { entry } = served
-    const fresh = () =>
-      entry.served !== undefined && (entry.override !== undefined || entry.ageMs(this.#clock) <= maxStaleMs)
+    const isYoung = () => entry.ageMs(this.#clock) <= maxStaleMs
+    const isThere = () => minimum === undefined || reaches(entry.asOf, minimum)
+    // An operator's word is as new as now.
+    const answers = () => entry.served !== undefined && (entry.override !== undefined || (isYoung() && isThere()))
     const answer = (waited: boolean) => {
       if (!isUnknown(entry)) return this.#resolved(entry, waited)
-      throw new ResolveError('unknown_service', service, ['the registry never heard of it'])
+      throw new ResolveError('unknown_service', service, [unknownAttempt(entry, this.#levels())])
     }
-    if (fresh()) return answer(false)
+    if (answers()) {
+      this.#calls.memory.hits++
+      return answer(false)
+    }
+    this.#calls.memory.misses++
     // Whoever waits for a service watches it meanwhile: evicted, it would wait in vain.
     this.#memory.pin(served.key, entry)
     try {
-      if (!(await this.#services.until(served, fresh, deadlineMs, signal)))
-        throw this.#closed
-          ? new ResolveError('closed', service, ['the client is closed'])
-          : new ResolveError(entry.view ? 'stale' : 'unresolved', service, this.#tried(entry))
-      return answer(true)
+      const wanted = minimum && (() => placeOf(minimum, entry))
+      if (await this.#services.until(served, answers, deadlineMs, signal, wanted)) {
+        if (entry.origin === 'registry') this.#calls.registry.hits++
+        return answer(true)
+      }
+      if (this.#closed) throw closedError(service)
+      this.#calls.registry.misses++
+      const code = entry.view === undefined ? 'unresolved' : isYoung() ? 'behind' : 'stale'
+      throw new ResolveError(code, service, attemptsAt(entry, minimum, this.#levels()))
     } finally {
       this.#memory.unpin(served.key, entry)
     }
@@ -251,6 +211,23 @@ export class RegistryClient {
   peek(service: string, options: ServiceOptions = {}): Resolved | undefined {
     const entry = this.#memory.peek(keyOf(options.namespace ?? this.#namespace, service))
     return entry?.served && !isUnknown(entry) ? this.#resolved(entry, false) : undefined
+  }
+
+  /**
+   * What the registry last said of a service, from memory, else from file, without following it and without asking
+   * anyone: what a peer is told. Not what an operator's file or a quarantine makes of it here.
+   */
+  async lookup(service: string, options: ServiceOptions = {}): Promise<KnownView | undefined> {
+    const [namespace, name] = this.#named(service, options)
+    const entry = this.#memory.peek(keyOf(namespace, name))
+    if (entry?.view && !isUnknown(entry))
+      return {
+        view: entry.view,
+        age: entry.ageMs(this.#clock),
+        source: entry.origin === 'registry' ? 'memory' : entry.origin,
+      }
+    const loaded = await this.#files?.peek(namespace, name)
+    return loaded && { view: loaded.view, age: loaded.ageMs, source: 'file' }
   }
 
   /** Everything that memory holds. */
@@ -293,10 +270,11 @@ export class RegistryClient {
       await served.loading
       for (let last: View | undefined; ;) {
         if (this.#closed || options.signal?.aborted) return
-        if (shown() !== undefined && shown() !== last) {
-          last = shown()
+        const now = shown()
+        if (now !== undefined && now !== last) {
+          last = now
           yield this.#resolved(entry, false)
-        } else await this.#services.until(served, () => shown() !== last, Infinity, options.signal)
+        } else await this.#services.until(served, () => shown() !== now, Infinity, options.signal)
       }
     } finally {
       this.#memory.unpin(served.key, entry)
@@ -312,17 +290,64 @@ export class RegistryClient {
     return this.#registrar.register(node)
   }
 
+  /**
+   * Whether services would resolve if the registry died now: from memory as this process is, from file after a restart,
+   * from a peer on a new host. Files are really read and peers really asked; nothing is changed by it.
+   * @param services default: all that memory holds
+   */
+  async rehearse(services?: readonly ServiceName[]): Promise<Rehearsal[]> {
+    const names = services ?? [...this.#memory.entries()].flatMap(([, entry]) => (isUnknown(entry) ? [] : [entry]))
+    return rehearse(
+      names.map((item) => {
+        const [namespace, service] = this.#named(item.service, item)
+        return { namespace, service }
+      }),
+      {
+        memory: ({ namespace, service }) => {
+          const known = this.peek(service, { namespace })
+          return known && { view: known.view, ageMs: known.age }
+        },
+        ...(this.#files && { file: this.#files }),
+        ...(!this.#peers.isEmpty && { peers: this.#peers }),
+        clock: this.#clock,
+      },
+    )
+  }
+
+  /** Whether the registry is connected now. */
+  get reachable(): boolean {
+    return this.#connection.reachable
+  }
+
   status(): ClientStatus {
-    const entries = [...this.#memory.entries()]
-    const named = (test: (entry: Entry) => boolean) => entries.filter(([, entry]) => test(entry)).map(([key]) => key)
+    const { counts, resumes, unknown } = this.#services
     return {
       connection: this.#connection.status(),
       file: this.#files?.status(),
+      memory: this.#memory.status(),
+      peers: this.#peers.status(),
       services: this.#memory.size,
-      quarantined: named((entry) => entry.quarantined),
-      overridden: named((entry) => entry.override !== undefined),
+      unknown: unknown.remembered,
+      ...countServices(this.#memory.entries(), this.#clock),
+      outageProbes: this.#probes?.status(),
       registrations: this.#registrar.registrations.length,
-      ...this.#services.counts,
+      resumes: { ...resumes },
+      ...counts,
+    }
+  }
+
+  /** The same in numbers, for whatever collects them. Counts only grow while the client lives. */
+  metrics(): ClientMetrics {
+    const { levels, unknown } = this.#services
+    return {
+      ...this.status(),
+      levels: {
+        memory: { ...this.#calls.memory },
+        file: { ...levels.file },
+        peer: { ...levels.peer },
+        registry: { ...this.#calls.registry },
+      },
+      negativeAnswers: unknown.noted,
     }
   }
 
@@ -333,59 +358,59 @@ export class RegistryClient {
     await this.#registrar.close()
     this.#closed = true
     this.#connection.close()
+    this.#probes?.close()
     this.#services.close()
     await this.#files?.close()
   }
 
+  #announce(reachable: boolean): void {
+    if (!channels.connection.hasSubscribers) return
+    const { endpoint, lastError } = this.#connection.status()
+    const reason = reachable ? undefined : lastError
+    channels.connection.publish({ reachable, endpoint, reason } satisfies ConnectionMessage)
+  }
+
   #resolved(entry: Entry, waited: boolean): Resolved {
-    const view = entry.served!
-    const overridden = entry.override !== undefined
-    return Object.freeze({
-      view,
-      nodes: nodesOf(view),
-      policy: view.policy,
-      cursor: view.cursor,
-      source: overridden || entry.origin === 'file' ? 'file' : waited ? 'registry' : 'memory',
-      age: overridden ? 0 : entry.ageMs(this.#clock),
-      reachable: this.#connection.reachable,
-      overridden,
-    })
+    return resolvedOf(entry, this.#clock, this.#connection.reachable, waited)
   }
 
   #follow(service: string, options: ServiceOptions): Followed {
+    const [namespace, name] = this.#named(service, options)
+    if (this.#closed) throw closedError(service)
+    return this.#services.follow(namespace, name)
+  }
+
+  #named(service: string, options: ServiceOptions): [namespace: string, service: string] {
     const namespace = options.namespace ?? this.#namespace
     if (!isNamespace(namespace)) throw new TypeError(`not a namespace: ${JSON.stringify(namespace.slice(0, 80))}`)
     if (!isServiceName(service)) throw new TypeError(`not a service name: ${JSON.stringify(service.slice(0, 80))}`)
-    if (this.#closed) throw new ResolveError('closed', service, ['the client is closed'])
-    return this.#services.follow(namespace, service)
+    return [namespace, service]
   }
 
-  #tried(entry: Entry): string[] {
-    const { reachable, endpoint, lastError } = this.#connection.status()
-    return [
-      entry.view ? `memory: ${Math.round(entry.ageMs(this.#clock))} ms old` : 'memory: nothing',
-      this.#files === undefined
-        ? 'file: no cache directory'
-        : entry.view && entry.origin === 'file'
-          ? 'file: nothing newer'
-          : 'file: nothing readable',
-      reachable ? 'registry: no answer in time' : `registry ${endpoint}: ${lastError ?? 'not connected yet'}`,
-    ]
+  #levels(): Levels {
+    return {
+      clock: this.#clock,
+      hasFiles: this.#files !== undefined,
+      peers: this.#peers.status(),
+      connection: this.#connection.status(),
+    }
   }
 }
 
-const nodeLists = new WeakMap<View, readonly ServiceNode[]>()
-
-/** Made once a view: an answer must not cost more for a larger service. */
-function nodesOf(view: View): readonly ServiceNode[] {
-  let nodes = nodeLists.get(view)
-  if (nodes === undefined) nodeLists.set(view, (nodes = Object.freeze([...view.nodes.values()])))
-  return nodes
+/** What the registry last said of a service. */
+export interface KnownView {
+  readonly view: View
+  /** Milliseconds since it was known to be current. */
+  readonly age: number
+  readonly source: 'memory' | 'file' | 'peer'
 }
 
-function millisecondsOf(input: string | number | undefined, name: string): number | undefined {
-  const ms = typeof input === 'string' ? parseDuration(input) : input
-  if (input !== undefined && (ms === undefined || !(ms >= 0)))
-    throw new TypeError(`${name}: must be a duration with its unit, such as 250ms, 15s or 10m, got ${input}`)
-  return ms
+/** The place that a caller waits for, as a cursor; undefined while no history is known to name it in. */
+function placeOf(minimum: Minimum, entry: Entry): Cursor | undefined {
+  const epoch = minimum.epoch ?? entry.asOf?.epoch
+  return epoch !== undefined ? { epoch, revision: minimum.revision } : undefined
+}
+
+function closedError(service: string): ResolveError {
+  return new ResolveError('closed', service, [{ level: 'memory', outcome: 'the client is closed' }])
 }

@@ -1,19 +1,17 @@
-export { connect, RegistryClient, ResolveError } from './client.ts'
-export type {
-  ClientStatus,
-  ConnectOptions,
-  PickOptions,
-  Resolved,
-  ResolveOptions,
-  ServiceOptions,
-  Source,
-} from './client.ts'
-export { RefusedError, UnreachableError } from './connection.ts'
+export { connect, RegistryClient } from './client.ts'
+export type { KnownView, PickOptions, ResolveOptions, ServiceOptions } from './client.ts'
+export type { ClientMetrics, ClientStatus, Level, QuarantinedService } from './client-status.ts'
+export type { ConnectOptions } from './connect-options.ts'
+export { RefusedError, UnreachableError } from './registry/connection.ts'
+export type { ConnectionMessage, FileMessage, ResolveMessage, ViewMessage } from './diagnostics.ts'
 export type { Disk } from './disk.ts'
 export type { Log } from './log.ts'
 export { silentLog } from './log.ts'
 export type { HttpAnswer, HttpCall, Network, Stream, StreamHandlers } from './network.ts'
-export type { NodeRegistration, Registration, RegistrationState } from './registrar.ts'
-export { NoNodesError } from './selector.ts'
-export type { NodeReport, Outcome, Pick } from './selector.ts'
+export type { NodeRegistration, Registration, RegistrationState } from './registry/registrar.ts'
+export type { LevelRehearsal, RehearsedLevel, Rehearsal, ServiceName } from './cache/rehearsal.ts'
+export { ResolveError } from './cache/resolved.ts'
+export type { Attempt, ResolveCode, Resolved, Source } from './cache/resolved.ts'
+export { NoNodesError } from './selection/selector.ts'
+export type { NodeReport, Outcome, Pick } from './selection/selector.ts'
 export type { Cursor, PolicyDocument, ServiceNode, View } from './protocol.ts'

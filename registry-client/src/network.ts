@@ -1,8 +1,9 @@
 /** The only sockets of the client library, behind an interface that a simulation can play. */
 
-import http from 'node:http'
-import https from 'node:https'
-import { WebSocket } from 'ws'
+import type { Agent } from 'node:http'
+import { connect } from 'node:net'
+import type * as Ws from 'ws'
+import { sleep, systemClock } from './clock.ts'
 
 export interface HttpAnswer {
   readonly status: number
@@ -15,6 +16,8 @@ export interface HttpCall {
   readonly url: string
   readonly headers?: Readonly<Record<string, string>>
   readonly body?: string
+  /** A longer answer is cut off, and none. Default 64 MiB. */
+  readonly maxBytes?: number
   readonly signal: AbortSignal
 }
 
@@ -36,7 +39,15 @@ export interface Network {
   request(call: HttpCall): Promise<HttpAnswer>
   /** Opens a WebSocket. Never throws: a failure arrives as `close`. */
   open(url: string, handlers: StreamHandlers): Stream
+  /**
+   * Whether something takes a connection there, which is closed at once; a signal that aborts is a failure. `ignored`:
+   * this host could not even try. Never rejects.
+   */
+  probe(host: string, port: number, signal: AbortSignal): Promise<'ok' | 'failed' | 'ignored'>
 }
+
+/** Errors of a connection that say something of this host alone. */
+const OWN_FAULTS = new Set(['EMFILE', 'ENFILE', 'ENOBUFS', 'ENOMEM', 'EADDRNOTAVAIL', 'EACCES', 'EPERM', 'EAI_AGAIN'])
 
 /** A registry sends a ping every few seconds and no single frame near this size; what exceeds it is not a registry. */
 const MAX_MESSAGE_BYTES = 64 * 1_048_576
@@ -45,23 +56,36 @@ const HANDSHAKE_TIMEOUT_MS = 5_000
 /** Larger than any answer: a page of a thousand services, or the view of a hundred thousand nodes. */
 const MAX_ANSWER_BYTES = 64 * 1_048_576
 
-const agents = {
-  'http:': new http.Agent({ keepAlive: true }),
-  'https:': new https.Agent({ keepAlive: true }),
-} as const
+/**
+ * To load the WebSocket library takes as long as all else at the start of a process. So much later, what is on disk has
+ * answered before.
+ */
+const LOAD_AFTER_MS = 20
+
+let webSockets: Promise<typeof Ws> | undefined
+
+async function loadWebSockets(): Promise<typeof Ws> {
+  await sleep(systemClock, LOAD_AFTER_MS)
+  return import('ws')
+}
+
+const agents = new Map<string, Agent>()
 
 export const systemNetwork: Network = {
   // Not `fetch`, which refuses a registry on any of some eighty ports that browsers are kept from.
-  request({ method, url, headers, body, signal }) {
+  async request({ method, url, headers, body, maxBytes = MAX_ANSWER_BYTES, signal }) {
+    const target = new URL(url)
+    const { protocol } = target
+    const { default: http } = protocol === 'https:' ? await import('node:https') : await import('node:http')
+    const agent = agents.get(protocol) ?? new http.Agent({ keepAlive: true })
+    agents.set(protocol, agent)
     return new Promise((resolve, reject) => {
-      const target = new URL(url)
-      const isTls = target.protocol === 'https:'
       const fail = (error: Error) => reject(new Error(reasonOf(signal.aborted ? signal.reason : error)))
-      const request = (isTls ? https : http).request(
+      const request = http.request(
         target,
         {
           method,
-          agent: agents[isTls ? 'https:' : 'http:'],
+          agent,
           headers: { ...headers, ...(body !== undefined && { 'content-length': Buffer.byteLength(body) }) },
           signal,
         },
@@ -70,7 +94,7 @@ export const systemNetwork: Network = {
           let bytes = 0
           response.on('data', (chunk: Buffer) => {
             bytes += chunk.length
-            if (bytes > MAX_ANSWER_BYTES) response.destroy(new Error(`an answer of over ${MAX_ANSWER_BYTES} bytes`))
+            if (bytes > maxBytes) response.destroy(new Error(`an answer of over ${maxBytes} bytes`))
             else chunks.push(chunk)
           })
           response.on('error', fail)
@@ -86,30 +110,56 @@ export const systemNetwork: Network = {
   },
 
   open(url, handlers) {
-    let socket: WebSocket
-    try {
-      socket = new WebSocket(url.replace(/^http/, 'ws'), {
+    let closed = false
+    let stream: Stream | undefined
+    const begin = async () => {
+      const { WebSocket } = await (webSockets ??= loadWebSockets())
+      if (closed) return handlers.close('closed')
+      const socket = new WebSocket(url.replace(/^http/, 'ws'), {
         handshakeTimeout: HANDSHAKE_TIMEOUT_MS,
         maxPayload: MAX_MESSAGE_BYTES,
         perMessageDeflate: false,
       })
-    } catch (error) {
-      // A URL that cannot be one. Later, so that the caller has its stream before it hears of its end.
-      queueMicrotask(() => handlers.close(reasonOf(error)))
-      return { send() {}, close() {} }
+      let reason: string | undefined
+      socket.on('open', () => handlers.open())
+      socket.on('message', (data) => handlers.message((data as Buffer).toString('utf8')))
+      socket.on('error', (error) => (reason ??= reasonOf(error)))
+      socket.on('close', (code, text) => handlers.close(reason ?? `closed ${code} ${text.toString()}`.trim()))
+      stream = {
+        send: (text) => {
+          if (socket.readyState === WebSocket.OPEN) socket.send(text)
+        },
+        close: () => socket.terminate(),
+      }
     }
-    let reason: string | undefined
-    socket.on('open', () => handlers.open())
-    socket.on('message', (data) => handlers.message((data as Buffer).toString('utf8')))
-    socket.on('error', (error) => (reason ??= reasonOf(error)))
-    socket.on('close', (code, text) => handlers.close(reason ?? `closed ${code} ${text.toString()}`.trim()))
+    // A URL that cannot be one.
+    begin().catch((error: unknown) => handlers.close(reasonOf(error)))
     return {
-      send: (text) => {
-        if (socket.readyState === WebSocket.OPEN) socket.send(text)
+      send: (text) => stream?.send(text),
+      close: () => {
+        closed = true
+        stream?.close()
       },
-      close: () => socket.terminate(),
     }
   },
+
+  probe(host, port, signal) {
+    return new Promise((resolve) => {
+      const socket = connect({ host, port, signal })
+      socket.on('connect', () => {
+        resolve('ok')
+        socket.destroy()
+      })
+      socket.on('error', (error: NodeJS.ErrnoException) =>
+        resolve(OWN_FAULTS.has(codeOf(error)) ? 'ignored' : 'failed'),
+      )
+    })
+  },
+}
+
+function codeOf(error: NodeJS.ErrnoException): string {
+  const first: unknown = error instanceof AggregateError ? error.errors[0] : error
+  return (first as NodeJS.ErrnoException).code ?? ''
 }
 
 /** The innermost reason of a network error: `fetch` hides it as a cause, a dual-stack connect in a list. */

@@ -1,10 +1,13 @@
 /**
- * The wire contract: what a registry and its clients say to each other. Imports nothing.
+ * The wire contract: what a registry and its clients say to each other. Imports nothing but the map of a view's nodes,
+ * which imports nothing.
  *
  * A {@link View} is all that a client knows of one service, at one {@link Cursor}; a {@link Frame} turns one
  * view into the next by {@link fold}. Registry, client library and sidecar share these shapes, so a rule about a
  * valid message stands here once.
  */
+
+import { NodeMap } from './node-map.ts'
 
 export const DEFAULT_NAMESPACE = 'default'
 
@@ -168,6 +171,8 @@ export interface Removal {
   /** ISO 8601, the registry's clock. */
   readonly time: string
   readonly revision: number
+  /** Of the life that ended; absent where history has kept only that one did. */
+  readonly incarnation?: number
 }
 
 /** A policy as stored and carried: a JSON object whose meaning is `policy.ts`'s business. */
@@ -225,15 +230,14 @@ export function fold(current: View | undefined, frame: Frame): View | undefined 
     return undefined
   if (current.cursor.revision >= frame.cursor.revision) return current
   if (frame.after.revision > current.cursor.revision) return undefined
-  const nodes = new Map(current.nodes)
-  for (const removal of frame.remove) nodes.delete(removal.id)
-  for (const node of frame.put) nodes.set(node.id, node)
+  const removed = frame.remove.map(({ id }) => id)
+  const nodes = NodeMap.from(current.nodes).with(frame.put, removed)
   const last = nodes.size === 0 ? (latest(frame.remove) ?? current.emptied) : undefined
   return Object.freeze({
     namespace: current.namespace,
     service: current.service,
     cursor: frame.cursor,
-    nodes: sealed(nodes),
+    nodes,
     policy: frame.policy === undefined ? current.policy : (frame.policy ?? undefined),
     ...(last && { emptied: last }),
   })
@@ -245,20 +249,12 @@ function latest(removals: readonly Removal[]): Removal | undefined {
   return last
 }
 
-const READ_ONLY = Object.fromEntries(
-  ['set', 'delete', 'clear'].map((method) => [
-    method,
-    {
-      value: () => {
-        throw new TypeError('a view is immutable')
-      },
-    },
-  ]),
-)
-
-/** Callers share a view with the cache: `Object.freeze` alone leaves a map's content open to them. */
-function sealed<K, V>(map: Map<K, V>): ReadonlyMap<K, V> {
-  return Object.freeze(Object.defineProperties(map, READ_ONLY))
+/**
+ * Whether a removal by the store of another epoch says that this node is gone. A restored backup removes what lived when
+ * it was made, which may be an earlier life. A node without a lease has but one.
+ */
+export function accountsFor(removal: Removal, node: ServiceNode): boolean {
+  return removal.id === node.id && (!node.leased || (removal.incarnation ?? -1) >= node.incarnation)
 }
 
 /**
@@ -268,7 +264,7 @@ function sealed<K, V>(map: Map<K, V>): ReadonlyMap<K, V> {
  * emptied the service, later than what the client knew, accounts for them all. Across epochs each node has to be
  * accounted for on its own: a store that was wiped or restored knows nothing of the nodes of the old one, and its first
  * word must not send all traffic to the first of them that returns.
- * @param removed ids that the new store has removed with a cause
+ * @param removed ids of nodes that removals of the new store have accounted for
  */
 export function unaccounted(current: View | undefined, next: View, removed?: ReadonlySet<string>): ServiceNode[] {
   if (current === undefined) return []
@@ -277,17 +273,17 @@ export function unaccounted(current: View | undefined, next: View, removed?: Rea
     const isProven = next.nodes.size > 0 || (emptied !== undefined && emptied.revision > current.cursor.revision)
     return isProven ? [] : [...current.nodes.values()]
   }
-  return [...current.nodes.values()].filter(
-    ({ id }) => !next.nodes.has(id) && emptied?.id !== id && removed?.has(id) !== true,
-  )
+  return [...current.nodes.values()].filter((node) => {
+    if (next.nodes.has(node.id) || removed?.has(node.id) === true) return false
+    return emptied === undefined || !accountsFor(emptied, node)
+  })
 }
 
 /** `next` with the nodes of `current` that it does not account for, and with its policy where it has none. */
 export function carryOver(current: View, next: View, missing: readonly ServiceNode[]): View {
-  const nodes = new Map(missing.map((node) => [node.id, node]))
-  for (const node of next.nodes.values()) nodes.set(node.id, node)
   const { namespace, service, cursor } = next
-  return Object.freeze({ namespace, service, cursor, nodes: sealed(nodes), policy: next.policy ?? current.policy })
+  const nodes = NodeMap.from(next.nodes).with(missing, [])
+  return Object.freeze({ namespace, service, cursor, nodes, policy: next.policy ?? current.policy })
 }
 
 /** A message that breaks the contract. `path` is where, in dots, from the message's root. */
@@ -303,7 +299,14 @@ export class ProtocolError extends Error {
 
 /** What a client sends on the WebSocket. One connection carries every service of a process. */
 export type ClientMessage =
-  | { readonly type: 'subscribe'; readonly services: readonly Subscription[] }
+  | {
+      readonly type: 'subscribe'
+      readonly services: readonly Subscription[]
+      /** A cursor that the registry is to have caught up with first, whichever service it is of. */
+      readonly reach?: string
+      /** Asks for a ping with this number in `subscribed`. Numbers grow on a stream. */
+      readonly ref?: number
+    }
   | { readonly type: 'unsubscribe'; readonly services: readonly ServiceRef[] }
   | { readonly type: 'ack'; readonly cursor: string }
 
@@ -326,6 +329,8 @@ export interface PingData {
   readonly spread?: number
   /** For how many milliseconds what this registry knows may have been overtaken; absent when it is current. */
   readonly age?: number
+  /** All that the `subscribe` message of this `ref`, and those before it, asked for has been sent. */
+  readonly subscribed?: number
 }
 
 export const EVENTS = ['snapshot', 'change', 'ping'] as const
@@ -339,7 +344,14 @@ export const EVENTS = ['snapshot', 'change', 'ping'] as const
 export type StreamEvent =
   | { readonly event: 'snapshot'; readonly id?: Cursor; readonly frame: SnapshotFrame }
   | { readonly event: 'change'; readonly id?: Cursor; readonly frame: ChangeFrame }
-  | { readonly event: 'ping'; readonly id?: Cursor; readonly spreadMs?: number; readonly ageMs?: number }
+  | ({ readonly event: 'ping'; readonly id?: Cursor } & Ping)
+
+/** What a client has read of a ping's data. */
+export interface Ping {
+  readonly spreadMs?: number
+  readonly ageMs?: number
+  readonly subscribed?: number
+}
 
 /** A view's wire form. */
 export function encodeView(view: View): ViewDocument {
@@ -374,17 +386,17 @@ export function encodeFrame(frame: Frame): object {
  */
 export function decodeView(input: unknown, path = 'view'): View {
   const doc = record(input, path)
-  const nodes = new Map<string, ServiceNode>()
-  for (const [index, item] of list(doc.nodes, `${path}.nodes`).entries()) {
-    const node = decodeNode(item, `${path}.nodes.${index}`)
-    if (nodes.has(node.id)) throw new ProtocolError(`${path}.nodes.${index}.id`, `a second node ${node.id}`)
-    nodes.set(node.id, node)
+  const decoded = list(doc.nodes, `${path}.nodes`).map((item, index) => decodeNode(item, `${path}.nodes.${index}`))
+  const nodes = NodeMap.of(decoded)
+  if (nodes.size < decoded.length) {
+    const index = decoded.findIndex((node) => nodes.get(node.id) !== node)
+    throw new ProtocolError(`${path}.nodes.${index}.id`, `a second node ${decoded[index]!.id}`)
   }
   return Object.freeze({
     namespace: namespaceOf(doc.namespace, `${path}.namespace`),
     service: serviceOf(doc.service, `${path}.service`),
     cursor: Object.freeze(cursorOf(doc.cursor, `${path}.cursor`)),
-    nodes: sealed(nodes),
+    nodes,
     policy: doc.policy == null ? undefined : policyOf(doc.policy, `${path}.policy`),
     ...(doc.emptied !== undefined && { emptied: decodeRemoval(doc.emptied, `${path}.emptied`) }),
   })
@@ -398,26 +410,41 @@ export function decodeNode(input: unknown, path = 'node'): ServiceNode {
   const doc = record(input, path)
   const status = oneOf(doc.status, NODE_STATUSES, `${path}.status`)
   const weight = integer(doc.weight, 0, LIMITS.weight, `${path}.weight`)
-  const registered = doc.registered === undefined ? { status, weight } : record(doc.registered, `${path}.registered`)
-  return Object.freeze({
+  const registered =
+    doc.registered === undefined ? registeredOf(status, weight) : decodeRegistered(doc.registered, `${path}.registered`)
+  const node: { -readonly [name in keyof ServiceNode]: ServiceNode[name] } = {
     id: matching(doc.id, PATTERNS.nodeId, LIMITS.nodeIdChars, `${path}.id`),
     host: matching(doc.host, PATTERNS.host, LIMITS.hostChars, `${path}.host`),
     port: integer(doc.port, 1, 65_535, `${path}.port`),
     protocol: oneOf(doc.protocol ?? 'http', PROTOCOLS, `${path}.protocol`),
     weight,
-    ...(doc.zone !== undefined && {
-      zone: matching(doc.zone, PATTERNS.zone, LIMITS.namespaceChars, `${path}.zone`),
-    }),
     labels: labelsOf(doc.labels, `${path}.labels`),
     status,
     incarnation: integer(doc.incarnation ?? 0, 0, Number.MAX_SAFE_INTEGER, `${path}.incarnation`),
     leased: doc.leased === true,
-    registered: Object.freeze({
-      status: oneOf(registered.status, NODE_STATUSES, `${path}.registered.status`),
-      weight: integer(registered.weight, 0, LIMITS.weight, `${path}.registered.weight`),
-    }),
-    ...(doc.override !== undefined && { override: overrideOf(doc.override, `${path}.override`) }),
-  })
+    registered,
+  }
+  if (doc.zone !== undefined) node.zone = matching(doc.zone, PATTERNS.zone, LIMITS.namespaceChars, `${path}.zone`)
+  if (doc.override !== undefined) node.override = overrideOf(doc.override, `${path}.override`)
+  return Object.freeze(node)
+}
+
+function decodeRegistered(input: unknown, path: string): ServiceNode['registered'] {
+  const doc = record(input, path)
+  return registeredOf(
+    oneOf(doc.status, NODE_STATUSES, `${path}.status`),
+    integer(doc.weight, 0, LIMITS.weight, `${path}.weight`),
+  )
+}
+
+const registrations = new Map<number, ServiceNode['registered']>()
+
+/** The same object for the same values, of which there are few: most nodes of a service share one. */
+function registeredOf(status: NodeStatus, weight: number): ServiceNode['registered'] {
+  const key = weight * NODE_STATUSES.length + NODE_STATUSES.indexOf(status)
+  let registered = registrations.get(key)
+  if (registered === undefined) registrations.set(key, (registered = Object.freeze({ status, weight })))
+  return registered
 }
 
 /**
@@ -450,11 +477,12 @@ export function decodeEvent(event: unknown, id: unknown, data: unknown): StreamE
   }
 }
 
-function decodePing(input: unknown): { spreadMs?: number; ageMs?: number } {
-  const { spread, age } = (input ?? {}) as Record<keyof PingData, unknown>
+function decodePing(input: unknown): Ping {
+  const { spread, age, subscribed } = (input ?? {}) as Record<keyof PingData, unknown>
   return {
     ...(isDuration(spread) && { spreadMs: Math.min(spread, MAX_SPREAD_MS) }),
     ...(isDuration(age) && age > 0 && { ageMs: age }),
+    ...(Number.isSafeInteger(subscribed) && { subscribed: subscribed as number }),
   }
 }
 
@@ -469,7 +497,7 @@ function isDuration(input: unknown): input is number {
 export function decodeClientMessage(input: unknown): ClientMessage {
   const doc = record(input, 'message')
   const type = oneOf(doc.type, ['subscribe', 'unsubscribe', 'ack'] as const, 'type')
-  only(doc, type === 'ack' ? ['type', 'cursor'] : ['type', 'services'], '')
+  only(doc, KNOWN_FIELDS[type], '')
   if (type === 'ack') return { type, cursor: formatCursor(cursorOf(doc.cursor, 'cursor')) }
   const items = list(doc.services, 'services')
   if (items.length > LIMITS.subscribeServices)
@@ -486,8 +514,21 @@ export function decodeClientMessage(input: unknown): ClientMessage {
       ...(ref.cursor !== undefined && { cursor: formatCursor(cursorOf(ref.cursor, `${path}.cursor`)) }),
     }
   })
-  return { type, services }
+  if (type === 'unsubscribe') return { type, services }
+  return {
+    type,
+    services,
+    ...(doc.reach !== undefined && { reach: formatCursor(cursorOf(doc.reach, 'reach')) }),
+    ...(doc.ref !== undefined && { ref: integer(doc.ref, 0, Number.MAX_SAFE_INTEGER, 'ref') }),
+  }
 }
+
+/** Of the messages of a client. */
+const KNOWN_FIELDS = {
+  subscribe: ['type', 'services', 'reach', 'ref'],
+  unsubscribe: ['type', 'services'],
+  ack: ['type', 'cursor'],
+} as const
 
 function decodeRemoval(input: unknown, path: string): Removal {
   const doc = record(input, path)
@@ -496,6 +537,9 @@ function decodeRemoval(input: unknown, path: string): Removal {
     cause: oneOf(doc.cause, REMOVAL_CAUSES, `${path}.cause`),
     time: matching(doc.time, PATTERNS.text, 64, `${path}.time`),
     revision: integer(doc.revision, 0, Number.MAX_SAFE_INTEGER, `${path}.revision`),
+    ...(doc.incarnation !== undefined && {
+      incarnation: integer(doc.incarnation, 0, Number.MAX_SAFE_INTEGER, `${path}.incarnation`),
+    }),
   })
 }
 
@@ -508,17 +552,27 @@ function overrideOf(input: unknown, path: string): Override {
 }
 
 const NO_LABELS: Readonly<Record<string, string>> = Object.freeze({})
+/** Those that were read last: most nodes of a service have the same, and then share them. */
+let lastLabels = NO_LABELS
 
 function labelsOf(input: unknown, path: string): Readonly<Record<string, string>> {
   if (input === undefined) return NO_LABELS
-  const entries = Object.entries(record(input, path))
-  if (entries.length === 0) return NO_LABELS
-  if (entries.length > LIMITS.labels) throw new ProtocolError(path, `at most ${LIMITS.labels} labels`)
-  for (const [key, value] of entries) {
+  const doc = record(input, path)
+  const keys = Object.keys(doc)
+  if (keys.length === 0) return NO_LABELS
+  if (keys.length > LIMITS.labels) throw new ProtocolError(path, `at most ${LIMITS.labels} labels`)
+  if (isSameAs(lastLabels, doc, keys)) return lastLabels
+  const labels: Record<string, string> = {}
+  for (const key of keys) {
     matching(key, PATTERNS.labelKey, LIMITS.labelKeyChars, `${path}.${key}`)
-    matching(value, PATTERNS.text, LIMITS.labelValueChars, `${path}.${key}`)
+    labels[key] = matching(doc[key], PATTERNS.text, LIMITS.labelValueChars, `${path}.${key}`)
   }
-  return Object.freeze(Object.fromEntries(entries)) as Readonly<Record<string, string>>
+  return (lastLabels = Object.freeze(labels))
+}
+
+function isSameAs(labels: Readonly<Record<string, string>>, doc: Record<string, unknown>, keys: string[]): boolean {
+  const known = Object.keys(labels)
+  return known.length === keys.length && known.every((key, at) => key === keys[at] && labels[key] === doc[key])
 }
 
 function policyOf(input: unknown, path: string): PolicyDocument {

@@ -22,8 +22,10 @@ export interface AdminSubject {
   remove(service: string): Promise<boolean>
   registrations(): readonly LocalReport[]
   views(): readonly object[]
-  /** Undefined when memory holds none. */
-  view(service: string, namespace: string): object | undefined
+  /** Undefined when neither memory nor file holds one. */
+  view(service: string, namespace: string): Promise<object | undefined>
+  /** @param services default: all that are known */
+  rehearse(services: readonly string[] | undefined, namespace: string): Promise<readonly object[]>
   explain(service: string, namespace: string, request: AskedRequest): object | undefined
   config(): object
   stats(): object
@@ -50,6 +52,8 @@ class Refusal extends Error {
 }
 
 const BODY_BYTES = 65_536
+/** More do not fit into a request's line anyway. */
+const REHEARSED_MAX = 1_000
 const METHODS = ['GET', 'PUT', 'DELETE', 'POST', 'PATCH'] as const
 
 /**
@@ -125,9 +129,17 @@ function addRoutes(app: FastifyInstance, subject: AdminSubject, home: string): v
     queryOf(request, [])
     return { views: subject.views() }
   })
-  app.get<{ Params: { service: string } }>('/v1/views/:service', (request) => {
+  app.get<{ Params: { service: string } }>('/v1/views/:service', async (request) => {
     const { namespace } = queryOf(request, ['namespace'])
-    return found(subject.view(serviceOf(request.params.service), namespaceOf(namespace, home)), request.params.service)
+    const { service } = request.params
+    return found(await subject.view(serviceOf(service), namespaceOf(namespace, home)), service)
+  })
+  app.get('/v1/rehearsal', async (request) => {
+    const { service, namespace } = queryOf(request, ['service', 'namespace'])
+    const names = service?.split(',').map((name, index) => serviceOf(name, `query.service.${index}`))
+    if (names && names.length > REHEARSED_MAX)
+      throw invalid([{ path: 'query.service', message: `at most ${REHEARSED_MAX} services, got ${names.length}` }])
+    return { services: await subject.rehearse(names, namespaceOf(namespace, home)) }
   })
   app.get('/v1/explain', (request) => {
     const query = queryOf(request, ['service', 'namespace', 'method', 'path'], HEADER_PARAMETER)

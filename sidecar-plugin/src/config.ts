@@ -12,6 +12,7 @@ import {
   listOf,
   loadSettings,
   port,
+  size,
   SettingsError,
   toggle,
   type Sources,
@@ -27,6 +28,9 @@ const host = () =>
     .string()
     .max(LIMITS.hostChars)
     .regex(new RegExp(`${PATTERNS.host}|^::1?$`), 'must be an IP address or a DNS name')
+/** As many as the client takes. */
+const MAX_PEERS = 16
+
 const loopback = () =>
   host().refine((name) => LOOPBACK.has(name), 'must be a loopback address: anybody could command it')
 
@@ -36,14 +40,34 @@ export const sidecarSettings = z.strictObject({
     value: 'URL[,URL]',
     doc: 'registries that hold the same state',
   }).prefault(['http://127.0.0.1:7400']),
+  peers: leaf(
+    listOf(httpUrl()).refine((urls) => urls.length <= MAX_PEERS, `at most ${MAX_PEERS}`),
+    {
+      flag: 'peers',
+      value: 'URL[,URL]',
+      doc: 'other sidecars’ --peer-port, asked for what is unknown here while the registry is out of reach (default none)',
+    },
+  ).optional(),
   cacheDir: leaf(z.string().min(1), {
     flag: 'cache-dir',
     value: 'DIR',
     doc: 'views and registrations that outlive a restart (default $XDG_CACHE_HOME/holdfast, else ~/.cache/holdfast)',
   }).optional(),
+  cacheMax: leaf(
+    size().refine((bytes) => bytes >= 1_048_576, 'must be at least 1MiB'),
+    {
+      flag: 'cache-max',
+      value: 'SIZE',
+      doc: 'of the cache directory; beyond it the files of services that nobody has followed for longest go',
+    },
+  ).prefault('1GiB'),
   noFileCache: leaf(toggle(), {
     flag: 'no-file-cache',
     doc: 'nothing on disk: a restart without the registry then knows nothing',
+  }).default(false),
+  noOutageProbes: leaf(toggle(), {
+    flag: 'no-outage-probes',
+    doc: 'asks no nodes for a TCP connection while the registry is out of reach: only calls then tell which are dead',
   }).default(false),
   listeners: z
     .strictObject({
@@ -74,6 +98,16 @@ export const sidecarSettings = z.strictObject({
             value: 'PORT',
             doc: 'in front of the local services',
           }).default(7502),
+        })
+        .prefault({}),
+      peers: z
+        .strictObject({
+          host: host().optional(),
+          port: leaf(port(), {
+            flag: 'peer-port',
+            value: 'PORT',
+            doc: 'where other hosts may read, on --host, what this one knows of services (default: nowhere)',
+          }).optional(),
         })
         .prefault({}),
     })
@@ -142,7 +176,15 @@ export const sidecarSettings = z.strictObject({
 type Settings = z.output<typeof sidecarSettings>
 
 /** The effective configuration. Frozen. */
-export interface SidecarConfig extends Omit<Settings, 'services' | 'cacheDir' | 'noFileCache' | 'advertise'> {
+export interface SidecarConfig extends Omit<
+  Settings,
+  'services' | 'cacheDir' | 'noFileCache' | 'advertise' | 'listeners' | 'peers'
+> {
+  readonly peers: readonly string[]
+  readonly listeners: Omit<Settings['listeners'], 'peers'> & {
+    /** Undefined: no other host is answered. */
+    readonly peers: { readonly host: string; readonly port: number } | undefined
+  }
   /** Undefined: nothing is kept on disk. */
   readonly cacheDir: string | undefined
   readonly advertise: string
@@ -156,12 +198,15 @@ export interface SidecarConfig extends Omit<Settings, 'services' | 'cacheDir' | 
  */
 export function loadConfig(sources: Sources): { config: SidecarConfig; asked?: 'help' | 'version' } {
   const { settings, asked } = loadSettings(sidecarSettings, sources)
-  const { cacheDir, noFileCache, advertise, services, ...rest } = settings
-  const inbound = rest.listeners.inbound.host
+  const { cacheDir, noFileCache, advertise, services, listeners, peers = [], ...rest } = settings
+  const inbound = listeners.inbound.host
+  const { host: peerHost = inbound, port: peerPort } = listeners.peers
   if (advertise === undefined && EVERYWHERE.has(inbound) && asked === undefined)
     throw new SettingsError([{ path: 'advertise', message: `is required when the inbound side listens on ${inbound}` }])
   const config: SidecarConfig = {
     ...rest,
+    peers,
+    listeners: { ...listeners, peers: peerPort === undefined ? undefined : { host: peerHost, port: peerPort } },
     cacheDir: noFileCache ? undefined : (cacheDir ?? defaultCacheDir(sources.env)),
     advertise: advertise ?? inbound,
     services: services.map(localSpecOf),

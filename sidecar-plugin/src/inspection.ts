@@ -1,6 +1,6 @@
 /** What the admin API shows of the views, as documents. Pure: looking changes nothing. */
 
-import type { NodeReport, Resolved } from '@holdfast/registry-client'
+import type { KnownView, NodeReport, Resolved } from '@holdfast/registry-client'
 import { formatDuration } from '@holdfast/registry-client/clock'
 import { encodeView, type ServiceNode } from '@holdfast/registry-client/protocol'
 import type { SidecarConfig } from './config.ts'
@@ -13,15 +13,39 @@ export function shownConfig(config: SidecarConfig): object {
   return {
     ...config,
     registry: config.registry.map(maskPasswords),
+    peers: config.peers.map(maskPasswords),
     drain: { settle: formatDuration(settle), idle: formatDuration(idle), timeout: formatDuration(timeout) },
     services: config.services.map(localSpecDocument),
   }
 }
 
-/** A view with where it came from and how old it is. */
+/** What is served of a service, with where it came from and how old it is. */
 export function shownView(resolved: Resolved): object {
-  const { source, age, reachable } = resolved
-  return { ...encodeView(resolved.view), source, age: Math.round(age), reachable }
+  const { source, age, reachable, overridden } = resolved
+  return { ...encodeView(resolved.view), source, age: Math.round(age), reachable, ...(overridden && { overridden }) }
+}
+
+/**
+ * What the registry last said of a service, in the form in which views travel, with where it came from and how old it
+ * is: for people, and for peers, who take it as their own.
+ *
+ * Where something else is served here, by an operator's override or because the registry left nodes out without a cause,
+ * that stands under `serving`, which a peer does not read.
+ */
+export function shownKnown(known: KnownView, served: Resolved | undefined, reachable: boolean): object {
+  const { view, source, age } = known
+  return {
+    ...encodeView(view),
+    source,
+    age: Math.round(age),
+    reachable,
+    ...(served && served.view !== view && { serving: shownServing(served) }),
+  }
+}
+
+function shownServing(served: Resolved): object {
+  const { cursor, nodes, policy } = encodeView(served.view)
+  return { why: served.overridden ? 'override' : 'quarantine', cursor, nodes, policy }
 }
 
 /**

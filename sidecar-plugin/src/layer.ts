@@ -13,7 +13,7 @@ import type { SidecarError } from './errors.ts'
 /** `outbound`: from a local caller to some node. `inbound`: from somebody to the local service. */
 export type Direction = 'outbound' | 'inbound'
 
-export type ViewSource = 'memory' | 'file' | 'registry'
+export type ViewSource = 'memory' | 'file' | 'peer' | 'registry'
 
 /**
  * A request's body. Nothing is read from the caller before somebody reads from {@link RequestBody.stream}, and its

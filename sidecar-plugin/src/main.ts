@@ -32,8 +32,8 @@ export async function main(): Promise<void> {
   try {
     const sidecar = await createSidecar({ config, log })
     process.on('SIGHUP', () => sidecar.reopenLogs())
-    const { admin, outbound, inbound } = sidecar.addresses
-    process.stdout.write(`holdfast-sidecar ready: admin ${admin}, outbound ${outbound}, inbound ${inbound}\n`)
+    const listening = Object.entries(sidecar.addresses).map(([side, address]) => `${side} ${address}`)
+    process.stdout.write(`holdfast-sidecar ready: ${listening.join(', ')}\n`)
     await Promise.race([askedToStop, sidecar.drainAsked])
     await sidecar.drain()
     process.exit(0)

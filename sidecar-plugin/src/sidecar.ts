@@ -10,10 +10,11 @@ import {
 } from '@holdfast/registry-client/clock'
 import { openAccessLog } from './access-log-file.ts'
 import { createAdmin } from './admin.ts'
+import { exposeClient } from './client-metrics.ts'
 import type { SidecarConfig } from './config.ts'
 import { Forward, type ForwardLimits } from './forward.ts'
 import { createProbe } from './local/health-check.ts'
-import { explain, shownConfig, shownView } from './inspection.ts'
+import { explain, shownConfig, shownKnown, shownView } from './inspection.ts'
 import { stack, type Exchange, type Layer } from './layer.ts'
 import { accessLog } from './layers/access-log.ts'
 import { address } from './layers/address.ts'
@@ -30,6 +31,7 @@ import { Listener, type ListenerLimits } from './listener.ts'
 import { LocalServices } from './local/local-services.ts'
 import type { LocalSpec } from './local/local-spec.ts'
 import { masked } from './masked.ts'
+import { PeerListener } from './peer-listener.ts'
 import { policyReader } from './policy-reader.ts'
 import { LocalRegistration } from './local/local-registration.ts'
 import { RegistrationFile } from './local/registration-file.ts'
@@ -39,7 +41,18 @@ import { Stats } from './stats.ts'
 /** What a sidecar uses of the client library. */
 export type SidecarClient = Pick<
   RegistryClient,
-  'resolve' | 'peek' | 'views' | 'pick' | 'nodeReports' | 'register' | 'status' | 'close'
+  | 'resolve'
+  | 'peek'
+  | 'lookup'
+  | 'views'
+  | 'pick'
+  | 'nodeReports'
+  | 'register'
+  | 'rehearse'
+  | 'status'
+  | 'reachable'
+  | 'metrics'
+  | 'close'
 >
 
 export interface SidecarOptions {
@@ -52,10 +65,18 @@ export interface SidecarOptions {
   readonly limits?: { readonly listener?: Partial<ListenerLimits>; readonly forward?: Partial<ForwardLimits> }
 }
 
+export interface SidecarPorts {
+  readonly admin: number
+  readonly outbound: number
+  readonly inbound: number
+  readonly peers?: number
+}
+
 export interface Sidecar {
-  readonly ports: { readonly admin: number; readonly outbound: number; readonly inbound: number }
+  /** `peers` is absent where no other host is answered. */
+  readonly ports: SidecarPorts
   /** The ready line's addresses. */
-  readonly addresses: { readonly admin: string; readonly outbound: string; readonly inbound: string }
+  readonly addresses: { readonly [K in keyof SidecarPorts]: string }
   /** Resolves when somebody asked for a drain by the admin API; `drain` is then up to the owner. */
   readonly drainAsked: Promise<void>
   /** Deregisters, finishes what runs, and closes everything. Once, whoever asks how often. */
@@ -89,7 +110,10 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     options.client ??
     (await connect({
       endpoints: config.registry,
+      peers: config.peers,
       cacheDir: config.cacheDir,
+      maxCacheBytes: config.cacheMax,
+      outageProbes: !config.noOutageProbes,
       namespace,
       zone: config.zone,
       clock,
@@ -111,7 +135,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     fields: serviceFields,
     limits: { ...options.limits?.forward, keepAliveMs: LOCAL_KEEP_ALIVE_MS },
   })
-  const { inbound: inboundAt, outbound: outboundAt, admin: adminAt } = config.listeners
+  const { inbound: inboundAt, outbound: outboundAt, admin: adminAt, peers: peersAt } = config.listeners
   const file =
     config.cacheDir !== undefined && inboundAt.port !== 0
       ? new RegistrationFile(join(config.cacheDir, `sidecar-${inboundAt.port}.json`), log)
@@ -132,6 +156,23 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     holdfast_sidecar_local_services: { help: 'Services behind this sidecar.', read: () => services.size },
     holdfast_sidecar_access_log_dropped: { help: 'Lines lost.', read: () => accessLogFile?.dropped ?? 0 },
   })
+
+  exposeClient(stats.registry, () => client.metrics())
+  const peerListener =
+    peersAt &&
+    new PeerListener({
+      clock,
+      log,
+      namespace,
+      view: async (service, of) => {
+        const known = await client.lookup(service, { namespace: of })
+        if (known === undefined) return undefined
+        return {
+          document: shownKnown(known, undefined, client.reachable),
+          nodes: known.view.nodes.size,
+        }
+      },
+    })
 
   // Each stack in the order in which a request meets it.
   const record: Layer[] = [
@@ -200,10 +241,13 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
       remove: (service) => services.remove(service),
       registrations: () => services.reports(),
       views: () => client.views().map(shownView),
-      view: (service, of) => {
-        const view = client.peek(service, { namespace: of })
-        return view && shownView(view)
+      view: async (service, of) => {
+        const known = await client.lookup(service, { namespace: of })
+        const served = client.peek(service, { namespace: of })
+        // An operator's word for a service that the registry said nothing of is nothing to peers: it has no cursor.
+        return known ? shownKnown(known, served, client.reachable) : served && shownView(served)
       },
+      rehearse: (names, of) => client.rehearse(names?.map((service) => ({ service, namespace: of }))),
       explain: (service, of, request) => {
         const known = client.peek(service, { namespace: of })
         if (known === undefined) return undefined
@@ -238,11 +282,12 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     services.stop()
     outbound.close()
     inbound.close()
+    peerListener?.close()
     await Promise.all([outboundForward.close(), inboundForward.close(), admin.close(), client.close()])
     await accessLogFile?.close()
   }
-  const addresses = { admin: '', outbound: '', inbound: '' }
-  const ports = { admin: 0, outbound: 0, inbound: 0 }
+  const addresses: { -readonly [K in keyof Sidecar['addresses']]: string } = { admin: '', outbound: '', inbound: '' }
+  const ports: { -readonly [K in keyof SidecarPorts]: SidecarPorts[K] } = { admin: 0, outbound: 0, inbound: 0 }
   try {
     const saved = (await file?.load()) ?? []
     // The port is part of what is registered, so it has to be had first; what arrives is served once all are added,
@@ -254,6 +299,10 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     ports.outbound = await outbound.listen(outboundAt.host, outboundAt.port)
     await admin.listen({ host: adminAt.host, port: adminAt.port })
     ports.admin = (admin.server.address() as { port: number }).port
+    if (peerListener && peersAt) {
+      ports.peers = await peerListener.listen(peersAt.host, peersAt.port)
+      addresses.peers = urlOf(peersAt.host, ports.peers)
+    }
     addresses.inbound = urlOf(inboundAt.host, ports.inbound)
     addresses.outbound = urlOf(outboundAt.host, ports.outbound)
     addresses.admin = urlOf(adminAt.host, ports.admin)

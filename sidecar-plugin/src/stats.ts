@@ -22,7 +22,7 @@ export class Stats {
   readonly #requests = { outbound: 0, inbound: 0 }
   readonly #failed = { outbound: new Map<string, number>(), inbound: new Map<string, number>() }
   readonly #inFlight = { outbound: 0, inbound: 0 }
-  readonly #servedFrom = { memory: 0, file: 0, registry: 0 }
+  readonly #servedFrom = { memory: 0, file: 0, peer: 0, registry: 0 }
   readonly #services = new Set<string>()
   #retries = 0
   #malformed = 0

@@ -5,11 +5,12 @@
  */
 
 import { createInterface } from 'node:readline'
-import { Etcd3 } from 'etcd3'
+import { Etcd3, type Watcher } from 'etcd3'
 import { quantile } from './table.ts'
 
 const [mode, endpoint, ...rest] = process.argv.slice(2)
 const hosts = `http://${endpoint}`
+const PATIENCE_MS = 5_000
 
 async function put(concurrency: number, seconds: number, bytes: number): Promise<void> {
   const client = new Etcd3({ hosts })
@@ -46,7 +47,7 @@ async function watch(key: string, watchers: number): Promise<void> {
   for (let done = 0; done < watchers; done += 50)
     await Promise.all(
       Array.from({ length: Math.min(50, watchers - done) }, async () => {
-        const watcher = await new Etcd3({ hosts, grpcOptions }).watch().key(key).create()
+        const watcher = await begin(() => new Etcd3({ hosts, grpcOptions }), key)
         watcher.on('put', () => {
           timesMs.push(performance.now())
           if (--due === 0) arrived?.()
@@ -65,6 +66,19 @@ async function watch(key: string, watchers: number): Promise<void> {
     const ackedMs = performance.now()
     await all
     console.log(JSON.stringify(timesMs.map((ms) => ms - ackedMs)))
+  }
+}
+
+/** Of two thousand at once one may never hear that its watch was created: that one begins again. */
+async function begin(connect: () => Etcd3, key: string): Promise<Watcher> {
+  for (;;) {
+    const client = connect()
+    const watcher = await Promise.race([
+      client.watch().key(key).create(),
+      new Promise<undefined>((resolve) => setTimeout(() => resolve(undefined), PATIENCE_MS)),
+    ])
+    if (watcher) return watcher
+    client.close()
   }
 }
 

@@ -1,50 +1,12 @@
 /** What a caller pays for a node: `pick` and `resolve` from memory. */
 
-import { connect, type Network, type RegistryClient } from '@holdfast/registry-client'
+import type { RegistryClient } from '@holdfast/registry-client'
 import { systemClock } from '@holdfast/registry-client/clock'
-import type { ClientMessage } from '@holdfast/registry-client/protocol'
+import { clientOf, registryOf } from './memory-registry.ts'
 import { median, print, ratio } from './table.ts'
 
 const PICKS = 2_000_000
 const ROUNDS = 5
-
-/** A registry inside this process that answers each subscription with a snapshot of so many nodes. */
-function registryOf(nodesOf: (service: string) => number, weightOf: (index: number) => number): Network {
-  return {
-    request: () => Promise.reject(new Error('no requests here')),
-    open: (_url, handlers) => {
-      queueMicrotask(() => handlers.open())
-      return {
-        close: () => handlers.close('closed'),
-        send: (text) => {
-          const message = JSON.parse(text) as ClientMessage
-          if (message.type !== 'subscribe') return
-          for (const { namespace = 'default', service } of message.services) {
-            const nodes = Array.from({ length: nodesOf(service) }, (_, index) => ({
-              id: `10.0.${index >> 8}.${index & 255}:8080`,
-              host: `10.0.${index >> 8}.${index & 255}`,
-              port: 8080,
-              protocol: 'http',
-              weight: weightOf(index),
-              labels: { version: 'v1' },
-              status: 'up',
-              incarnation: 1,
-              leased: true,
-            }))
-            const data = { namespace, service, cursor: 'bench:1', nodes, policy: null }
-            handlers.message(JSON.stringify({ event: 'snapshot', id: 'bench:1', data }))
-          }
-        },
-      }
-    },
-  }
-}
-
-async function clientOf(services: readonly string[], network: Network): Promise<RegistryClient> {
-  const client = await connect({ endpoints: ['http://127.0.0.1:1'], network, maxNodes: 10_000_000 })
-  for (const service of services) await client.resolve(service)
-  return client
-}
 
 /** Nanoseconds of one call, the median of several rounds. */
 function timed(calls: number, run: (calls: number) => void): number {

@@ -108,13 +108,16 @@ async function start(
 export class Host {
   readonly name: string
   readonly service: string
+  /** Beside those that every sidecar of the mesh has. */
+  readonly sidecarArgs: readonly string[]
   sidecar!: Program
   app!: Program
   readonly #mesh: Mesh
   #ports = { admin: 0, outbound: 0, inbound: 0, app: 0 }
 
-  constructor(mesh: Mesh, service: string, name: string) {
+  constructor(mesh: Mesh, service: string, name: string, sidecarArgs: readonly string[] = []) {
     this.#mesh = mesh
+    this.sidecarArgs = sidecarArgs
     this.service = service
     this.name = name
   }
@@ -139,6 +142,7 @@ export class Host {
         ...['--registry', registryUrl, '--cache-dir', path.join(directory, 'cache', this.name)],
         ...['--admin-port', String(admin), '--outbound-port', String(outbound), '--inbound-port', String(inbound)],
         ...sidecarArgs,
+        ...this.sidecarArgs,
       ],
     })
   }
@@ -200,8 +204,13 @@ export class Mesh {
     this.#registryPort = this.registry.port('ready')
   }
 
-  async addHost(service: string, name = service, ports: Partial<Host['ports']> = {}): Promise<Host> {
-    const host = new Host(this, service, name)
+  async addHost(
+    service: string,
+    name = service,
+    ports: Partial<Host['ports']> = {},
+    sidecarArgs: readonly string[] = [],
+  ): Promise<Host> {
+    const host = new Host(this, service, name, sidecarArgs)
     this.hosts.push(host)
     await host.start(ports)
     return host

@@ -1,13 +1,13 @@
 /** Several registries on one etcd, and what someone who watches all of them sees. */
 
 import { once } from 'node:events'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import type { TestContext } from 'node:test'
 import { WebSocket } from 'ws'
 import { connect, type Registration, type RegistryClient } from '@holdfast/registry-client'
-import type { Member } from '../support/etcd.ts'
+import { Metrics, type Member } from '../support/etcd.ts'
 import { eventually, Mesh, type Program } from './mesh.ts'
 
 const REGISTRY = 'registry-server/bin/holdfast-registry.js'
@@ -18,12 +18,15 @@ export class Replica {
   program!: Program
   readonly #mesh: Mesh
   readonly #store: string
+  readonly #more: readonly string[]
   #port = 0
 
-  constructor(mesh: Mesh, name: string, store: string) {
+  /** @param more further flags */
+  constructor(mesh: Mesh, name: string, store: string, more: readonly string[] = []) {
     this.#mesh = mesh
     this.name = name
     this.#store = store
+    this.#more = more
   }
 
   get url(): string {
@@ -33,7 +36,7 @@ export class Replica {
   /** On its old port when it ran before. */
   async start(): Promise<void> {
     this.program = await this.#mesh.start(this.name, REGISTRY, {
-      args: ['--port', String(this.#port), '--store', this.#store],
+      args: ['--port', String(this.#port), '--store', this.#store, ...this.#more],
     })
     this.#port = this.program.port('ready')
   }
@@ -49,6 +52,10 @@ export class Replica {
       headers: answer.headers,
       body: (text === '' ? {} : JSON.parse(text)) as Record<string, unknown>,
     }
+  }
+
+  async metrics(): Promise<Metrics> {
+    return new Metrics(await (await fetch(`${this.url}/metrics`)).text())
   }
 
   /** Its name among the replicas. */
@@ -159,14 +166,18 @@ export async function settledOn(etcd: Member, replicas: readonly Replica[]): Pro
 export const TTL_MS = 4_000
 export const REGISTRANTS = 30
 
-export async function setUp(t: TestContext, store: string, count = 3) {
+/** @param settings what the replicas' configuration file says */
+export async function setUp(t: TestContext, store: string, count = 3, settings = '') {
   const directory = mkdtempSync(path.join(tmpdir(), 'holdfast-test-'))
   const mesh = new Mesh({ directory })
   t.after(async () => {
     await mesh.stop('SIGKILL')
     rmSync(directory, { recursive: true, force: true })
   })
-  const replicas = Array.from({ length: count }, (_, index) => new Replica(mesh, `registry-${index}`, store))
+  const file = path.join(directory, 'registry.yaml')
+  writeFileSync(file, settings)
+  const more = settings === '' ? [] : ['--config', file]
+  const replicas = Array.from({ length: count }, (_, index) => new Replica(mesh, `registry-${index}`, store, more))
   await Promise.all(replicas.map((replica) => replica.start()))
   return { mesh, replicas }
 }

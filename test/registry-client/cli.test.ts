@@ -10,7 +10,7 @@ import { after, before, describe, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { connect, silentLog } from '@holdfast/registry-client'
 import { createRegistry, settings, type Registry } from '@holdfast/registry-server'
-import { run } from '../../registry-client/src/cli.ts'
+import { run } from '../../registry-client/src/cli/cli.ts'
 
 interface Ran {
   readonly code: number

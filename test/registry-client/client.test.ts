@@ -1,80 +1,13 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import {
-  connect,
-  ResolveError,
-  type ConnectOptions,
-  type RegistryClient,
-  type Resolved,
-} from '@holdfast/registry-client'
 import { encodeView } from '@holdfast/registry-client/protocol'
-import { FailingDisk } from '../support/failing-disk.ts'
-import { ManualClock, settle } from '../support/manual-clock.ts'
-import { MemoryLog } from '../support/memory-log.ts'
+import { failure, resolved, world, worldWithFile } from '../support/client-world.ts'
+import { settle } from '../support/manual-clock.ts'
 import { changeOf, idsOf, nodeOf, removalOf, snapshotOf, viewOf } from '../support/sample-views.ts'
-import { answer, ScriptedNetwork } from '../support/scripted-network.ts'
-import { seededRandom } from '../support/seeded-random.ts'
+import { answer } from '../support/scripted-network.ts'
 
 const FILE = '/cache/default/stock.json'
 const OVERRIDE = '/cache/default/stock.override.json'
-
-interface World {
-  readonly clock: ManualClock
-  readonly network: ScriptedNetwork
-  readonly disk: FailingDisk
-  readonly log: MemoryLog
-  readonly start: (options?: Partial<ConnectOptions>) => Promise<RegistryClient>
-}
-
-function world(): World {
-  const clock = new ManualClock()
-  const network = new ScriptedNetwork()
-  const disk = new FailingDisk(clock)
-  const log = new MemoryLog()
-  const start = (options: Partial<ConnectOptions> = {}) =>
-    connect({
-      endpoints: ['http://registry:7400'],
-      cacheDir: '/cache',
-      clock,
-      network,
-      disk,
-      log,
-      random: seededRandom(1),
-      ...options,
-    })
-  return { clock, network, disk, log, start }
-}
-
-/** A world whose disk holds what an earlier process knew. */
-async function worldWithFile(...nodes: string[]): Promise<World> {
-  const made = world()
-  const client = await made.start()
-  await made.network.stream.accept()
-  const resolving = client.resolve('stock')
-  await settle()
-  await made.network.stream.event('snapshot', snapshotOf('e:5', nodes), 'e:5')
-  await resolving
-  await client.close()
-  made.network.streams.length = 0
-  return made
-}
-
-async function resolved(world: World, client: RegistryClient, ...nodes: string[]): Promise<Resolved> {
-  if (world.network.streams.length > 0 && !client.status().connection.reachable) await world.network.stream.accept()
-  const resolving = client.resolve('stock')
-  await settle()
-  await world.network.stream.event('snapshot', snapshotOf('e:5', nodes), 'e:5')
-  return resolving
-}
-
-async function failure(promise: Promise<unknown>): Promise<ResolveError> {
-  const error = await promise.then(
-    () => undefined,
-    (reason: unknown) => reason,
-  )
-  assert.ok(error instanceof ResolveError, `expected a ResolveError, got ${String(error)}`)
-  return error
-}
 
 describe('start-up', () => {
   test('with the registry down a service is answered from its file at once', async () => {
@@ -235,9 +168,9 @@ describe('resolve', () => {
     await clock.advance(250)
     const error = await failing
     assert.deepEqual(error.tried, [
-      'memory: nothing',
-      'file: nothing readable',
-      'registry http://registry:7400: connect ECONNREFUSED 10.0.0.1:7400',
+      { level: 'memory', outcome: 'nothing' },
+      { level: 'file', outcome: 'nothing readable' },
+      { level: 'registry', outcome: 'http://registry:7400: connect ECONNREFUSED 10.0.0.1:7400' },
     ])
     assert.match(error.message, /^stock: unresolved \(memory: nothing; file: .*ECONNREFUSED/)
     await client.close()
@@ -340,7 +273,7 @@ describe('resolve', () => {
     await made.clock.advance(1_000)
     const error = await failing
     assert.equal(error.code, 'stale')
-    assert.equal(error.tried[0], 'memory: 61000 ms old')
+    assert.deepEqual(error.tried[0], { level: 'memory', outcome: '61000 ms old' })
     // The call was refused; the view is still there for those who accept it.
     assert.deepEqual(idsOf((await client.resolve('stock')).view), ['a'])
     await client.close()
@@ -403,84 +336,6 @@ describe('resolve', () => {
   })
 })
 
-describe('never empty without proof', () => {
-  test('an empty snapshot of another epoch is kept aside, visible, and the last view stays', async () => {
-    const made = world()
-    const client = await made.start()
-    await resolved(made, client, 'a', 'b')
-    await made.network.stream.event('snapshot', snapshotOf('wiped:0'), 'wiped:0')
-    assert.deepEqual(idsOf((await client.resolve('stock')).view), ['a', 'b'])
-    assert.deepEqual(client.status().quarantined, ['default/stock'])
-    assert.equal(made.log.of('warn', 'without a cause').length, 1)
-    assert.ok(client.pick('stock'))
-    await client.close()
-    assert.match(made.disk.files.get(FILE)!.content, /"e:5"/)
-  })
-
-  test('it is released once every node has returned or was removed', async () => {
-    const made = world()
-    const client = await made.start()
-    await resolved(made, client, 'a', 'b')
-    await made.network.stream.event('snapshot', snapshotOf('wiped:0'), 'wiped:0')
-    await made.network.stream.event('change', changeOf('wiped:0', 'wiped:1', ['b', 'c']), 'wiped:1')
-    assert.deepEqual(idsOf((await client.resolve('stock')).view).sort(), ['a', 'b', 'c'])
-    assert.deepEqual(client.status().quarantined, ['default/stock'])
-    await made.network.stream.event('change', changeOf('wiped:1', 'wiped:2', ['a']), 'wiped:2')
-    assert.deepEqual(idsOf((await client.resolve('stock')).view).sort(), ['a', 'b', 'c'])
-    assert.deepEqual(client.status().quarantined, [])
-    await client.close()
-  })
-
-  test('an empty snapshot of the same epoch without a cause is kept aside, and released by a proof', async () => {
-    const made = world()
-    const client = await made.start()
-    await resolved(made, client, 'a')
-    await made.network.stream.event('snapshot', snapshotOf('e:8'), 'e:8')
-    assert.deepEqual(client.status().quarantined, ['default/stock'])
-    assert.deepEqual(idsOf((await client.resolve('stock')).view), ['a'])
-    await made.network.stream.event('snapshot', snapshotOf('e:9', [], { emptied: removalOf('a', 9) }), 'e:9')
-    assert.deepEqual((await client.resolve('stock')).nodes, [])
-    assert.deepEqual(client.status().quarantined, [])
-    await client.close()
-  })
-
-  test('a quarantined view is not confirmed by pings: its age shows', async () => {
-    const made = world()
-    const client = await made.start()
-    await resolved(made, client, 'a')
-    await made.network.stream.cut()
-    await made.clock.advance(20_000)
-    await made.network.stream.accept()
-    await made.network.stream.event('snapshot', snapshotOf('wiped:0'), 'wiped:0')
-    await made.clock.advance(10_000)
-    await made.network.stream.event('ping', {}, 'wiped:0')
-    assert.equal((await client.resolve('stock')).age, 30_000)
-    await client.close()
-  })
-
-  test('a change that removes the last node with its cause empties the service', async () => {
-    const made = world()
-    const client = await made.start()
-    await resolved(made, client, 'a', 'b')
-    const gone = [removalOf('a', 6), removalOf('b', 7, 'lease_expired')]
-    await made.network.stream.event('change', changeOf('e:5', 'e:7', [], gone), 'e:7')
-    const answer = await client.resolve('stock')
-    assert.deepEqual(answer.nodes, [])
-    assert.deepEqual(answer.view.emptied, gone[1])
-    await client.close()
-  })
-
-  test('a restarted registry that lost everything does not empty what a file says', async () => {
-    const { start, network } = await worldWithFile('a')
-    const client = await start()
-    await network.stream.accept()
-    await client.resolve('stock')
-    await network.stream.event('snapshot', snapshotOf('wiped:0'), 'wiped:0')
-    assert.deepEqual(idsOf((await client.resolve('stock')).view), ['a'])
-    await client.close()
-  })
-})
-
 describe('outage', () => {
   test('keeps serving the last view for as long as the registry is down, and only its age grows', async () => {
     const made = world()
@@ -516,6 +371,26 @@ describe('outage', () => {
     await client.close()
   })
 
+  test('nor when another process confirms the same view in the file that both share', async () => {
+    const made = world()
+    const client = await made.start()
+    await resolved(made, client, 'a')
+    const other = await made.start()
+    const [stream, otherStream] = made.network.streams as [typeof made.network.stream, typeof made.network.stream]
+    await otherStream.accept()
+    await other.resolve('stock')
+    for (let i = 0; i < 12; i++) {
+      await made.clock.advance(5_000)
+      await otherStream.event('ping', {}, 'e:5')
+      made.disk.announce(FILE)
+      await made.clock.advance(5_000)
+      await stream.event('ping', {}, 'e:5')
+      assert.deepEqual([(await client.resolve('stock')).age, (await client.resolve('stock')).source], [0, 'memory'])
+    }
+    await client.close()
+    await other.close()
+  })
+
   test('a stream that has only just opened does not make old views young', async () => {
     const made = world()
     const client = await made.start()
@@ -532,7 +407,7 @@ describe('outage', () => {
     const client = await made.start()
     await resolved(made, client, 'a')
     await made.clock.advance(1_000)
-    made.disk.fail = (operation) => (operation === 'replace' ? 'ENOSPC' : undefined)
+    made.disk.fail = (operation) => (operation === 'create' ? 'ENOSPC' : undefined)
     await made.network.stream.event('change', changeOf('e:5', 'e:6', ['b']), 'e:6')
     await made.clock.advance(1_000)
     for (let i = 0; i < 12; i++) {
@@ -550,7 +425,7 @@ describe('outage', () => {
   test('a view that could not be written is written once the disk is well again', async () => {
     const made = world()
     const client = await made.start()
-    made.disk.fail = (operation) => (operation === 'replace' ? 'ENOSPC' : undefined)
+    made.disk.fail = (operation) => (operation === 'create' ? 'ENOSPC' : undefined)
     await resolved(made, client, 'a')
     await made.clock.advance(1_000)
     assert.equal(client.status().file?.writable, false)
@@ -609,7 +484,8 @@ describe('frames', () => {
     await made.clock.advance(20_000)
     await made.network.stream.accept()
     await made.network.stream.event('change', changeOf('e:8', 'e:9', ['b']), 'e:9')
-    await made.network.stream.event('ping', {}, 'e:9')
+    // Under way before the registry was asked for the snapshot.
+    await made.network.stream.event('ping', { subscribed: 2 }, 'e:9')
     assert.equal((await client.resolve('stock')).age, 20_000)
     await client.close()
   })
@@ -705,6 +581,27 @@ describe('watch', () => {
     assert.deepEqual(await aborted, { done: true, value: undefined })
     await client.close()
     assert.deepEqual(await closed, { done: true, value: undefined })
+  })
+
+  test('goes on when an override of an unknown service goes away, without spinning', async () => {
+    const made = world()
+    made.disk.write(OVERRIDE, '{"nodes":[{"host":"10.0.0.9","port":9}]}')
+    const client = await made.start()
+    await made.network.stream.accept()
+    const views = client.watch('stock')
+    assert.deepEqual(idsOf((await views.next()).value!.view), ['10.0.0.9:9'])
+    await made.network.stream.event('snapshot', snapshotOf('e:0'), 'e:3')
+    let next: string[] | undefined
+    const later = views.next().then(({ value }) => (next = idsOf(value!.view)))
+    made.disk.files.delete(OVERRIDE)
+    made.disk.announce(OVERRIDE)
+    await settle()
+    assert.equal(client.peek('stock'), undefined)
+    assert.equal(next, undefined)
+    await made.network.stream.event('change', changeOf('e:0', 'e:4', ['a']), 'e:4')
+    await later
+    assert.deepEqual(next, ['a'])
+    await client.close()
   })
 
   test('a watched service is never evicted', async () => {

@@ -4,7 +4,7 @@ import { createServer, type AddressInfo } from 'node:net'
 import { describe, test } from 'node:test'
 import { RefusedError, UnreachableError } from '@holdfast/registry-client'
 import type { Cursor, StreamEvent } from '@holdfast/registry-client/protocol'
-import { Connection, type Session } from '../../registry-client/src/connection.ts'
+import { Connection, type Session } from '../../registry-client/src/registry/connection.ts'
 import { systemNetwork } from '../../registry-client/src/network.ts'
 import { ManualClock, settle } from '../support/manual-clock.ts'
 import { MemoryLog } from '../support/memory-log.ts'
@@ -34,7 +34,7 @@ function world(options: { endpoints?: string[]; random?: () => number } = {}) {
     {
       event: (event, session) => events.push({ event, session }),
       reachable: (is) => reachable.push(is),
-      cursorOf: (key) => cursors.get(key),
+      held: (key) => ({ cursor: cursors.get(key) }),
     },
   )
   return { clock, network, log, cursors, events, reachable, connection }
@@ -57,13 +57,14 @@ describe('the stream', () => {
           { namespace: 'default', service: 'stock', cursor: 'e:7' },
           { namespace: 'default', service: 'shop' },
         ],
+        ref: 1,
       },
     ])
     connection.subscribe('default/cart', 'default', 'cart')
     connection.unsubscribe('default/shop')
     connection.unsubscribe('default/never')
     assert.deepEqual(network.stream.sent.slice(1), [
-      { type: 'subscribe', services: [{ namespace: 'default', service: 'cart' }] },
+      { type: 'subscribe', services: [{ namespace: 'default', service: 'cart' }], ref: 2 },
       { type: 'unsubscribe', services: [{ namespace: 'default', service: 'shop' }] },
     ])
     assert.equal(network.streams.length, 1)
@@ -110,9 +111,69 @@ describe('the stream', () => {
     connection.restart('default/stock')
     connection.restart('default/never')
     assert.deepEqual(network.stream.sent.slice(1), [
-      { type: 'subscribe', services: [{ namespace: 'default', service: 'stock' }] },
+      { type: 'subscribe', services: [{ namespace: 'default', service: 'stock' }], ref: 2 },
     ])
     connection.close()
+  })
+
+  test('covers a service once the registry has sent all that was asked of it, on this stream and since it was asked', async () => {
+    const { connection, network, clock, cursors } = world()
+    cursors.set('default/stock', { epoch: 'e', revision: 12 })
+    const covers = () => ['stock', 'shop'].map((name) => connection.covers(`default/${name}`))
+    connection.open()
+    connection.subscribe('default/stock', 'default', 'stock')
+    await network.stream.accept()
+    await network.stream.event('ping', { subscribed: undefined }, 'e:20')
+    assert.deepEqual(covers(), [false, false])
+    connection.subscribe('default/shop', 'default', 'shop')
+    await network.stream.event('ping', { subscribed: 1 }, 'e:20')
+    assert.deepEqual(covers(), [true, false])
+    await network.stream.event('ping', { subscribed: 2 }, 'e:20')
+    assert.deepEqual(covers(), [true, true])
+    // Asking once more takes nothing back; a fresh snapshot does, and so does a new subscription.
+    connection.ask('default/stock')
+    assert.deepEqual(covers(), [true, true])
+    connection.restart('default/stock')
+    assert.deepEqual(covers(), [false, true])
+    await network.stream.event('ping', {}, 'e:20')
+    connection.unsubscribe('default/shop')
+    connection.subscribe('default/shop', 'default', 'shop')
+    assert.deepEqual(covers(), [true, false])
+    await network.stream.cut()
+    await clock.advance(10_000)
+    await network.stream.accept()
+    await network.stream.event('ping', { subscribed: undefined }, 'e:20')
+    assert.deepEqual(covers(), [false, false])
+    await network.stream.event('ping', {}, 'e:20')
+    assert.deepEqual(covers(), [true, true])
+    connection.close()
+  })
+
+  test('tells once that the registry cannot be reached: when it is lost, refuses, or takes its time at the start', async () => {
+    const refusing = world()
+    refusing.connection.open()
+    await refusing.network.stream.cut('refused')
+    for (let i = 0; i < 5; i++) {
+      await refusing.clock.advance(10_000)
+      await refusing.network.stream.cut('refused')
+    }
+    assert.deepEqual([refusing.reachable, refusing.connection.isDown], [[false], true])
+    await refusing.clock.advance(10_000)
+    await refusing.network.stream.accept()
+    assert.deepEqual([refusing.reachable, refusing.connection.isDown], [[false, true], false])
+    refusing.connection.close()
+
+    const slow = world()
+    slow.connection.open()
+    await slow.clock.advance(499)
+    assert.deepEqual(slow.reachable, [])
+    await slow.clock.advance(1)
+    assert.deepEqual(slow.reachable, [false])
+    await slow.network.stream.accept()
+    await slow.network.stream.cut()
+    assert.deepEqual(slow.reachable, [false, true, false])
+    slow.connection.close()
+    assert.equal(slow.clock.pending, 0)
   })
 
   test('takes the next endpoint after each failure', async () => {
@@ -289,7 +350,7 @@ describe('the stream', () => {
         event: () =>
           order.push(`applied after ${network.stream.sent.filter(({ type }) => type === 'ack').length} acks`),
         reachable() {},
-        cursorOf: () => undefined,
+        held: () => ({}),
       },
     )
     connection.open()
@@ -501,9 +562,24 @@ describe('the system network', () => {
     const reason = await new Promise<string>((resolve) => {
       const stream = systemNetwork.open('http://[nowhere/v1/watch', { open() {}, message() {}, close: resolve })
       stream.send('nothing')
-      stream.close()
     })
     assert.match(reason, /Invalid URL/)
+  })
+
+  test('a stream that is closed before it began to open does not open', async () => {
+    const seen: string[] = []
+    await new Promise<void>((resolve) => {
+      const stream = systemNetwork.open('http://127.0.0.1:1/v1/watch', {
+        open: () => seen.push('open'),
+        message() {},
+        close: (reason) => {
+          seen.push(reason)
+          resolve()
+        },
+      })
+      stream.close()
+    })
+    assert.deepEqual(seen, ['closed'])
   })
 
   test('tells of a refused connection by the innermost reason', async () => {

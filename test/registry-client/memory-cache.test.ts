@@ -2,8 +2,8 @@ import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import fc from 'fast-check'
 import { fold, type Removal, type View } from '@holdfast/registry-client/protocol'
-import type { Session } from '../../registry-client/src/connection.ts'
-import { Entry, MemoryCache, type Origin } from '../../registry-client/src/memory-cache.ts'
+import type { Session } from '../../registry-client/src/registry/connection.ts'
+import { Entry, MemoryCache, type Origin } from '../../registry-client/src/cache/memory-cache.ts'
 import { ManualClock } from '../support/manual-clock.ts'
 import { idsOf, nodeOf, removalOf, viewOf } from '../support/sample-views.ts'
 
@@ -161,6 +161,35 @@ describe('the gate', () => {
     assert.equal(made.quarantined, false)
   })
 
+  test('while the registry speaks of another epoch, a file of the one before is history', () => {
+    const { memory, entry } = world()
+    const made = entry('stock')
+    memory.offer('stock', made, viewOf('e:5', ['a', 'b']), 'registry', { heardMs: 0 })
+    assert.equal(memory.offer('stock', made, viewOf('f:2', ['c']), 'registry', { heardMs: 1 }), 'unproven')
+    assert.equal(memory.offer('stock', made, viewOf('e:9', ['a']), 'file', { heardMs: 2 }), 'older')
+    assert.deepEqual(idsOf(made.served).sort(), ['a', 'b', 'c'])
+    assert.ok(made.quarantined)
+    assert.deepEqual(made.served?.cursor, { epoch: 'f', revision: 2 })
+  })
+
+  test('a removal of an earlier life in the new epoch is no proof', () => {
+    const { memory, entry } = world()
+    const made = entry('stock')
+    const session = { heardMs: 0 }
+    const late = nodeOf('a', { incarnation: 5 })
+    memory.offer('stock', made, viewOf('e:5', [late]), 'registry', session)
+    const gone = (incarnation: number, revision: number) => {
+      const removal = removalOf('a', revision, 'lease_expired', incarnation)
+      return memory.offer('stock', made, viewOf(`f:${revision}`, [], { emptied: removal }), 'registry', session, [
+        removal,
+      ])
+    }
+    assert.equal(gone(4, 8), 'unproven')
+    assert.deepEqual(idsOf(made.served), ['a'])
+    assert.equal(gone(5, 9), 'accepted')
+    assert.deepEqual(idsOf(made.served), [])
+  })
+
   test('a node with a lease that has not returned for long is let go, a static one and the last ones never', async () => {
     const { memory, entry, clock } = world()
     const made = entry('stock')
@@ -181,17 +210,157 @@ describe('the gate', () => {
   })
 })
 
+describe("a peer's word", () => {
+  const session: Session = { heardMs: 1 }
+
+  test('counts only where there is nothing', () => {
+    assert.deepEqual(offers(['peer', viewOf('e:5', ['a'])]).verdicts, ['accepted'])
+    for (const origin of ['file', 'peer', 'registry'] as const)
+      for (const cursor of ['e:4', 'e:6', 'f:9']) {
+        const { verdicts, entry } = offers([origin, viewOf('e:5', ['a'])], ['peer', viewOf(cursor, ['b'])])
+        assert.deepEqual(verdicts, ['accepted', 'older'])
+        assert.deepEqual([idsOf(entry.view), entry.origin], [['a'], origin])
+      }
+  })
+
+  test('gives way to the registry, which knows the same place better', () => {
+    const { verdicts, entry } = offers(['peer', viewOf('e:5', ['forged'])], ['registry', viewOf('e:5', ['a'])])
+    assert.deepEqual(verdicts, ['accepted', 'accepted'])
+    assert.deepEqual([idsOf(entry.view), entry.origin], [['a'], 'registry'])
+  })
+
+  test('is not emptied without proof', () => {
+    for (const empty of ['e:5', 'e:7', 'f:0', 'f:3']) {
+      const { entry } = offers(['peer', viewOf('e:5', ['a'])], ['registry', viewOf(empty)])
+      assert.deepEqual(idsOf(entry.served), ['a'], empty)
+    }
+    const proof = viewOf('e:7', [], { emptied: removalOf('a', 7) })
+    assert.deepEqual(idsOf(offers(['peer', viewOf('e:5', ['a'])], ['registry', proof]).entry.served), [])
+  })
+
+  test('that is later than the registry stays, until the registry has gone past it', () => {
+    const { memory, entry } = world()
+    const made = entry('stock')
+    memory.offer('stock', made, viewOf('e:9', ['peer']), 'peer', { heardMs: 0 })
+    assert.equal(memory.offer('stock', made, viewOf('e:7', ['a']), 'registry', session), 'older')
+    assert.deepEqual([idsOf(made.served), made.origin], [['peer'], 'peer'])
+    // The base of the next change is what the registry said.
+    assert.deepEqual(made.heard?.cursor, { epoch: 'e', revision: 7 })
+    assert.equal(memory.offer('stock', made, viewOf('e:10', ['a', 'b']), 'registry', session), 'accepted')
+    assert.deepEqual([idsOf(made.served), made.origin], [['a', 'b'], 'registry'])
+  })
+})
+
+describe('negative answers', () => {
+  test('never stand in the place of a view, not even of one without nodes', () => {
+    const known = [
+      viewOf('e:5', ['a']),
+      viewOf('e:5', [], { emptied: removalOf('a', 5) }),
+      viewOf('e:5', [], { policy: { timeout: '1s' } }),
+    ]
+    for (const view of known)
+      for (const unknown of ['e:0', 'f:0'])
+        for (const origin of ['file', 'registry'] as const) {
+          const { entry } = offers([origin, view], ['registry', viewOf(unknown)])
+          assert.equal(entry.view, view)
+          assert.deepEqual(idsOf(entry.served), idsOf(view))
+          assert.deepEqual(entry.served?.policy, view.policy)
+          assert.equal(entry.quarantine?.reason, unknown === 'f:0' ? 'unknown' : undefined)
+        }
+  })
+
+  test('give way to a view', () => {
+    for (const [origin, cursor] of [
+      ['registry', 'e:1'],
+      ['registry', 'f:1'],
+      ['file', 'e:1'],
+    ] as const) {
+      const { verdicts } = offers(['registry', viewOf('e:0')], [origin, viewOf(cursor, ['a'])])
+      assert.deepEqual(verdicts, ['accepted', 'accepted'])
+    }
+  })
+})
+
+describe('what a view is known to reflect', () => {
+  test('is its own cursor until a life of the stream covers it, then as far as that has told, and never goes back', () => {
+    const { memory, entry } = world()
+    const made = entry('stock')
+    assert.equal(made.asOf, undefined)
+    memory.offer('stock', made, viewOf('e:5', ['a']), 'file', { heardMs: 0 })
+    assert.deepEqual(made.asOf, { epoch: 'e', revision: 5 })
+    const session: Session = { heardMs: 1, asOf: { epoch: 'e', revision: 9 } }
+    made.cover(session)
+    assert.deepEqual(made.asOf, { epoch: 'e', revision: 9 })
+    session.asOf = { epoch: 'e', revision: 12 }
+    assert.deepEqual(made.asOf, { epoch: 'e', revision: 12 })
+    made.cover({ heardMs: 2, asOf: { epoch: 'e', revision: 10 } })
+    assert.deepEqual(made.asOf, { epoch: 'e', revision: 12 })
+    made.cover(undefined)
+    assert.deepEqual(made.asOf, { epoch: 'e', revision: 12 })
+  })
+
+  test('is of the history of what is served', () => {
+    const { memory, entry } = world()
+    const made = entry('stock')
+    const session: Session = { heardMs: 1, asOf: { epoch: 'e', revision: 9 } }
+    memory.offer('stock', made, viewOf('e:5', ['a']), 'registry', session)
+    made.cover(session)
+    memory.offer('stock', made, viewOf('f:2', ['b']), 'registry', session)
+    assert.equal(made.quarantined, true)
+    assert.deepEqual(made.asOf, { epoch: 'f', revision: 2 })
+  })
+})
+
 describe('eviction', () => {
-  test('counts nodes, as many as an entry has by now, and one for the service', () => {
+  test('counts nodes, as many as an entry has by now, and one for the service; a change is no use', () => {
     const { memory, evicted, entry } = world(10)
     const first = entry('first')
-    entry('second')
+    const second = entry('second')
     entry('third', 7)
     assert.deepEqual(evicted, [])
+    memory.get('first')
+    memory.offer('second', second, viewOf('e:2', ['a', 'b', 'c']), 'registry', { heardMs: 0 })
+    assert.deepEqual(evicted, ['second'])
     memory.offer('first', first, viewOf('e:2', ['a', 'b', 'c']), 'registry', { heardMs: 0 })
     assert.deepEqual(evicted, ['second', 'third'])
     assert.equal(memory.get('first'), first)
-    assert.equal(memory.size, 1)
+    assert.deepEqual(memory.status(), { services: 1, pinned: 0, nodes: 3, evicted: { nodes: 2, services: 0 } })
+  })
+
+  test('counts every view that an entry holds: what the registry said, what is carried on, and an override', () => {
+    const { memory, entry } = world(100)
+    const made = entry('stock', 3)
+    assert.equal(memory.status().nodes, 3)
+    memory.offer('stock', made, viewOf('f:1', ['n0', 'new']), 'registry', { heardMs: 0 })
+    assert.equal(made.quarantined, true)
+    assert.equal(memory.status().nodes, 3 + 2 + 4)
+    memory.override('stock', made, viewOf('f:1', ['x', 'y']))
+    assert.equal(memory.status().nodes, 3 + 2 + 4 + 2)
+    memory.pin('stock', made)
+    assert.equal(memory.status().nodes, 11)
+    memory.override('stock', made, undefined)
+    memory.unpin('stock', made)
+    assert.equal(memory.status().nodes, 9)
+    memory.offer('stock', made, viewOf('f:2', ['n0', 'n1', 'n2']), 'registry', { heardMs: 0 })
+    assert.equal(memory.status().nodes, 3)
+    memory.evict('stock')
+    assert.equal(memory.status().nodes, 0)
+  })
+
+  test('an override and what is carried on make others give way too', () => {
+    const { memory, evicted, entry } = world(8)
+    entry('other', 2)
+    const made = entry('stock', 3)
+    assert.deepEqual(evicted, [])
+    memory.override('stock', made, viewOf('e:1', ['x', 'y']))
+    assert.deepEqual(evicted, ['other'])
+  })
+
+  test('counts which bound was met', () => {
+    const { memory, evicted, entry } = world(1_000, 2)
+    for (const key of ['a', 'b', 'c', 'd']) entry(key, 1)
+    assert.deepEqual(evicted, ['a', 'b'])
+    assert.deepEqual(memory.status().evicted, { nodes: 0, services: 2 })
   })
 
   test('takes what was used least recently', () => {

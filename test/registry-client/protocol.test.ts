@@ -22,6 +22,7 @@ import {
   ProtocolError,
   type ChangeFrame,
   type Cursor,
+  type Removal,
   type View,
 } from '@holdfast/registry-client/protocol'
 import { changeOf, idsOf, nodeOf, removalOf, snapshotOf, viewOf } from '../support/sample-views.ts'
@@ -156,6 +157,19 @@ describe('proof', () => {
     assert.deepEqual(left(viewOf('f:4', [], { emptied: removalOf('b', 4) }), ['a']), ['c'])
   })
 
+  test('across epochs the removal of an earlier life says nothing of a node with a lease', () => {
+    const known = viewOf('e:9', [nodeOf('a', { incarnation: 2 })])
+    const left = (emptied: Removal) => unaccounted(known, viewOf('f:12', [], { emptied })).map(({ id }) => id)
+    // As a backup has it that was made while the node was away.
+    assert.deepEqual(left(removalOf('a', 7, 'deregistered', 1)), ['a'])
+    assert.deepEqual(left(removalOf('a', 11, 'deregistered', 2)), [])
+    const { incarnation, ...unknown } = removalOf('a', 11)
+    assert.equal(incarnation, 1)
+    assert.deepEqual(left(unknown), ['a'])
+    const permanent = viewOf('e:9', [nodeOf('a', { incarnation: 2, leased: false })])
+    assert.deepEqual(unaccounted(permanent, viewOf('f:12', [], { emptied: removalOf('a', 7) })), [])
+  })
+
   test('what is carried over stands beside what is there, and gives way to it', () => {
     const known = viewOf('e:5', ['a', 'b'])
     const next = viewOf('f:2', ['b', 'z'])
@@ -214,11 +228,11 @@ describe('decoding', () => {
       policy: { routes: [{ to: [{ labels: { v: '1' } }] }] },
     })
     const again = decodeView(JSON.parse(JSON.stringify(encodeView(view))))
-    assert.deepEqual(again, view)
+    assert.deepEqual(encodeView(again), encodeView(view))
     const seen: unknown[] = [again, ...again.nodes.values(), again.policy, again.cursor]
     while (seen.length > 0) {
       const part = seen.pop()
-      if (typeof part !== 'object' || part === null || part instanceof Map) continue
+      if (typeof part !== 'object' || part === null) continue
       assert.ok(Object.isFrozen(part), JSON.stringify(part))
       seen.push(...(Object.values(part) as unknown[]))
     }
@@ -277,6 +291,12 @@ describe('decoding', () => {
   })
 
   test('what a client may send is read', () => {
+    assert.deepEqual(decodeClientMessage({ type: 'subscribe', services: [], reach: 'e:07', ref: 3 }), {
+      type: 'subscribe',
+      services: [],
+      reach: 'e:7',
+      ref: 3,
+    })
     assert.deepEqual(decodeClientMessage({ type: 'ack', cursor: 'e:0001' }), { type: 'ack', cursor: 'e:1' })
     const services = [
       { service: '*', namespace: '*' },

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import { RefusedError, type NodeRegistration } from '@holdfast/registry-client'
-import { Connection } from '../../registry-client/src/connection.ts'
+import { Connection } from '../../registry-client/src/registry/connection.ts'
 import type { HttpAnswer } from '../../registry-client/src/network.ts'
-import { Registrar } from '../../registry-client/src/registrar.ts'
+import { Registrar } from '../../registry-client/src/registry/registrar.ts'
 import { ManualClock, settle } from '../support/manual-clock.ts'
 import { MemoryLog } from '../support/memory-log.ts'
 import { answer, problem, ScriptedNetwork, silence, type ScriptedCall } from '../support/scripted-network.ts'
@@ -16,12 +16,18 @@ const NODE: NodeRegistration = { service: 'stock', port: 8080 }
 class TinyRegistry {
   readonly leases = new Set<string>()
   readonly nodes = new Map<string, Record<string, unknown>>()
+  epoch = 'e1'
   down = false
   #leases = 0
   /** Answers instead of the registry. */
   instead: (call: ScriptedCall) => HttpAnswer | Promise<HttpAnswer> | undefined = () => undefined
 
-  answer(call: ScriptedCall): HttpAnswer | Promise<HttpAnswer> {
+  async answer(call: ScriptedCall): Promise<HttpAnswer> {
+    const given = await this.#answer(call)
+    return { ...given, header: (name) => (name === 'holdfast-cursor' ? `${this.epoch}:1` : given.header(name)) }
+  }
+
+  #answer(call: ScriptedCall): HttpAnswer | Promise<HttpAnswer> {
     if (this.down) throw new Error('connect ECONNREFUSED')
     const instead = this.instead(call)
     if (instead) return instead
@@ -45,7 +51,8 @@ class TinyRegistry {
     const held = this.nodes.get(key)
     if (call.method === 'DELETE') {
       const query = url.searchParams
-      if (held && query.get('incarnation') !== String(held.incarnation)) return problem(409, 'stale_incarnation')
+      if (held && query.has('incarnation') && query.get('incarnation') !== String(held.incarnation))
+        return problem(409, 'stale_incarnation')
       if (held && query.has('lease') && query.get('lease') !== held.lease) return problem(409, 'stale_incarnation')
       this.nodes.delete(key)
       return answer(204)
@@ -64,9 +71,21 @@ class TinyRegistry {
     this.leases.delete(lease)
     for (const [key, node] of this.nodes) if (node.lease === lease) this.nodes.delete(key)
   }
+
+  /** @returns what brings the store back to what it is now, as another store */
+  backup(): () => void {
+    const [leases, nodes] = [[...this.leases], [...this.nodes]]
+    return () => {
+      this.epoch += 'x'
+      this.leases.clear()
+      this.nodes.clear()
+      for (const id of leases) this.leases.add(id)
+      for (const [key, node] of nodes) this.nodes.set(key, node)
+    }
+  }
 }
 
-function world() {
+function world(endpoints = ['http://registry:7400']) {
   const clock = new ManualClock()
   const network = new ScriptedNetwork()
   const registry = new TinyRegistry()
@@ -74,8 +93,8 @@ function world() {
   const random = seededRandom(7)
   network.respond = (call) => registry.answer(call)
   const connection = new Connection(
-    { endpoints: ['http://registry:7400'], network, clock, random, log },
-    { event() {}, reachable() {}, cursorOf: () => undefined },
+    { endpoints, network, clock, random, log },
+    { event() {}, reachable() {}, held: () => ({}) },
   )
   const registrar = new Registrar({
     connection,
@@ -512,4 +531,314 @@ test('waiting callers leave nothing behind in a long outage', async () => {
   }
   assert.deepEqual((registration as unknown as { settled: unknown[] }).settled, [])
   await registrar.close()
+})
+
+const KEY = 'stock/127.0.0.1:8080'
+const OTHER = 'shop/127.0.0.1:9090'
+
+/** Takes the next registrations of one service and does not answer them. @returns what arrives late, when it is called */
+function freeze({ registry }: ReturnType<typeof world>, service = 'stock', times = 1) {
+  const held: ScriptedCall[] = []
+  registry.instead = (call) => {
+    if (call.method !== 'PUT' || !call.path.includes(`/${service}/`) || held.length === times) return undefined
+    held.push(call)
+    return silence()
+  }
+  return {
+    held,
+    thaw: async () => {
+      for (const call of held) await registry.answer(call)
+    },
+  }
+}
+
+/** @returns what to call for the longest time that a lease went without a renewal since */
+function renewals({ network, clock }: ReturnType<typeof world>, lease: string): () => number {
+  let [lastMs, longestMs] = [clock.now(), 0]
+  const respond = network.respond
+  network.respond = (call) => {
+    if (call.path === `/v1/leases/${lease}/renew`) {
+      longestMs = Math.max(longestMs, clock.now() - lastMs)
+      lastMs = clock.now()
+    }
+    return respond(call)
+  }
+  return () => Math.max(longestMs, clock.now() - lastMs)
+}
+
+/** @returns nodes that were missing after any request */
+function watchFor({ network, registry }: ReturnType<typeof world>, keys: readonly string[]): Set<string> {
+  const missing = new Set<string>()
+  const respond = network.respond
+  network.respond = async (call) => {
+    const answered = await respond(call)
+    for (const key of keys) if (!registry.nodes.has(key)) missing.add(key)
+    return answered
+  }
+  return missing
+}
+
+describe('a registration that arrives late', () => {
+  test('does not undo a change that was acknowledged since', async () => {
+    const it = world()
+    const registration = await it.registrar.register(NODE)
+    const late = freeze(it)
+    const first = registration.update({ weight: 1 })
+    await it.clock.advance(10_000)
+    await first
+    await registration.update({ weight: 2 })
+    await late.thaw()
+    assert.equal(late.held.length, 1)
+    assert.equal(it.registry.nodes.get(KEY)!.weight, 2)
+    await it.registrar.close()
+  })
+
+  test('nor when another endpoint has answered in the place of the one that has it', async () => {
+    const it = world(['http://a:7400', 'http://b:7400'])
+    const late = freeze(it)
+    const registering = it.registrar.register({ ...NODE, weight: 1 })
+    await it.clock.advance(6_000)
+    const registration = await registering
+    assert.equal(registration.state, 'registered')
+    await registration.update({ weight: 2 })
+    await late.thaw()
+    assert.equal(late.held.length, 1)
+    assert.equal(it.registry.nodes.get(KEY)!.weight, 2)
+    await it.registrar.close()
+  })
+
+  test('nor a change that was refused since', async () => {
+    const it = world()
+    const registration = await it.registrar.register({ ...NODE, weight: 1 })
+    const late = freeze(it)
+    const first = registration.update({ weight: 2 })
+    await it.clock.advance(3_000)
+    await first
+    it.registry.instead = (call) => (call.json?.weight === 3 ? problem(400, 'invalid_request') : undefined)
+    const refused = assert.rejects(registration.update({ weight: 3 }), RefusedError)
+    await it.clock.advance(10_000)
+    await refused
+    await late.thaw()
+    assert.equal(late.held.length, 1)
+    assert.equal(it.registry.nodes.get(KEY)!.weight, 1)
+    await it.registrar.close()
+  })
+
+  test('outranks nothing, however often the same is said: a newer life of the node stays the newer', async () => {
+    const it = world()
+    const late = freeze(it, 'stock', 20)
+    const started = it.clock.wall()
+    const registering = it.registrar.register(NODE)
+    await it.clock.advance(240_000)
+    const registration = await registering
+    assert.equal(late.held.length, 20)
+    assert.equal(it.registry.nodes.get(KEY)!.incarnation, started)
+    await registration.update({ weight: 2 })
+    assert.equal(it.registry.nodes.get(KEY)!.incarnation, started + 1)
+    await registration.update({ weight: 3 })
+    assert.equal(it.registry.nodes.get(KEY)!.incarnation, started + 1)
+    await it.registrar.close()
+  })
+
+  test('does not bring a node back that was deregistered since, and the others are there all the time', async () => {
+    const it = world()
+    const registration = await it.registrar.register(NODE)
+    const staying = await it.registrar.register({ service: 'shop', port: 9090 })
+    const late = freeze(it)
+    const updating = registration.update({ weight: 1 })
+    await it.clock.advance(10_000)
+    await updating
+    const missing = watchFor(it, [OTHER])
+    await registration.close()
+    assert.equal(registration.state, 'closed')
+    await late.thaw()
+    assert.equal(late.held.length, 1)
+    assert.deepEqual([...it.registry.nodes.keys()], [OTHER])
+    assert.deepEqual([...missing], [])
+    assert.deepEqual([...it.registry.leases], ['L2'])
+    assert.equal(it.registry.nodes.get(OTHER)!.lease, 'L2')
+    assert.equal(staying.state, 'registered')
+    await it.clock.advance(TTL_MS * 3)
+    assert.equal(it.asked('POST', '/leases').filter(({ path }) => path === '/v1/leases').length, 2)
+    await it.registrar.close()
+  })
+
+  test('nor when it was the only one', async () => {
+    const it = world()
+    const late = freeze(it)
+    const registering = it.registrar.register(NODE)
+    await it.clock.advance(10_000)
+    const registration = await registering
+    await registration.close()
+    assert.equal(registration.state, 'closed')
+    await late.thaw()
+    assert.equal(late.held.length, 1)
+    assert.equal(it.registry.nodes.size, 0)
+    assert.equal(it.registry.leases.size, 0)
+    assert.equal(it.clock.pending, 0)
+  })
+
+  test('nor does it count as deregistered before that is so', async () => {
+    const it = world()
+    await it.registrar.register({ service: 'shop', port: 9090 })
+    const late = freeze(it)
+    const registering = it.registrar.register(NODE)
+    await it.clock.advance(10_000)
+    const registration = await registering
+    it.registry.instead = (call) =>
+      call.method === 'DELETE' && call.path.includes('/leases/') ? problem(500, 'internal_error') : undefined
+    const closing = registration.close()
+    await it.clock.advance(3_000)
+    await closing
+    assert.notEqual(registration.state, 'closed')
+    await late.thaw()
+    it.registry.instead = () => undefined
+    await it.clock.advance(6_000)
+    assert.equal(registration.state, 'closed')
+    assert.deepEqual([...it.registry.nodes.keys()], [OTHER])
+    await it.registrar.close()
+  })
+
+  test('keeps no node there that leaves while the others cannot be taken over to another lease', async () => {
+    const it = world()
+    await it.registrar.register({ service: 'shop', port: 9090 })
+    const registration = await it.registrar.register(NODE)
+    const late = freeze(it, 'stock', 2)
+    for (const weight of [1, 2]) {
+      const updating = registration.update({ weight })
+      await it.clock.advance(5_000)
+      await updating
+    }
+    assert.equal(late.held.length, 2)
+    it.registry.instead = (call) => (call.method === 'PUT' ? problem(500, 'internal_error') : undefined)
+    const closing = registration.close()
+    await it.clock.advance(5_000)
+    await closing
+    assert.deepEqual([...it.registry.nodes.keys()], [OTHER])
+    assert.notEqual(registration.state, 'closed')
+    it.registry.instead = () => undefined
+    await it.clock.advance(6_000)
+    await late.thaw()
+    assert.equal(registration.state, 'closed')
+    assert.deepEqual([...it.registry.nodes.keys()], [OTHER])
+    await it.registrar.close()
+  })
+
+  test('does not take its own next life along', async () => {
+    const it = world()
+    await it.registrar.register({ service: 'shop', port: 9090 })
+    const registration = await it.registrar.register(NODE)
+    const late = freeze(it)
+    const updating = registration.update({ weight: 1 })
+    await it.clock.advance(10_000)
+    await updating
+    const closing = registration.close()
+    const again = await it.registrar.register({ ...NODE, weight: 7 })
+    await closing
+    await late.thaw()
+    for (const call of it.asked('DELETE', '/nodes/')) await it.registry.answer(call)
+    assert.equal(late.held.length, 1)
+    assert.deepEqual([registration.state, again.state], ['closed', 'registered'])
+    assert.equal(it.registry.nodes.get(KEY)!.weight, 7)
+    assert.equal(it.registry.leases.has(it.registry.nodes.get(KEY)!.lease as string), true)
+    await it.registrar.close()
+  })
+
+  test('does not bring a superseded node back when the newer instance has left', async () => {
+    const it = world()
+    await it.registrar.register({ service: 'shop', port: 9090 })
+    const registration = await it.registrar.register(NODE)
+    const late = freeze(it)
+    const updating = registration.update({ weight: 1 })
+    await it.clock.advance(3_000)
+    await updating
+    it.registry.nodes.set(KEY, { incarnation: it.clock.wall() + 1_000, lease: 'other' })
+    await it.clock.advance(10_000)
+    assert.equal(registration.state, 'superseded')
+    it.registry.nodes.delete(KEY)
+    await late.thaw()
+    assert.equal(late.held.length, 1)
+    assert.deepEqual([...it.registry.nodes.keys()], [OTHER])
+    await it.registrar.close()
+  })
+})
+
+describe('a new epoch', () => {
+  test('gives back what was changed, added and taken out after the backup, and nothing is missing meanwhile', async () => {
+    const it = world()
+    const changed = await it.registrar.register({ ...NODE, weight: 1 })
+    const left = await it.registrar.register({ service: 'left', port: 1 })
+    await it.registrar.register({ service: 'shop', port: 9090 })
+    const restore = it.registry.backup()
+    await changed.update({ weight: 2 })
+    await left.close()
+    await it.registrar.register({ service: 'added', port: 2 })
+    restore()
+    const missing = watchFor(it, [KEY, OTHER])
+    await it.clock.advance(TTL_MS / 3)
+    assert.deepEqual([...it.registry.nodes.keys()].sort(), ['added/127.0.0.1:2', OTHER, KEY])
+    assert.equal(it.registry.nodes.get(KEY)!.weight, 2)
+    assert.deepEqual([...it.registry.leases], ['L2'])
+    assert.deepEqual([...missing], [])
+    assert.equal(it.log.of('warn', 'new epoch').length, 1)
+    const requests = it.network.calls.length
+    await it.clock.advance(TTL_MS)
+    assert.deepEqual([...new Set(it.network.calls.slice(requests).map(({ path }) => path))], ['/v1/leases/L2/renew'])
+    await it.registrar.close()
+    assert.equal(it.clock.pending, 0)
+  })
+
+  test('keeps the old lease for as long as no other is granted', async () => {
+    const it = world()
+    await it.registrar.register(NODE)
+    it.registry.backup()()
+    it.registry.instead = ({ path }) => (path === '/v1/leases' ? problem(429, 'too_many_requests') : undefined)
+    const silentMs = renewals(it, 'L1')
+    await it.clock.advance(TTL_MS * 20)
+    assert.ok(silentMs() < TTL_MS, `not renewed for ${silentMs()} ms`)
+    assert.equal(it.asked('DELETE', '').length, 0)
+    it.registry.instead = () => undefined
+    await it.clock.advance(6_000)
+    assert.deepEqual([...it.registry.leases], ['L2'])
+    assert.equal(it.registry.nodes.get(KEY)!.lease, 'L2')
+    await it.registrar.close()
+  })
+
+  test('keeps the old lease for as long as a node cannot be taken over to the next', async () => {
+    const it = world()
+    const failing = await it.registrar.register(NODE)
+    await it.registrar.register({ service: 'shop', port: 9090 })
+    it.registry.backup()()
+    it.registry.instead = ({ method, path }) =>
+      method === 'PUT' && path.includes('/stock/') ? problem(500, 'internal_error') : undefined
+    const silentMs = ['L1', 'L2'].map((lease) => renewals(it, lease))
+    await it.clock.advance(TTL_MS * 20)
+    for (const ms of silentMs) assert.ok(ms() < TTL_MS, `not renewed for ${ms()} ms`)
+    assert.deepEqual([it.registry.nodes.get(KEY)!.lease, it.registry.nodes.get(OTHER)!.lease], ['L1', 'L2'])
+    const closing = failing.close()
+    await it.clock.advance(6_000)
+    await closing
+    assert.deepEqual([failing.state, ...it.registry.nodes.keys()], ['closed', OTHER])
+    assert.deepEqual([...it.registry.leases], ['L2'])
+    await it.registrar.close()
+  })
+
+  test('after another leaves no more leases behind than it may', async () => {
+    const it = world()
+    await it.registrar.register(NODE)
+    it.registry.instead = ({ method }) => (method === 'PUT' ? problem(500, 'internal_error') : undefined)
+    for (let i = 0; i < 20; i++) {
+      it.registry.backup()()
+      await it.clock.advance(TTL_MS)
+    }
+    assert.ok(it.registry.leases.size <= 5, `${it.registry.leases.size} leases`)
+    assert.equal(it.registry.nodes.has(KEY), true)
+    it.registry.instead = () => undefined
+    await it.clock.advance(TTL_MS)
+    assert.equal(it.registry.leases.size, 1)
+    assert.equal(it.registry.leases.has(it.registry.nodes.get(KEY)!.lease as string), true)
+    await it.registrar.close()
+    assert.equal(it.registry.leases.size, 0)
+    assert.equal(it.clock.pending, 0)
+  })
 })

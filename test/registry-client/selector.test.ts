@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import { NoNodesError, type Pick } from '@holdfast/registry-client'
-import { Selector, type SelectorStrategy } from '../../registry-client/src/selector.ts'
+import { Selector, type SelectorStrategy } from '../../registry-client/src/selection/selector.ts'
 import { ManualClock } from '../support/manual-clock.ts'
 import { nodeOf, viewOf } from '../support/sample-views.ts'
 import { seededRandom } from '../support/seeded-random.ts'

@@ -426,6 +426,43 @@ test('first snapshots larger than the buffer come in pieces, with what changed m
   for (let index = 0; index < Math.min(rounds, 50); index++) assert.ok(views.get(`default/s${index}`)?.nodes.has('b'))
 })
 
+test('whoever gives a number is told it when all that was asked for has been sent, and not before', () => {
+  const { commit, connect } = setUp()
+  commit(put('a'))
+  const { sink, subscriber } = connect('websocket')
+  const told = () =>
+    sink.seen.splice(0).map(({ event, id, data }) => `${event} ${id?.split(':')[1] ?? ''} ${String(data.subscribed)}`)
+  subscriber.subscribe([want('stock')], 7)
+  assert.deepEqual(told(), ['snapshot 1 undefined', 'ping 1 7'])
+  subscriber.subscribe([want('stock', 1)], 8)
+  assert.deepEqual(told(), ['ping 1 8'])
+  subscriber.subscribe([want('stock', 1)])
+  assert.deepEqual(told(), ['ping 1 undefined'])
+
+  // Larger than what may wait for a reader, so that the rest has to wait.
+  const labels = Object.fromEntries(Array.from({ length: 60 }, (_, index) => [`label-${index}`, 'x'.repeat(250)]))
+  const services = Array.from({ length: 12 }, (_, index) => `s${index}`)
+  for (const service of services) commit(put('a', service, { labels }))
+  sink.isStalled = true
+  subscriber.subscribe(
+    services.map((service) => want(service)),
+    9,
+  )
+  subscriber.subscribe([want('stock', 1)], 10)
+  assert.ok(subscriber.isBehind)
+  assert.ok(told().every((line) => line.startsWith('snapshot')))
+  commit(put('b'))
+  for (let round = 0; subscriber.isBehind; round++) {
+    assert.ok(round < 50)
+    assert.ok(told().every((line) => line.endsWith('undefined')))
+    sink.drain()
+    sink.isStalled = true
+    subscriber.drained()
+  }
+  // The last number stands for those before it; the change came before it.
+  assert.deepEqual(told().slice(-2), ['change 14 undefined', 'ping 14 10'])
+})
+
 test('a reader that takes nothing for a minute is disconnected', async () => {
   const { clock, hub, commit, connect } = setUp()
   const { sink, subscriber } = connect()

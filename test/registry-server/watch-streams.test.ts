@@ -160,6 +160,33 @@ test('one WebSocket carries subscriptions, changes and acknowledgements', async 
   assert.equal((await events.next()).event, 'ping')
 })
 
+test('a WebSocket is told when all that it asked for has been sent, which is after what it named was reached', async (context) => {
+  const { registry, url, call } = await startRegistry(context)
+  await call('PUT', '/v1/services/stock/nodes/a', someNode)
+  const { epoch } = registry.parts.hub.cursor
+  const { events, send } = await openWebSocket(context, `${url}/v1/watch`)
+  send({ type: 'subscribe', services: [{ service: 'stock' }], ref: 1 })
+  const first = [await events.next(), await events.next()]
+  assert.deepEqual(
+    first.map((event) => [event.event, event.id?.revision, event.event === 'ping' && event.subscribed]),
+    [
+      ['snapshot', 1, false],
+      ['ping', 1, 1],
+    ],
+  )
+  const synced: string[] = []
+  const { store } = registry.parts
+  const sync = store.sync.bind(store)
+  store.sync = async () => {
+    await sync()
+    synced.push('reached')
+  }
+  // Ahead of this registry, as after writing through another.
+  send({ type: 'subscribe', services: [{ service: 'stock', cursor: `${epoch}:1` }], reach: `${epoch}:5`, ref: 2 })
+  const second = await events.next()
+  assert.deepEqual([second.event === 'ping' && second.subscribed, synced], [2, ['reached']])
+})
+
 test("a WebSocket's URL may name the services, as for server-sent events", async (context) => {
   const { url, call } = await startRegistry(context)
   await call('PUT', '/v1/services/stock/nodes/a', someNode)
@@ -178,6 +205,8 @@ for (const [what, message, reason] of [
     /namespace/,
   ],
   ['with a cursor that cannot be read', '{"type":"ack","cursor":"x"}', /cursor/],
+  ['with a place to reach that is none', '{"type":"subscribe","services":[],"reach":"x"}', /reach/],
+  ['with a number that is none', '{"type":"subscribe","services":[],"ref":-1}', /ref/],
 ] as const)
   test(`a message ${what} closes the WebSocket with 1008 and the reason`, async (context) => {
     const { url, call } = await startRegistry(context)

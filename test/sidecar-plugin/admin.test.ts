@@ -33,8 +33,9 @@ function start(over: Partial<AdminSubject> = {}) {
     remove: async (service) => specs.delete(service),
     registrations: () => [...specs.values()].map(reportOf),
     views: () => [{ service: 'stock' }],
-    view: (service, namespace) => (service === 'stock' ? { service, namespace, source: 'file' } : undefined),
+    view: async (service, namespace) => (service === 'stock' ? { service, namespace, source: 'file' } : undefined),
     explain: (service, namespace, asked) => (service === 'stock' ? { service, namespace, ...asked } : undefined),
+    rehearse: async (services, namespace) => (services ?? ['all']).map((service) => ({ service, namespace })),
     config: () => ({ namespace: 'default' }),
     stats: () => ({ requests: 1 }),
     metrics: () => Promise.resolve('# metrics\n'),
@@ -259,4 +260,26 @@ test('whatever is sent, the answer is never a 5xx, and an error is always a prob
     ),
     { numRuns: 400, seed: 11 },
   )
+})
+
+describe('a rehearsal', () => {
+  test('is of the services named, or of all', async () => {
+    const { call } = start()
+    assert.deepEqual((await call('GET', '/v1/rehearsal')).body, {
+      services: [{ service: 'all', namespace: 'default' }],
+    })
+    const some = await call('GET', '/v1/rehearsal?service=a,b&namespace=blue')
+    assert.deepEqual(some.body.services, [
+      { service: 'a', namespace: 'blue' },
+      { service: 'b', namespace: 'blue' },
+    ])
+  })
+
+  test('of what is no service is refused, and says which', async () => {
+    const { call } = start()
+    const answer = await call('GET', '/v1/rehearsal?service=a,No')
+    assert.deepEqual([answer.status, answer.body.errors?.[0]?.path], [400, 'query.service.1'])
+    assert.equal((await call('GET', `/v1/rehearsal?service=${'a,'.repeat(1_000)}a`)).status, 400)
+    assert.equal((await call('POST', '/v1/rehearsal')).headers.allow, 'GET')
+  })
 })

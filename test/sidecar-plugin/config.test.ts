@@ -28,7 +28,9 @@ test('without anything said it stands on loopback, with the documented ports', (
     admin: { host: '127.0.0.1', port: 7500 },
     outbound: { host: '127.0.0.1', port: 7501 },
     inbound: { host: '127.0.0.1', port: 7502 },
+    peers: undefined,
   })
+  assert.deepEqual(config.peers, [])
   assert.deepEqual(config.registry, ['http://127.0.0.1:7400'])
   assert.deepEqual(config.drain, { settle: 1_000, idle: 5_000, timeout: 30_000 })
   assert.equal(config.accessLog, 'off')
@@ -45,6 +47,23 @@ test('flags win over the environment, that over the file, that over the defaults
     [config.listeners.outbound.port, config.listeners.inbound.port, config.listeners.admin.port],
     [3, 2, 1],
   )
+})
+
+test('peers are answered where a port is named, on the inbound side’s address or one of their own', () => {
+  assert.deepEqual(load(['--peer-port', '7503']).listeners.peers, { host: '127.0.0.1', port: 7503 })
+  assert.deepEqual(load(['--peer-port', '0', '--host', '10.0.0.1']).listeners.peers, { host: '10.0.0.1', port: 0 })
+  const file = 'listeners: { peers: { host: 10.0.0.2, port: 7503 } }'
+  assert.deepEqual(load([], { file }).listeners.peers, { host: '10.0.0.2', port: 7503 })
+  assert.match(problemsOf(() => load(['--peer-port', '70000']))['listeners.peers.port']!, /must be 1..65535/)
+})
+
+test('peers are URLs, few, and named with their place when they are not', () => {
+  assert.deepEqual(load(['--peers', 'http://a:7503/,https://b:7503']).peers, ['http://a:7503', 'https://b:7503'])
+  const problems = problemsOf(() => load([], { file: 'peers: [http://a:1, 10.0.0.1, http://b/?x=1]' }))
+  assert.deepEqual(Object.keys(problems), ['peers.1', 'peers.2'])
+  assert.match(problems['peers.1']!, /must be a URL such as/)
+  const many = Array.from({ length: 17 }, (_, index) => `http://peer-${index}:7503`)
+  assert.match(problemsOf(() => load(['--peers', many.join(',')])).peers!, /^at most 16/)
 })
 
 test('what is cached stands in the user’s cache directory, elsewhere, or nowhere, as told', () => {

@@ -3,7 +3,13 @@
 import { once } from 'node:events'
 import { createServer, type RequestListener, type Server } from 'node:http'
 import { connect, type AddressInfo, type Socket } from 'node:net'
-import { NoNodesError, ResolveError, type Resolved } from '@holdfast/registry-client'
+import {
+  NoNodesError,
+  ResolveError,
+  type ClientMetrics,
+  type KnownView,
+  type Resolved,
+} from '@holdfast/registry-client'
 import {
   decodeView,
   encodeView,
@@ -98,12 +104,47 @@ export class FakeClient {
 
   async resolve(service: string): Promise<Resolved> {
     this.subscribed.push(service)
-    return this.peek(service) ?? Promise.reject(new ResolveError('unknown_service', service, ['the table']))
+    return this.peek(service) ?? Promise.reject(new ResolveError('unknown_service', service, []))
   }
 
   peek(service: string): Resolved | undefined {
     const view = this.table.get(service)
     return view && resolvedOf(view, this.source)
+  }
+
+  async lookup(service: string): Promise<KnownView | undefined> {
+    const view = this.table.get(service)
+    return view && { view, age: 0, source: 'memory' }
+  }
+
+  get reachable(): boolean {
+    return true
+  }
+
+  async rehearse(): Promise<never[]> {
+    return []
+  }
+
+  metrics(): ClientMetrics {
+    const none = { services: 0, oldestMs: 0 }
+    const level = { hits: 0, misses: 0 }
+    return {
+      connection: { reachable: true, endpoint: '', reconnects: 0, opened: 1, lastError: undefined, subscriptions: 0 },
+      file: undefined,
+      memory: { services: 0, pinned: 0, nodes: 0, evicted: { nodes: 0, services: 0 } },
+      peers: { urls: [], asked: 0, answered: 0, unknown: 0, failed: 0, lastError: undefined },
+      services: this.table.size,
+      unknown: 0,
+      quarantined: [],
+      overridden: [],
+      sources: { memory: none, file: none, peer: none },
+      registrations: 0,
+      resumes: { nothing: 0, change: 0, snapshot: 0 },
+      ...{ snapshots: 0, changes: 0, restarts: 0, quarantines: 0, released: 0, idled: 0 },
+      levels: { memory: level, file: level, peer: level, registry: level },
+      outageProbes: undefined,
+      negativeAnswers: 0,
+    }
   }
 
   views(): Resolved[] {
@@ -122,7 +163,7 @@ export class FakeClient {
     return []
   }
 
-  async register(spec: NodeSpec): Promise<Handle & { service: string; namespace: string }> {
+  async register(spec: NodeSpec): Promise<Handle & { service: string; namespace: string; cursor: string | undefined }> {
     this.registered.push(spec)
     this.events.push(`register ${spec.service} ${spec.status}`)
     let state: Handle['state'] = 'registered'
@@ -130,6 +171,7 @@ export class FakeClient {
       id: spec.id,
       service: spec.service,
       namespace: spec.namespace,
+      cursor: undefined,
       get state() {
         return state
       },
@@ -156,6 +198,7 @@ function resolvedOf(view: View, source: Resolved['source']): Resolved {
     nodes: [...view.nodes.values()],
     policy: encodeView(view).policy ? view.policy : undefined,
     cursor: view.cursor,
+    asOf: view.cursor,
     source,
     age: 0,
     reachable: true,

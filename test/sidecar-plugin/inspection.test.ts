@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import type { NodeReport, Resolved } from '@holdfast/registry-client'
+import { decodeView } from '@holdfast/registry-client/protocol'
 import { loadConfig } from '../../sidecar-plugin/src/config.ts'
-import { explain, shownConfig } from '../../sidecar-plugin/src/inspection.ts'
-import { FakeClient } from './fakes.ts'
+import { explain, shownConfig, shownKnown, shownView } from '../../sidecar-plugin/src/inspection.ts'
+import { FakeClient, viewOf } from './fakes.ts'
 
 function explained(known: Resolved, calls: readonly NodeReport[]) {
   return explain({
@@ -65,4 +66,26 @@ test('the effective configuration reads like its file, durations with their unit
   assert.match(JSON.stringify(shown), /http:\/\/user:\*\*\*@host:7400/)
   assert.deepEqual(shown.drain, { settle: '1s', idle: '5s', timeout: '30s' })
   assert.equal(shown.services[0]!.healthCheck.interval, '1500ms')
+})
+
+test('a view is shown as it travels, and what else is served beside it, where a peer does not read', () => {
+  const client = new FakeClient()
+  client.set('stock', [{ id: 'a' }, { id: 'b' }])
+  const served = client.peek('stock')!
+  const known = { view: served.view, age: 1_234.5, source: 'file' as const }
+  const plain = shownKnown(known, served, false) as Record<string, unknown>
+  assert.deepEqual([plain.age, plain.source, plain.reachable, plain.serving], [1_235, 'file', false, undefined])
+  assert.deepEqual(decodeView(plain).nodes.size, 2)
+  const forced = { ...served, view: viewOf('stock', [{ id: 'forced' }]), overridden: true }
+  const shown = shownKnown(known, forced, true) as { serving: { why: string; nodes: { id: string }[] } }
+  assert.deepEqual([shown.serving.why, shown.serving.nodes.map(({ id }) => id)], ['override', ['forced']])
+  assert.deepEqual([...decodeView(shown).nodes.keys()], ['a', 'b'])
+  const kept = shownKnown(known, { ...forced, overridden: false }, true) as typeof shown
+  assert.equal(kept.serving.why, 'quarantine')
+  assert.equal((shownView(forced) as { overridden?: boolean }).overridden, true)
+})
+
+test('passwords of peers are masked like those of registries', () => {
+  const { config } = loadConfig({ argv: ['--peers', 'http://me:secret@peer:7503'], env: { HOME: '/h' } })
+  assert.deepEqual((shownConfig(config) as { peers: string[] }).peers, ['http://me:***@peer:7503'])
 })

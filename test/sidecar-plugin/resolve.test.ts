@@ -49,7 +49,7 @@ test('the wait for a first answer ends with the caller’s timeout, and says wha
     peek: () => undefined,
     resolve: (_service: string, options: { deadline: number }) => {
       deadlines.push(options.deadline)
-      return Promise.reject(new ResolveError('unresolved', 'stock', ['file: nothing readable']))
+      return Promise.reject(new ResolveError('unresolved', 'stock', [{ level: 'file', outcome: 'nothing readable' }]))
     },
   }
   const service = resolve({ resolver, limitMs: 15_000 })(async () => replyOf())

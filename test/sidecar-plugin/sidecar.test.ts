@@ -156,7 +156,7 @@ describe('a call through both sidecars', () => {
     }
     assert.deepEqual(stats.requests, { outbound: 6, inbound: 0 })
     assert.deepEqual(stats.failed.outbound, {})
-    assert.deepEqual(stats.servedFrom, { memory: 6, file: 0, registry: 0 })
+    assert.deepEqual(stats.servedFrom, { memory: 6, file: 0, peer: 0, registry: 0 })
     assert(stats.retries > 0)
   })
 

@@ -39,8 +39,13 @@ export function snapshotOf(...args: Parameters<typeof viewOf>): object {
   return encodeView(viewOf(...args))
 }
 
-export function removalOf(id: string, revision: number, cause: Removal['cause'] = 'deregistered'): Removal {
-  return { id, cause, time: '2026-01-01T00:00:00.000Z', revision }
+export function removalOf(
+  id: string,
+  revision: number,
+  cause: Removal['cause'] = 'deregistered',
+  incarnation = 1,
+): Removal {
+  return { id, cause, time: '2026-01-01T00:00:00.000Z', revision, incarnation }
 }
 
 /** The data of a `change` event of the service `stock` in `default`. */

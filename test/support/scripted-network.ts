@@ -31,8 +31,11 @@ export class ScriptedStream implements Stream {
     return this
   }
 
-  async event(event: string, data: unknown = {}, id?: string): Promise<void> {
-    this.handlers.message(JSON.stringify({ event, data, ...(id !== undefined && { id }) }))
+  /** A ping says that all that was asked for has been sent, unless its data says otherwise. */
+  async event(event: string, data: object = {}, id?: string): Promise<void> {
+    const ref = this.sent.findLast(({ type }) => type === 'subscribe')?.ref
+    const told = event === 'ping' ? { subscribed: ref, ...data } : data
+    this.handlers.message(JSON.stringify({ event, data: told, ...(id !== undefined && { id }) }))
     await settle()
   }
 
@@ -66,6 +69,10 @@ export type Responder = (call: ScriptedCall) => Promise<HttpAnswer> | HttpAnswer
 export class ScriptedNetwork implements Network {
   readonly streams: ScriptedStream[] = []
   readonly calls: ScriptedCall[] = []
+  /** Addresses that were asked for a connection. */
+  readonly probes: string[] = []
+  /** Without one nothing takes a connection. */
+  listens: (address: string) => boolean = () => false
   respond: Responder = () => Promise.reject(new Error('connect ECONNREFUSED'))
 
   async request(call: HttpCall): Promise<HttpAnswer> {
@@ -86,6 +93,11 @@ export class ScriptedNetwork implements Network {
     const stream = new ScriptedStream(url, handlers)
     this.streams.push(stream)
     return stream
+  }
+
+  probe(host: string, port: number): Promise<'ok' | 'failed'> {
+    this.probes.push(`${host}:${port}`)
+    return Promise.resolve(this.listens(`${host}:${port}`) ? 'ok' : 'failed')
   }
 
   /** The stream opened last. */

@@ -182,9 +182,10 @@ function watchRoute(app: FastifyInstance, streams: WatchStreams): void {
           'Events are `snapshot`, `change` and `ping`; the id of an event promises that everything up to it has been sent, ' +
           'and `Last-Event-ID` resumes there. With `Upgrade: websocket` the same events come as text messages ' +
           '`{"event", "id", "data"}`, and the client may send `{"type": "subscribe", "services": [{"service", ' +
-          '"namespace", "cursor"}]}`, `unsubscribe` and `{"type": "ack", "cursor"}`. A ping\'s data names, in milliseconds, ' +
-          'the `spread` over which clients come back when the stream is lost, each at random, and, while it may be ' +
-          'behind, the `age` of what the registry knows.',
+          '"namespace", "cursor"}], "reach", "ref"}`, `unsubscribe` and `{"type": "ack", "cursor"}`. With a cursor in ' +
+          '`reach` the registry catches up with it first; once all that was asked for has been sent, a ping says the ' +
+          "`ref` in `subscribed`. A ping's data also names, in milliseconds, the `spread` over which clients come back " +
+          'when the stream is lost, each at random, and, while it may be behind, the `age` of what the registry knows.',
         querystring: { ...queries.watch, required: ['service'] },
         response: {
           200: content('The stream, which does not end', 'text/event-stream', { type: 'string' }),

@@ -92,7 +92,7 @@ const serviceNodeRequired = [
 ]
 const serviceNode = object(serviceNodeFields, serviceNodeRequired)
 
-const removal = object({ id: nodeId, cause: { type: 'string', enum: REMOVAL_CAUSES }, time, revision }, [
+const removal = object({ id: nodeId, cause: { type: 'string', enum: REMOVAL_CAUSES }, time, revision, incarnation }, [
   'id',
   'cause',
   'time',

@@ -294,11 +294,18 @@ export class Draft implements Transaction {
   }
 
   removeNode(ref: NodeRef, why: Why & { readonly cause: RemovalCause }): void {
-    if (this.#memory.node(ref) === undefined) return
+    const entry = this.#memory.node(ref)
+    if (entry === undefined) return
     this.#set({ kind: 'node', ref, value: undefined, why })
     const touched = this.#touch(ref.namespace, ref.service)
     touched.put.delete(ref.id)
-    const removal = Object.freeze({ id: ref.id, cause: why.cause, time: this.#time, revision: this.revision })
+    const removal = Object.freeze({
+      id: ref.id,
+      cause: why.cause,
+      time: this.#time,
+      revision: this.revision,
+      incarnation: entry.node.incarnation,
+    })
     // Set again at the end: the last entry is the node that went last.
     touched.remove.delete(ref.id)
     touched.remove.set(ref.id, removal)

@@ -48,7 +48,9 @@ const schemas: Readonly<Record<Write['kind'], z.ZodType>> = {
   policy: z.looseObject({}).refine((policy) => !isDeeper(policy, MAX_DEPTH), `is nested deeper than ${MAX_DEPTH}`),
   service: z.object({
     revision: whole(1, Number.MAX_SAFE_INTEGER),
-    emptied: z.object({ id: nodeId, cause: z.enum(REMOVAL_CAUSES), time, revision }).optional(),
+    emptied: z
+      .object({ id: nodeId, cause: z.enum(REMOVAL_CAUSES), time, revision, incarnation: revision.optional() })
+      .optional(),
   }),
   // Without its holder: a replica elsewhere means nothing.
   lease: z.object({

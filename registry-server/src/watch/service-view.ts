@@ -139,8 +139,12 @@ export class ServiceView {
         for (const id of ids) {
           const node = this.#nodes.get(id)
           if (node) put.set(id, node)
-          else if (kind === 'node' && cause !== 'registered' && !remove.has(id))
-            remove.set(id, { id, cause: cause satisfies RemovalCause, time: entry.time, revision: entry.revision })
+          else if (kind === 'node' && cause !== 'registered' && !remove.has(id)) {
+            const { time, revision: at } = entry
+            // Of the last one more is known.
+            const isLast = this.#emptied?.id === id && this.#emptied.revision === at
+            remove.set(id, isLast ? this.#emptied! : { id, cause: cause satisfies RemovalCause, time, revision: at })
+          }
         }
       }
     }

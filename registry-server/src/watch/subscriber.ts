@@ -47,7 +47,8 @@ export interface SubscriberHub {
   revisionOf(topic: Topic): number
   /** Undefined when the client has it all. */
   catchUp(topic: Topic, due: Due): StreamEvent | undefined
-  ping(): StreamEvent
+  /** @param subscribed the `ref` of the messages whose services have all been sent */
+  ping(subscribed?: number): StreamEvent
   /** Whether what the hub knows may have been overtaken a while ago. */
   isAged(): boolean
   sent(frames: number): void
@@ -79,6 +80,8 @@ export class Subscriber {
   #dueRevision = 0
   #stalledSinceMs: number | undefined
   #stalledAtBytes = 0
+  /** The `ref` to be told of once nothing is behind any more. */
+  #ref: number | undefined
   #isClosed = false
 
   constructor(options: SubscriberOptions) {
@@ -129,10 +132,12 @@ export class Subscriber {
   /**
    * Adds services; naming one again asks for it afresh.
    * @param wanted with the cursor of what the client has of each
+   * @param ref said in a ping once all of them have been sent
    */
-  subscribe(wanted: Iterable<Interest & { readonly cursor?: Cursor | undefined }>): void {
+  subscribe(wanted: Iterable<Interest & { readonly cursor?: Cursor | undefined }>, ref?: number): void {
     // A message may still arrive on a stream that is being closed.
     if (this.#isClosed) return
+    this.#ref = ref ?? this.#ref
     for (const { namespace, service, cursor } of wanted) {
       const interest = { namespace, service }
       this.#interests.set(serviceKey(namespace, service), interest)
@@ -250,9 +255,11 @@ export class Subscriber {
     const { revision, text } = this.#hub.cursor()
     const isDone = behind.size === 0
     if (held) this.sink.write([held], isDone ? text : undefined)
-    else if (isDone && first) this.sink.write([this.#hub.ping()], text)
     this.#hub.sent(wrote)
     if (!isDone) return
+    // Whoever waits for nothing hears that nothing comes.
+    if (this.#ref !== undefined || (first && !held)) this.sink.write([this.#hub.ping(this.#ref)], text)
+    this.#ref = undefined
     this.#behind = undefined
     this.#sentRevision = revision
   }

@@ -266,7 +266,7 @@ export class WatchHub implements StoreListener {
         leave: (interest) => this.#leave(subscriber, interest),
         revisionOf: (topic) => (topic as WatchedTopic).view?.revision ?? 0,
         catchUp: (topic, due) => this.#catchUp(topic as WatchedTopic, due),
-        ping: () => this.#pingNow(),
+        ping: (subscribed) => this.#pingNow(subscribed),
         isAged: () => this.#ageMs() > 0,
         sent: (frames) => (this.#framesSent += frames),
         closed: () => this.#subscribers.delete(subscriber.id),
@@ -470,9 +470,11 @@ export class WatchHub implements StoreListener {
     return ageMs > AGE_TOLD_MS ? Math.ceil(ageMs / 1_000) * 1_000 : 0
   }
 
-  #pingNow(): StreamEvent {
+  #pingNow(subscribed?: number): StreamEvent {
     const age = this.#ageMs()
     const spread = this.spreadMs
+    if (subscribed !== undefined)
+      return StreamEvent.ping(this.#revision, { spread, ...(age > 0 && { age }), subscribed })
     if (this.#ping?.data.spread !== spread || (this.#ping.data.age ?? 0) !== age) {
       const data = { spread, ...(age > 0 && { age }) }
       this.#ping = { event: StreamEvent.ping(this.#revision, data), data }

@@ -192,7 +192,7 @@ export class WatchStreams {
         checkInterest({ namespace, service }, `services.${index}`)
         return { namespace, service, cursor }
       })
-      if (message.type === 'subscribe') return this.#subscribe(hub, subscriber, wanted)
+      if (message.type === 'subscribe') return this.#subscribe(hub, subscriber, wanted, message)
       subscriber.unsubscribe(wanted)
     } catch (error) {
       subscriber.refuse(reasonFor(error))
@@ -200,12 +200,18 @@ export class WatchStreams {
     return undefined
   }
 
-  #subscribe(hub: WatchHub, subscriber: Subscriber, wanted: readonly Wanted[]): Promise<void> | undefined {
+  #subscribe(
+    hub: WatchHub,
+    subscriber: Subscriber,
+    wanted: readonly Wanted[],
+    { reach, ref }: { readonly reach?: string; readonly ref?: number } = {},
+  ): Promise<void> | undefined {
     if (subscriber.interestCount + wanted.length > MAX_INTERESTS)
       throw new ProtocolError('services', `at most ${MAX_INTERESTS} on one stream`)
-    const reached = hub.reach(cursorsOf(wanted))
-    if (reached) return reached.then(() => subscriber.subscribe(wanted))
-    subscriber.subscribe(wanted)
+    const known = reach === undefined ? cursorsOf(wanted) : [parseCursor(reach), ...cursorsOf(wanted)]
+    const reached = hub.reach(known)
+    if (reached) return reached.then(() => subscriber.subscribe(wanted, ref))
+    subscriber.subscribe(wanted, ref)
     return undefined
   }
 }

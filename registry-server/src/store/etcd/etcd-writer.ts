@@ -173,15 +173,12 @@ export class EtcdWriter implements LogAuthor {
     const own = this.#uncertain.find((attempt) => attempt.author === author)
     this.#uncertain = []
     this.#options.turn.taken(author)
-    if (own) {
-      this.#commits++
-      this.#settle(own)
-    }
+    if (own) this.#found(own)
   }
 
   loaded(next: string | undefined): void {
     for (const attempt of this.#uncertain.splice(0)) {
-      if (attempt.author === next) this.#settle(attempt)
+      if (attempt.author === next) this.#found(attempt)
       else if (next === undefined)
         this.#giveUp(attempt, new StoreUnavailable('cut off for so long that nobody knows whether it happened'))
     }
@@ -367,6 +364,12 @@ export class EtcdWriter implements LogAuthor {
       else pending.resolve({ revision: run.draft.committed?.revision ?? revision, result: run.result })
     }
     this.#settled()
+  }
+
+  /** Its answer was lost, and the log says that it happened. */
+  #found(attempt: Attempt): void {
+    this.#commits++
+    this.#settle(attempt)
   }
 
   /** It failed, or nobody knows. */

@@ -1,9 +1,10 @@
 /** The settings of the operator's command line. */
 
 import { z } from 'zod'
-import { NODE_STATUSES } from './protocol.ts'
-import { commonSettings, duration, httpUrl, integer, leaf, listOf, toggle } from './settings.ts'
-import { isNamespace, LIMITS } from './protocol.ts'
+import { NODE_STATUSES } from '../protocol.ts'
+import { commonSettings, duration, httpUrl, integer, leaf, listOf, toggle } from '../settings.ts'
+import { isNamespace, isServiceName, LIMITS } from '../protocol.ts'
+import { REHEARSED } from '../cache/rehearsal.ts'
 
 export const cliSettings = z.strictObject({
   registry: leaf(listOf(httpUrl()), {
@@ -40,6 +41,21 @@ export const cliSettings = z.strictObject({
     flag: 'file',
     value: 'FILE',
     doc: 'policy apply: YAML or JSON; - reads standard input',
+  }).optional(),
+  sidecar: leaf(listOf(httpUrl()), {
+    flag: 'sidecar',
+    value: 'URL[,URL]',
+    doc: 'drill: admin APIs of sidecars',
+  }).prefault(['http://127.0.0.1:7500']),
+  service: leaf(listOf(z.string().refine(isServiceName, { error: 'must be a service name' })), {
+    flag: 'service',
+    value: 'NAME[,NAME]',
+    doc: 'drill: these services (default: all that a sidecar knows)',
+  }).optional(),
+  level: leaf(z.enum(REHEARSED), {
+    flag: 'level',
+    value: 'LEVEL',
+    doc: 'drill: from memory (as it runs), file (after a restart) or peer (on a new host), instead of from any of them',
   }).optional(),
   ...commonSettings,
 })

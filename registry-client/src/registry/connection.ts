@@ -6,24 +6,27 @@
  * whose views are current is sent nothing.
  */
 
-import { Backoff, type Clock, type Random } from './clock.ts'
-import type { Log } from './log.ts'
-import { reasonOf, type HttpAnswer, type Network, type Stream } from './network.ts'
+import { Backoff, type Clock, type Random } from '../clock.ts'
+import type { Log } from '../log.ts'
+import { reasonOf, type HttpAnswer, type Network, type Stream } from '../network.ts'
 import {
   decodeEvent,
   formatCursor,
+  isAfter,
   type ClientMessage,
   type Cursor,
   type Problem,
   type StreamEvent,
   type Subscription,
-} from './protocol.ts'
+} from '../protocol.ts'
 
 /** The registry pings every 10 s; two and a half silent intervals mean that the path is dead, however alive it looks. */
 const SILENCE_MS = 25_000
 const RECONNECT = { baseMs: 200, capMs: 10_000 }
 /** Keeps a subscribe message far below the size that a registry accepts. */
 const SERVICES_PER_MESSAGE = 500
+/** A registry that is there opens the stream sooner; one that takes longer at the start is waited for elsewhere too. */
+const PENDING_MS = 500
 /** Of one try at one endpoint: long enough for a busy registry's disk, short enough to reach the next endpoint. */
 const REQUEST_TIMEOUT_MS = 5_000
 
@@ -43,14 +46,22 @@ export class RefusedError extends Error {
   readonly code: string
   readonly status: number
   readonly problem: Problem | undefined
-  constructor(status: number, problem: Problem | undefined, what: string) {
+  /** Endpoints that were asked before and did not answer, each with its reason. */
+  readonly tried: readonly string[]
+  constructor(status: number, problem: Problem | undefined, what: string, tried: readonly string[] = []) {
     const fields = problem?.errors?.map((error) => `${error.path}: ${error.message}`).join('; ')
     super(`${what}: ${status} ${problem?.code ?? ''} ${fields || (problem?.detail ?? '')}`.trim())
     this.name = 'RefusedError'
     this.code = problem?.code ?? 'refused'
     this.status = status
     this.problem = problem
+    this.tried = tried
   }
+}
+
+/** An answer, and the endpoints that were asked before and did not give one: what they were sent may yet arrive. */
+export interface Answer extends HttpAnswer {
+  readonly tried: readonly string[]
 }
 
 /**
@@ -59,15 +70,24 @@ export class RefusedError extends Error {
  */
 export interface Session {
   heardMs: number
+  /** The last id: everything up to here has been sent on this stream. */
+  asOf?: Cursor
+}
+
+/** What a client has of a service, for its subscription. */
+export interface Held {
+  /** Only what changed since is sent; undefined asks for a snapshot. */
+  readonly cursor?: Cursor | undefined
+  /** A place of the history that the registry has to have reached before it answers. */
+  readonly reach?: Cursor | undefined
 }
 
 export interface ConnectionEvents {
   /** Each event of the stream, in order. `session` is the life of the stream that brought it. */
   event(event: StreamEvent, session: Session): void
-  /** The stream opened, or was lost. */
+  /** The stream opened; or it was lost, or could not be opened for a moment. Each is told once. */
   reachable(reachable: boolean): void
-  /** What the client holds of this service; undefined asks for a snapshot. */
-  cursorOf(key: string): Cursor | undefined
+  held(key: string): Held
 }
 
 export interface ConnectionOptions {
@@ -81,7 +101,10 @@ export interface ConnectionOptions {
 export interface ConnectionStatus {
   readonly reachable: boolean
   readonly endpoint: string
+  /** Tries to open the stream again. */
   readonly reconnects: number
+  /** Times that the stream opened. */
+  readonly opened: number
   readonly lastError: string | undefined
   readonly subscriptions: number
 }
@@ -112,6 +135,15 @@ export class Connection {
   #acked = ''
   #closed = false
   #reconnects = 0
+  #opened = 0
+  /** Whether the stream was lost, or could not be opened. Neither this nor reachable: it is being opened at the start. */
+  #down = false
+  #cancelPending: () => void = () => {}
+  /** The number of the last `subscribe` message, and of the last that the present stream has answered in full. */
+  #ref = 0
+  #subscribed = 0
+  /** The message by which the present stream was first asked for a service. */
+  readonly #refs = new Map<string, number>()
   #lastError: string | undefined
 
   constructor(options: ConnectionOptions, events: ConnectionEvents) {
@@ -127,11 +159,17 @@ export class Connection {
     return this.#session !== undefined
   }
 
+  /** Whether the stream was lost, or could not be opened for a moment. */
+  get isDown(): boolean {
+    return this.#down
+  }
+
   status(): ConnectionStatus {
     return {
       reachable: this.reachable,
       endpoint: this.#current(),
       reconnects: this.#reconnects,
+      opened: this.#opened,
       lastError: this.#lastError,
       subscriptions: this.#subscriptions.size,
     }
@@ -139,6 +177,7 @@ export class Connection {
 
   /** Opens the stream and keeps it open. It carries no service yet; what it tells is that the registry is there. */
   open(): void {
+    this.#cancelPending = this.#options.clock.after(PENDING_MS, () => this.#goDown())
     this.#open()
   }
 
@@ -153,13 +192,31 @@ export class Connection {
     const subscription = this.#subscriptions.get(key)
     if (subscription === undefined) return
     this.#subscriptions.delete(key)
-    if (this.#session) this.#send({ type: 'unsubscribe', services: [subscription] })
+    if (this.#session === undefined) return
+    this.#refs.delete(key)
+    this.#send({ type: 'unsubscribe', services: [subscription] })
+  }
+
+  /**
+   * Whether the registry has sent all that was asked of this service on the present stream. An id alone does not show that:
+   * it may have been under way before the registry heard of the subscription.
+   */
+  covers(key: string): boolean {
+    return (this.#refs.get(key) ?? Infinity) <= this.#subscribed
+  }
+
+  /** Subscribes a service once more, with what is held of it now. */
+  ask(key: string): void {
+    if (this.#session && this.#subscriptions.has(key)) this.#sendSubscribe([key])
   }
 
   /** Asks for a fresh snapshot of a service whose frames no longer continue its view. */
   restart(key: string): void {
     const subscription = this.#subscriptions.get(key)
-    if (subscription && this.#session) this.#send({ type: 'subscribe', services: [subscription] })
+    if (subscription === undefined || this.#session === undefined) return
+    const ref = ++this.#ref
+    this.#refs.set(key, ref)
+    this.#send({ type: 'subscribe', services: [subscription], ref })
   }
 
   /**
@@ -167,7 +224,7 @@ export class Connection {
    * @param signal ends the request early; it then rejects with UnreachableError
    * @throws UnreachableError when none answered; RefusedError for a status of 400 and above
    */
-  async request(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<HttpAnswer> {
+  async request(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Answer> {
     const { endpoints, clock, network } = this.#options
     const tried: string[] = []
     const begin = this.#answering
@@ -192,8 +249,8 @@ export class Connection {
           continue
         }
         this.#answering = index
-        if (answer.status >= 400) throw new RefusedError(answer.status, problemOf(answer), `${method} ${path}`)
-        return answer
+        if (answer.status >= 400) throw new RefusedError(answer.status, problemOf(answer), `${method} ${path}`, tried)
+        return { ...answer, tried }
       } catch (error) {
         if (error instanceof RefusedError) throw error
         tried.push(`${endpoint}: ${reasonOf(error)}`)
@@ -209,9 +266,10 @@ export class Connection {
   close(): void {
     this.#closed = true
     this.#cancelTimer()
+    this.#cancelPending()
     for (const request of this.#requests) request.abort(new Error('the client is closed'))
     this.#stream?.close()
-    this.#lost()
+    if (this.reachable) this.#lost()
   }
 
   #current(): string {
@@ -230,6 +288,11 @@ export class Connection {
         this.#ageMs = this.#spreadMs = 0
         this.#lastError = undefined
         this.#acked = ''
+        this.#opened++
+        this.#down = false
+        this.#cancelPending()
+        this.#refs.clear()
+        this.#subscribed = 0
         this.#answering = this.#endpoint
         this.#options.log.info({ endpoint: this.#current() }, 'registry connected')
         this.#watchSilence()
@@ -261,8 +324,10 @@ export class Connection {
     if (event.event === 'ping') {
       this.#ageMs = event.ageMs ?? 0
       this.#spreadMs = event.spreadMs ?? this.#spreadMs
+      this.#subscribed = Math.max(this.#subscribed, event.subscribed ?? 0)
       session.heardMs = this.#heardMs - this.#ageMs
     } else if (this.#ageMs === 0) session.heardMs = this.#heardMs
+    if (event.id) session.asOf = event.id
     this.#events.event(event, session)
     if (event.id) this.#ack(formatCursor(event.id))
   }
@@ -302,18 +367,30 @@ export class Connection {
   }
 
   #lost(): void {
-    if (this.#session === undefined) return
     this.#session = undefined
+    this.#goDown()
+  }
+
+  #goDown(): void {
+    this.#cancelPending()
+    if (this.#down) return
+    this.#down = true
     this.#events.reachable(false)
   }
 
   #sendSubscribe(keys: readonly string[]): void {
     for (let at = 0; at < keys.length; at += SERVICES_PER_MESSAGE) {
-      const services = keys.slice(at, at + SERVICES_PER_MESSAGE).map((key) => {
-        const cursor = this.#events.cursorOf(key)
-        return { ...this.#subscriptions.get(key)!, ...(cursor && { cursor: formatCursor(cursor) }) }
+      const part = keys.slice(at, at + SERVICES_PER_MESSAGE)
+      const ref = ++this.#ref
+      let reach: Cursor | undefined
+      const services = part.map((key) => {
+        const held = this.#events.held(key)
+        // Of places in two histories either: the registry knows one of them.
+        if (held.reach && (reach === undefined || isAfter(held.reach, reach))) reach = held.reach
+        if (!this.#refs.has(key)) this.#refs.set(key, ref)
+        return { ...this.#subscriptions.get(key)!, ...(held.cursor && { cursor: formatCursor(held.cursor) }) }
       })
-      this.#send({ type: 'subscribe', services })
+      this.#send({ type: 'subscribe', services, ...(reach && { reach: formatCursor(reach) }), ref })
     }
   }
 

@@ -2,12 +2,18 @@
  * Keeps this process's nodes registered for as long as they should be: one lease for all of them, its renewals, and
  * everything again when the registry has forgotten them. It works towards what is wanted, step by step, so that an
  * outage at any point only delays it.
+ *
+ * A request without an answer may still arrive, at a replica that was frozen, and must not undo what was said since.
+ * While the node is there, a higher incarnation refuses it. Once the node is gone nobody remembers its incarnation, but
+ * an ended lease takes no node: so a node of which an attempt is missing is only out when the lease that the attempt
+ * names has ended. The others move to a new lease before. They move too when the store has a new epoch: what it has
+ * under the old lease is of the time of its backup, and ending that lease removes what nobody wants any more.
  */
 
-import { Backoff, sleep, type Clock, type Random } from './clock.ts'
-import { RefusedError, UnreachableError, type Connection } from './connection.ts'
-import type { Log } from './log.ts'
-import type { NodeStatus, Protocol } from './protocol.ts'
+import { Backoff, sleep, type Clock, type Random } from '../clock.ts'
+import { RefusedError, UnreachableError, type Answer, type Connection } from './connection.ts'
+import type { Log } from '../log.ts'
+import { parseCursor, type NodeStatus, type Protocol } from '../protocol.ts'
 
 export interface NodeRegistration {
   readonly service: string
@@ -37,6 +43,11 @@ export interface Registration {
   readonly id: string
   readonly state: RegistrationState
   /**
+   * Where the store's history stood once the registry had acknowledged the last change of this node, as
+   * `epoch:revision`: whoever resolves with this as `minRevision` sees it. Undefined until then.
+   */
+  readonly cursor: string | undefined
+  /**
    * Changes what the node says of itself. Returns once the registry has acknowledged, or after a while without it.
    * @throws RefusedError when the registry refuses the change; the node then stays what it was
    */
@@ -61,6 +72,24 @@ export interface RegistrarOptions {
 const RETRY = { baseMs: 200, capMs: 5_000 }
 /** Three renewals may be lost before the lease is. */
 const RENEWALS_PER_TTL = 3
+/** Leases that wait for their end at once. With so many the present one has to do, until some have ended. */
+const MAX_FORMER = 4
+
+/** What the nodes are registered under. */
+interface Lease {
+  readonly id: string
+  /** The store's, when it was granted. */
+  readonly epoch: string | undefined
+  /** It has to be replaced, and then ended. */
+  spent: boolean
+}
+
+/** What an attempt that was not answered has said of a node. */
+interface Unanswered {
+  readonly lease: Lease
+  readonly incarnation: number
+  readonly version: number
+}
 
 class Registered implements Registration {
   readonly service: string
@@ -68,12 +97,17 @@ class Registered implements Registration {
   readonly id: string
   wanted: NodeRegistration
   state: RegistrationState = 'pending'
+  cursor: string | undefined
   incarnation: number
   /** Grows with every change of what is wanted; what the registry has is `acknowledged`. */
   version = 1
   acknowledged = 0
   /** What the registry took last: what a refused change falls back to. */
   accepted: NodeRegistration | undefined
+  /** Under which the registry took it last. */
+  lease: Lease | undefined
+  /** The last attempt that may still arrive. */
+  unanswered: Unanswered | undefined
   leaving = false
   refused: RefusedError | undefined
   settled: (() => void)[] = []
@@ -112,6 +146,11 @@ class Registered implements Registration {
     return this.leaving || this.acknowledged < this.version
   }
 
+  /** Whether an attempt may still arrive that its incarnation does not refuse. */
+  get isUnfenced(): boolean {
+    return this.unanswered?.incarnation === this.incarnation
+  }
+
   settle(): void {
     for (const resolve of this.settled.splice(0)) resolve()
   }
@@ -120,7 +159,9 @@ class Registered implements Registration {
 export class Registrar {
   readonly #options: RegistrarOptions
   readonly #nodes = new Set<Registered>()
-  #lease: string | undefined
+  #lease: Lease | undefined
+  /** To be ended as soon as nothing is registered under them alone. */
+  #former: Lease[] = []
   #renewMs = 0
   #incarnation = 0
   #running = false
@@ -189,9 +230,7 @@ export class Registrar {
   async close(): Promise<void> {
     this.#closed = true
     this.#nudge.abort()
-    const lease = this.#lease
-    this.#lease = undefined
-    if (lease !== undefined) await this.#endLease(lease)
+    await this.#endLeases()
     for (const node of this.#nodes) {
       if (node.state !== 'superseded' && node.state !== 'refused') node.state = 'closed'
       node.settle()
@@ -199,17 +238,24 @@ export class Registrar {
     this.#nodes.clear()
   }
 
-  async #endLease(lease: string): Promise<void> {
+  /** Gives up when the registry does not answer in time. */
+  async #endLeases(): Promise<void> {
     const { connection, clock, patienceMs, log } = this.#options
+    const leases = this.#alive()
+    this.#lease = undefined
+    this.#former = []
+    if (leases.length === 0) return
     const patience = new AbortController()
     const cancel = clock.after(patienceMs, () => patience.abort())
-    try {
-      await connection.request('DELETE', `/v1/leases/${lease}`, undefined, patience.signal)
-    } catch (error) {
-      log.warn({ reason: (error as Error).message }, 'the lease could not be ended; it will run out')
-    } finally {
-      cancel()
+    const end = async ({ id }: Lease) => {
+      try {
+        await connection.request('DELETE', `/v1/leases/${id}`, undefined, patience.signal)
+      } catch (error) {
+        log.warn({ reason: (error as Error).message }, 'the lease could not be ended; it will run out')
+      }
     }
+    await Promise.all(leases.map(end))
+    cancel()
   }
 
   async #run(): Promise<void> {
@@ -240,16 +286,13 @@ export class Registrar {
       if (waitMs > 0 && !this.#closed && this.#nodes.size > 0) await sleep(clock, waitMs, this.#nudge.signal)
     }
     // The last node left: the lease has nothing to keep alive any more.
-    const lease = this.#lease
-    if (lease !== undefined && !this.#closed) {
-      this.#lease = undefined
-      await this.#endLease(lease)
-    }
+    if (!this.#closed) await this.#endLeases()
     this.#running = false
     if (this.#nodes.size > 0 && !this.#closed) void this.#run()
   }
 
   #isDue(): boolean {
+    if (this.#former.length > 0 || this.#lease?.spent === true) return true
     for (const node of this.#nodes) if (node.isDue) return true
     return false
   }
@@ -259,7 +302,6 @@ export class Registrar {
    * first, and a node that the registry fails at does not hold up the others.
    */
   async #step(): Promise<void> {
-    const { connection, ttlMs, owner } = this.#options
     await this.#renew()
     let failure: RefusedError | undefined
     const attempt = async (work: () => Promise<void>) => {
@@ -271,33 +313,85 @@ export class Registrar {
       }
     }
     for (const node of this.#nodes) if (node.leaving) await attempt(() => this.#leave(node))
-    if (this.#lease === undefined && this.#hasStaying()) {
-      const answer = await connection.request('POST', '/v1/leases', { ttl: `${ttlMs}ms`, owner })
-      const { id } = JSON.parse(answer.body) as { id?: unknown }
-      if (typeof id !== 'string') throw new Error('the answer names no lease')
-      this.#lease = id
-      this.#plan()
-      for (const node of this.#nodes) node.acknowledged = 0
+    if (this.#lease?.spent === true && this.#former.length < MAX_FORMER) {
+      this.#former.push(this.#lease)
+      this.#lease = undefined
     }
+    if (this.#lease === undefined && this.#hasStaying()) await this.#grant()
     for (const node of this.#nodes) {
       const lease = this.#lease
       // Lost on the way: without it a node would be registered for ever.
       if (lease === undefined) break
       if (node.isDue && !node.leaving) await attempt(() => this.#put(node, lease))
     }
+    if (!this.#isMoving()) for (const lease of [...this.#former]) await attempt(() => this.#end(lease))
     if (failure) throw failure
   }
 
+  async #grant(): Promise<void> {
+    const { ttlMs, owner } = this.#options
+    const answer = await this.#request('POST', '/v1/leases', { ttl: `${ttlMs}ms`, owner })
+    const { id } = JSON.parse(answer.body) as { id?: unknown }
+    if (typeof id !== 'string') throw new Error('the answer names no lease')
+    this.#lease = { id, epoch: epochOf(answer), spent: false }
+    this.#plan()
+    for (const node of this.#nodes) node.acknowledged = 0
+  }
+
+  /** Former leases too, as long as nodes are registered under them alone. */
   async #renew(): Promise<void> {
-    const { connection, clock } = this.#options
-    if (this.#lease === undefined || clock.now() < this.#renewMs) return
-    try {
-      await connection.request('POST', `/v1/leases/${this.#lease}/renew`)
-      this.#plan()
-    } catch (error) {
-      if (!(error instanceof RefusedError) || error.code !== 'lease_not_found') throw error
-      this.#lease = undefined
+    if (this.#options.clock.now() < this.#renewMs) return
+    for (const lease of this.#alive()) {
+      if (lease !== this.#lease && !this.#isMoving()) continue
+      try {
+        await this.#request('POST', `/v1/leases/${lease.id}/renew`)
+      } catch (error) {
+        if (!(error instanceof RefusedError) || error.code !== 'lease_not_found') throw error
+        this.#lost(lease)
+      }
     }
+    this.#plan()
+  }
+
+  /** Its nodes go with it, and what still arrives in its name is refused. */
+  async #end(lease: Lease): Promise<void> {
+    try {
+      await this.#request('DELETE', `/v1/leases/${lease.id}`)
+    } catch (error) {
+      if (!(error instanceof RefusedError) || isTransient(error)) throw error
+    }
+    this.#lost(lease)
+  }
+
+  #lost(lease: Lease): void {
+    if (this.#lease === lease) this.#lease = undefined
+    this.#former = this.#former.filter((other) => other !== lease)
+  }
+
+  #alive(): Lease[] {
+    return this.#lease === undefined ? this.#former : [this.#lease, ...this.#former]
+  }
+
+  /** Whether a node that was registered is not yet so under the present lease. */
+  #isMoving(): boolean {
+    for (const node of this.#nodes)
+      if (!node.leaving && node.lease !== undefined && node.lease !== this.#lease) return true
+    return false
+  }
+
+  /** Every answer shows whether the store is still the one that has granted the lease. */
+  async #request(method: string, path: string, body?: unknown): Promise<Answer> {
+    const answer = await this.#options.connection.request(method, path, body)
+    const epoch = epochOf(answer)
+    const lease = this.#lease
+    if (lease !== undefined && epoch !== undefined && epoch !== lease.epoch && !lease.spent) {
+      lease.spent = true
+      this.#options.log.warn(
+        { epoch, before: lease.epoch },
+        'the registry has a new epoch; registering everything again',
+      )
+    }
+    return answer
   }
 
   #hasStaying(): boolean {
@@ -311,17 +405,23 @@ export class Registrar {
     this.#renewMs = clock.now() + (ttlMs / RENEWALS_PER_TTL) * (0.9 + 0.1 * random())
   }
 
-  async #put(node: Registered, lease: string): Promise<void> {
-    const { connection, log, zone: ownZone } = this.#options
+  async #put(node: Registered, lease: Lease): Promise<void> {
+    const { log, zone: ownZone } = this.#options
     const { host = '127.0.0.1', port, protocol, weight, zone = ownZone, labels, status } = node.wanted
-    const { version, incarnation, wanted } = node
-    const body = { host, port, protocol, weight, zone, labels, status, lease, incarnation }
+    const { version, wanted } = node
+    if (node.isUnfenced && (node.unanswered?.lease !== lease || node.unanswered.version !== version)) this.#raise(node)
+    const { incarnation } = node
+    const body = { host, port, protocol, weight, zone, labels, status, lease: lease.id, incarnation }
+    const unanswered = { lease, incarnation, version }
     try {
-      await connection.request('PUT', node.path, body)
+      const answer = await this.#request('PUT', node.path, body)
+      if (answer.tried.length > 0) node.unanswered = unanswered
+      node.cursor = answer.header('holdfast-cursor') ?? node.cursor
     } catch (error) {
+      if (!(error instanceof RefusedError) || error.tried.length > 0) node.unanswered = unanswered
       if (!(error instanceof RefusedError) || isTransient(error)) throw error
       if (error.code === 'lease_not_found') {
-        this.#lease = undefined
+        this.#lost(lease)
         return
       }
       const held = error.problem?.incarnation
@@ -339,31 +439,54 @@ export class Registrar {
       if (error.code !== 'stale_incarnation' && node.accepted !== undefined && node.accepted !== wanted) {
         log.error({ service: node.service, node: node.id, reason: error.message }, 'change of a registration refused')
         if (node.wanted === wanted) node.wanted = node.accepted
-        // What the registry holds is what is wanted again, unless the lease was lost meanwhile.
-        if (node.acknowledged > 0) node.acknowledged = version
+        // What the registry holds is what is wanted again, unless the lease was lost meanwhile, or something else may
+        // still arrive.
+        if (node.acknowledged > 0 && (node.unanswered?.version ?? 0) <= node.acknowledged) node.acknowledged = version
         if (!node.isDue) node.settle()
         return
       }
       node.state = error.code === 'stale_incarnation' ? 'superseded' : 'refused'
       log.error({ service: node.service, node: node.id, reason: error.message }, `registration ${node.state}`)
+      // Once the newer instance has left, a late attempt would bring this one back.
+      if (this.#isInDoubt(node)) node.unanswered!.lease.spent = true
       this.#nodes.delete(node)
       node.settle()
       return
     }
     node.acknowledged = version
     node.accepted = wanted
+    node.lease = lease
     node.state = 'registered'
     if (!node.isDue) node.settle()
   }
 
+  /** By no more than it takes, so that a newer life of the node stays the newer. */
+  #raise(node: Registered): void {
+    node.incarnation++
+    this.#incarnation = Math.max(this.#incarnation, node.incarnation)
+  }
+
+  /** Whether an attempt may still register it, in the name of a lease that has not ended. */
+  #isInDoubt({ unanswered }: Registered): boolean {
+    return unanswered !== undefined && this.#alive().includes(unanswered.lease)
+  }
+
   async #leave(node: Registered): Promise<void> {
-    const fence = this.#lease === undefined ? '' : `&lease=${this.#lease}`
+    const isInDoubt = this.#isInDoubt(node)
+    const lease = isInDoubt ? node.unanswered!.lease : node.lease
+    // In doubt it may be there under any of its incarnations, and nothing new comes under a lease that is to end.
+    if (isInDoubt) lease!.spent = true
+    const incarnation = isInDoubt ? '' : `&incarnation=${node.incarnation}`
+    const fence = lease === undefined ? '' : `&lease=${lease.id}`
     try {
-      await this.#options.connection.request('DELETE', `${node.path}&incarnation=${node.incarnation}${fence}`)
+      const answer = await this.#request('DELETE', node.path + incarnation + fence)
+      node.cursor = answer.header('holdfast-cursor') ?? node.cursor
     } catch (error) {
       // Refused means that the id belongs to someone else by now, which is as good as gone.
       if (!(error instanceof RefusedError) || isTransient(error)) throw error
     }
+    // It may come back until that lease has ended.
+    if (isInDoubt) return
     node.state = 'closed'
     this.#nodes.delete(node)
     node.settle()
@@ -373,4 +496,8 @@ export class Registrar {
 /** The registry failed, or asks for patience: the same request may succeed later. */
 function isTransient(error: RefusedError): boolean {
   return error.status >= 500 || error.status === 429
+}
+
+function epochOf(answer: Answer): string | undefined {
+  return parseCursor(answer.header('holdfast-cursor') ?? '')?.epoch
 }

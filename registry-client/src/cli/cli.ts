@@ -1,17 +1,18 @@
 /** `holdfast`, the operator's command line: reads and changes the registry through its HTTP API. */
 
 import { readFileSync } from 'node:fs'
-import Table from 'cli-table3'
 import { parse as parseYaml } from 'yaml'
-import { formatDuration, systemClock, systemRandom } from './clock.ts'
+import { formatDuration, systemClock, systemRandom } from '../clock.ts'
 import { cliSettings, type CliSettings } from './config.ts'
-import { connect } from './client.ts'
-import { Connection } from './connection.ts'
-import { silentLog } from './log.ts'
-import { systemNetwork } from './network.ts'
-import { isServiceName, type Removal, type ServiceNode, type ViewDocument } from './protocol.ts'
-import { helpText, loadSettings, SettingsError, suggest } from './settings.ts'
-import packageJson from '../package.json' with { type: 'json' }
+import { connect } from '../client.ts'
+import { Connection } from '../registry/connection.ts'
+import { drill, drillReport } from './drill.ts'
+import { silentLog } from '../log.ts'
+import { systemNetwork } from '../network.ts'
+import { isServiceName, type Removal, type ServiceNode, type ViewDocument } from '../protocol.ts'
+import { helpText, loadSettings, SettingsError, suggest } from '../settings.ts'
+import { table } from './table.ts'
+import packageJson from '../../package.json' with { type: 'json' }
 
 const USAGE = 'Usage: holdfast COMMAND [OPTIONS]\n\nReads and changes a Holdfast registry.'
 const COMMANDS = [
@@ -23,6 +24,7 @@ const COMMANDS = [
   ['policy apply SERVICE --file F', 'check and store a policy'],
   ['policy delete SERVICE', 'back to the defaults'],
   ['status', 'the registry itself'],
+  ['drill', 'which services would resolve if the registry died now, asked of --sidecar; exits 1 if one would not'],
 ] as const
 const FOOTER =
   '\nExits 0 when done, 1 when the registry refused or did not answer, 2 for arguments that cannot be used.\n'
@@ -74,7 +76,7 @@ export async function run(
     const { settings, positionals, asked } = loadSettings(cliSettings, { argv, env }, { positionals: true })
     if (asked === 'version') streams.out(packageJson.version)
     else if (asked === 'help') streams.out(helpText(USAGE, cliSettings, COMMANDS, FOOTER))
-    else await command(positionals, contextOf(settings, streams, signal))
+    else return (await command(positionals, contextOf(settings, streams, signal))) ?? 0
     return 0
   } catch (error) {
     if (error instanceof SettingsError) streams.error(`${error.message}\nholdfast --help lists the options`)
@@ -95,7 +97,7 @@ function contextOf(settings: CliSettings, streams: Streams, signal: AbortSignal)
       random: () => 0,
       log: silentLog,
     },
-    { event() {}, reachable() {}, cursorOf: () => undefined },
+    { event() {}, reachable() {}, held: () => ({}) },
   )
   const call = async (method: string, path: string, body?: unknown): Promise<unknown> => {
     const timeout = new AbortController()
@@ -112,7 +114,8 @@ function contextOf(settings: CliSettings, streams: Streams, signal: AbortSignal)
   return { settings, streams, signal, call }
 }
 
-async function command(words: readonly string[], context: Context): Promise<void> {
+/** @returns the exit code of a command that has found something wanting */
+async function command(words: readonly string[], context: Context): Promise<number | void> {
   const [name, ...rest] = words
   switch (name) {
     case 'services':
@@ -127,6 +130,8 @@ async function command(words: readonly string[], context: Context): Promise<void
       return policy(rest, context)
     case 'status':
       return status(rest, context)
+    case 'drill':
+      return drillSidecars(rest, context)
     case undefined:
       throw new UsageError('a command is needed')
     default: {
@@ -250,6 +255,16 @@ async function status(words: readonly string[], { settings, streams, call }: Con
   streams.out(table(['', ''], flatten(answer)))
 }
 
+async function drillSidecars(words: readonly string[], { settings, streams, signal }: Context): Promise<number> {
+  upTo(words, 0, 'drill --service NAME[,NAME] --sidecar URL[,URL]')
+  const { sidecar: sidecars, service: services, namespace, level, timeout: timeoutMs, json } = settings
+  const rows = await drill({ sidecars, services, namespace, level, timeoutMs, network: systemNetwork, signal })
+  const { text, errors } = drillReport(rows, level)
+  streams.out(json ? JSON.stringify(rows, undefined, 2) : text)
+  for (const error of errors) streams.error(error)
+  return rows.every(({ passes }) => passes) ? 0 : 1
+}
+
 function readPolicyFile(file: string): unknown {
   try {
     return parseYaml(readFileSync(file === '-' ? 0 : file, 'utf8'))
@@ -317,37 +332,4 @@ function flatten(document: Record<string, unknown>, prefix = ''): [string, strin
         : JSON.stringify(value)
     return [[prefix + (isDuration ? key.slice(0, -2) : key), text]]
   })
-}
-
-/** Columns without lines, so that `awk` and people both read them. */
-function table(head: readonly string[], rows: readonly (readonly (string | number | undefined)[])[]): string {
-  const none = ''
-  const output = new Table({
-    ...(head.some(Boolean) && { head: head.map((name) => name.toUpperCase()) }),
-    style: { head: [], border: [], 'padding-left': 0, 'padding-right': 2 },
-    chars: Object.fromEntries(
-      ['top', 'bottom', 'left', 'right', 'mid'].flatMap((side) =>
-        side === 'mid'
-          ? [
-              ['mid', none],
-              ['mid-mid', none],
-              ['left-mid', none],
-              ['right-mid', none],
-              ['middle', none],
-            ]
-          : [
-              [side, none],
-              [`${side}-mid`, none],
-              [`${side}-left`, none],
-              [`${side}-right`, none],
-            ],
-      ),
-    ),
-  })
-  for (const row of rows) output.push(row.map((cell) => String(cell ?? 0)))
-  return output
-    .toString()
-    .split('\n')
-    .map((line) => line.trimEnd())
-    .join('\n')
 }

@@ -1,0 +1,512 @@
+/**
+ * The services that this process follows, each with what is served of it: the road of a view from whatever level it was
+ * read on, through the memory cache's gate, to its selector, its watchers and its file.
+ */
+
+import { sleep, type Clock } from '../clock.ts'
+import type { Connection, Held, Session } from '../registry/connection.ts'
+import { channels, type FileMessage, type ViewMessage } from '../diagnostics.ts'
+import type { FileCache } from '../files/file-cache.ts'
+import { IdleServices } from './idle-services.ts'
+import type { Log } from '../log.ts'
+import { Entry, type MemoryCache, type Origin } from './memory-cache.ts'
+import type { Peers } from './peers.ts'
+import {
+  fold,
+  isAfter,
+  type Cursor,
+  type PolicyDocument,
+  type Removal,
+  type StreamEvent,
+  type View,
+} from '../protocol.ts'
+import { Quarantines } from './quarantines.ts'
+import type { Selector, SelectorStrategy } from '../selection/selector.ts'
+import { UnknownNames } from './unknown-names.ts'
+import { Watchers } from './watchers.ts'
+
+/** How often files of unchanged views are dated anew. */
+const DATING_MS = 30_000
+/** How long the registry waits for a disk that does not answer: then the service is subscribed without a cursor. */
+const LOAD_PATIENCE_MS = 1_000
+/** Longer, and a long outage would be spent on nodes that nobody calls any more. */
+const IN_USE_MS = 600_000
+
+/** One service, from its first use until it is evicted. */
+export interface Followed {
+  readonly key: string
+  readonly entry: Entry
+  readonly selector: Selector
+  readonly watchers: Watchers
+  /** The life of the stream on which a fresh snapshot was asked for and has not come yet. */
+  restarted: Session | undefined
+  /** The first reading of the file; settled once its view was offered. */
+  loading: Promise<void> | undefined
+  /** The reading under way, and the one after it. */
+  reading: Promise<void> | undefined
+  rereading: Promise<void> | undefined
+  /** The places in the history that are waited for. */
+  readonly wanted: Set<() => Cursor | undefined>
+  /** Ends the asking of peers. */
+  seeking: AbortController | undefined
+}
+
+export interface FollowedServicesOptions {
+  readonly memory: MemoryCache
+  readonly files: FileCache | undefined
+  readonly peers: Peers
+  readonly subscriptions: Pick<Connection, 'subscribe' | 'unsubscribe' | 'restart' | 'ask' | 'covers' | 'isDown'>
+  readonly selectorOf: (service: string) => Selector
+  /** Without a call for so long a service is not followed any more. Infinity: never. */
+  readonly idleAfterMs: number
+  readonly clock: Clock
+  readonly log: Log
+}
+
+export class FollowedServices {
+  readonly #options: FollowedServicesOptions
+  readonly #memory: MemoryCache
+  readonly #files: FileCache | undefined
+  readonly #subscriptions: FollowedServicesOptions['subscriptions']
+  readonly #clock: Clock
+  readonly #log: Log
+  readonly #followed = new WeakMap<Entry, Followed>()
+  /** By namespace, then by service: a lookup without building a key. */
+  readonly #byName = new Map<string, Map<string, Followed>>()
+  /** Entries whose view this life of the stream has not confirmed yet. */
+  readonly #unconfirmed = new Set<Entry>()
+  /** Entries of which this life of the stream has not sent all yet. */
+  readonly #uncovered = new Set<Entry>()
+  /** Those of them with a cursor to resume from, until it shows with what. */
+  readonly #resuming = new Set<Entry>()
+  /** The life of the stream whose registry said last that it may be behind. */
+  #aged: Session | undefined
+  readonly #quarantines: Quarantines
+  /** Those of which someone waits for a place in the history. */
+  readonly #wanting = new Set<Followed>()
+  readonly #unknown: UnknownNames
+  readonly #idle: IdleServices
+  #datedMs = -Infinity
+  /** Files that are waited for. */
+  readonly #loads = new Set<AbortController>()
+  #closed = false
+  /** Frames received, and snapshots asked for because one did not continue a view. */
+  readonly #frames = { snapshots: 0, changes: 0, restarts: 0 }
+  /** Services that came back to the registry with a cursor, by what it sent. */
+  readonly resumes = { nothing: 0, change: 0, snapshot: 0 }
+  /** First uses, by whether a level knew the service. */
+  readonly levels = { file: { hits: 0, misses: 0 }, peer: { hits: 0, misses: 0 } }
+
+  constructor(options: FollowedServicesOptions) {
+    this.#options = options
+    this.#memory = options.memory
+    this.#files = options.files
+    this.#subscriptions = options.subscriptions
+    this.#clock = options.clock
+    this.#log = options.log
+    this.#unknown = new UnknownNames(options.clock)
+    this.#quarantines = new Quarantines(options.clock, options.log)
+    this.#idle = new IdleServices({
+      ...options,
+      services: this.#byName,
+      // A view that it has not confirmed may be all that is left of a service.
+      isConfirmed: (entry, session) =>
+        this.#holds(entry) &&
+        entry.confirmed === session &&
+        !this.#unconfirmed.has(entry) &&
+        !this.#subscriptions.isDown &&
+        !this.#followed.get(entry)?.loading,
+    })
+  }
+
+  /** Undefined for a service that is not followed. */
+  find(namespace: string, service: string): Followed | undefined {
+    return this.#byName.get(namespace)?.get(service)
+  }
+
+  /** Those that were asked for lately, the last ones first. */
+  *inUse(): Generator<Followed, undefined> {
+    const nowMs = this.#clock.now()
+    for (const [, entry] of this.#memory.entries()) {
+      if (nowMs - entry.usedSince(nowMs) < IN_USE_MS) yield this.#followed.get(entry)!
+    }
+  }
+
+  /** What has happened so far. */
+  get counts() {
+    return { ...this.#frames, ...this.#quarantines.counts, idled: this.#idle.dropped }
+  }
+
+  /** Names that the registry never heard of: remembered now, and ever. */
+  get unknown(): { readonly remembered: number; readonly noted: number } {
+    return { remembered: this.#unknown.size, noted: this.#unknown.noted }
+  }
+
+  /** A new life of the stream has confirmed nothing yet; what peers could say, the registry will. */
+  reconnected(): void {
+    this.#distrust()
+    for (const [, entry] of this.#memory.entries()) {
+      this.#uncovered.add(entry)
+      if (entry.view) this.#resuming.add(entry)
+      this.#stopSeeking(this.#followed.get(entry)!)
+    }
+  }
+
+  /** The registry cannot be reached: whoever waits is helped by peers. */
+  lost(): void {
+    for (const [, entry] of this.#memory.entries()) this.#seek(this.#followed.get(entry)!)
+  }
+
+  #distrust(): void {
+    for (const [, entry] of this.#memory.entries()) this.#unconfirmed.add(entry)
+  }
+
+  /** Lets everyone who waits go, and everything that was held. */
+  close(): void {
+    this.#closed = true
+    for (const load of this.#loads) load.abort()
+    for (const services of this.#byName.values())
+      for (const served of services.values()) {
+        this.#stopSeeking(served)
+        served.watchers.close()
+        served.selector.close()
+      }
+    this.#memory.clear()
+    this.#byName.clear()
+  }
+
+  /** The entry of a service, subscribed and with its file on the way, from the first call on. */
+  follow(namespace: string, service: string): Followed {
+    const key = keyOf(namespace, service)
+    const known = this.#memory.get(key)
+    if (known) return this.#followed.get(known)!
+    const entry = new Entry(namespace, service)
+    const followed: Followed = {
+      key,
+      entry,
+      selector: this.#options.selectorOf(service),
+      watchers: new Watchers(),
+      restarted: undefined,
+      loading: undefined,
+      reading: undefined,
+      rereading: undefined,
+      wanted: new Set(),
+      seeking: undefined,
+    }
+    this.#followed.set(entry, followed)
+    const services = this.#byName.get(namespace) ?? new Map<string, Followed>()
+    this.#byName.set(namespace, services.set(service, followed))
+    this.#memory.add(key, entry)
+    this.#uncovered.add(entry)
+    this.#unconfirmed.add(entry)
+    // Loaded first and subscribed with its cursor then, so that only what changed is sent; but always subscribed.
+    followed.loading = this.#loadInTime(entry).then(() => {
+      followed.loading = undefined
+      if (!this.#holds(entry)) return
+      if (this.#files) this.levels.file[entry.view || entry.override ? 'hits' : 'misses']++
+      if (entry.view) this.#resuming.add(entry)
+      this.#subscriptions.subscribe(key, namespace, service)
+      this.#seek(followed)
+    })
+    return followed
+  }
+
+  async #loadInTime(entry: Entry): Promise<void> {
+    if (this.#files === undefined) return
+    const loaded = new AbortController()
+    this.#loads.add(loaded)
+    void this.#load(this.#files, entry).then(() => loaded.abort())
+    await sleep(this.#clock, LOAD_PATIENCE_MS, loaded.signal)
+    this.#loads.delete(loaded)
+  }
+
+  /** One reading at a time: of two that overlap, the one that began first may end last, and undo the other. */
+  #load(files: FileCache, entry: Entry): Promise<void> {
+    const served = this.#followed.get(entry)!
+    if (served.reading === undefined) return (served.reading = this.#read(files, served))
+    // Whoever asks meanwhile shares the next, which sees whatever was written before it begins.
+    return (served.rereading ??= served.reading.then(() => {
+      served.rereading = undefined
+      return this.#load(files, entry)
+    }))
+  }
+
+  /** Never rejects: what cannot be read is the file cache's business. */
+  async #read(files: FileCache, served: Followed): Promise<void> {
+    const { entry } = served
+    const { namespace, service } = entry
+    const loaded = await files.load(namespace, service)
+    // Before the view is served, since an operator's word wins from the first answer on.
+    const override = await files.override(namespace, service, entry.view ?? loaded?.view, entry.override)
+    served.reading = undefined
+    // Evicted, or everything closed, while the disk was read.
+    if (!this.#holds(entry)) return
+    if (channels.file.hasSubscribers)
+      channels.file.publish({
+        namespace,
+        service,
+        view: loaded?.view,
+        ageMs: loaded?.ageMs,
+        overridden: override !== undefined,
+      } satisfies FileMessage)
+    const isNews = override !== entry.override
+    if (isNews) this.#memory.override(keyOf(namespace, service), entry, override)
+    if (!this.#holds(entry)) return
+    if (loaded) this.#offer(entry, loaded.view, 'file', { heardMs: this.#clock.now() - loaded.ageMs })
+    if (isNews) this.#publish(entry)
+  }
+
+  /** A file of a service may hold something new. */
+  async fileChanged(namespace: string, service: string): Promise<void> {
+    const entry = this.#memory.peek(keyOf(namespace, service))
+    if (this.#files && entry && !this.#followed.get(entry)?.loading && !this.#closed)
+      await this.#load(this.#files, entry)
+  }
+
+  #holds(entry: Entry): boolean {
+    return !this.#closed && this.#memory.peek(keyOf(entry.namespace, entry.service)) === entry
+  }
+
+  /** Peers are asked while someone waits for a service of which nothing is known, and the registry is out of reach. */
+  #seek(served: Followed): void {
+    const { entry } = served
+    const { peers } = this.#options
+    if (peers.isEmpty || served.seeking || served.loading || entry.served || served.watchers.size === 0) return
+    if (this.#closed || !this.#subscriptions.isDown) return
+    const seeking = (served.seeking = new AbortController())
+    void peers.seek(entry.namespace, entry.service, seeking.signal).then((found) => {
+      if (served.seeking === seeking) served.seeking = undefined
+      this.levels.peer[found ? 'hits' : 'misses']++
+      if (!found || !this.#holds(entry) || seeking.signal.aborted) return
+      const { view, heardMs, peer } = found
+      this.#log.info({ namespace: entry.namespace, service: entry.service, peer }, 'served as a peer knows it')
+      this.#offer(entry, view, 'peer', { heardMs })
+    })
+  }
+
+  #stopSeeking(served: Followed): void {
+    served.seeking?.abort()
+    served.seeking = undefined
+  }
+
+  /** What the registry is told, on subscribing, of what is here. */
+  held(key: string): Held {
+    const entry = this.#memory.peek(key)
+    if (entry === undefined) return {}
+    const wanted = latest(this.#followed.get(entry)!.wanted)
+    const cursor = (entry.heard ?? entry.view)?.cursor
+    // Hearsay is no base for a change: the whole view, of a registry that is as far as the peer was.
+    if (entry.origin === 'peer' && !entry.heard) return { reach: entry.view?.cursor }
+    return { cursor, reach: wanted }
+  }
+
+  /** One event of the stream. */
+  event(event: StreamEvent, session: Session): void {
+    if (event.event === 'ping') this.#noteAge(event.ageMs, session)
+    else {
+      const { frame } = event
+      const { namespace, service } = frame.kind === 'snapshot' ? frame.view : frame
+      const key = keyOf(namespace, service)
+      const entry = this.#memory.peek(key)
+      if (entry) {
+        if (frame.kind === 'snapshot') this.#frames.snapshots++
+        else this.#frames.changes++
+        if (this.#resuming.delete(entry)) this.resumes[frame.kind]++
+        const served = this.#followed.get(entry)!
+        const next = fold(entry.heard ?? entry.view, frame)
+        if (next) {
+          if (frame.kind === 'snapshot') served.restarted = undefined
+          this.#offer(entry, next, 'registry', session, frame.kind === 'change' ? frame.remove : [])
+        } else if (served.restarted !== session) {
+          // Once: the changes that follow before the snapshot comes do not continue the view either.
+          served.restarted = session
+          this.#frames.restarts++
+          this.#log.info({ namespace, service }, 'a change does not continue the view: asking for a snapshot')
+          entry.heard = undefined
+          entry.cover(undefined)
+          this.#uncovered.add(entry)
+          this.#unconfirmed.add(entry)
+          this.#subscriptions.restart(key)
+        }
+      }
+    }
+    if (event.event === 'ping' && event.subscribed !== undefined) this.#cover(session)
+    if (event.id && (event.event === 'ping' || this.#unconfirmed.size > 0)) this.#confirm(event.id, session)
+    if (event.id) for (const served of this.#wanting) served.watchers.wake()
+    if (event.event === 'ping') this.#tidy(session)
+  }
+
+  /** What a registry says that is cut off from its store confirms nothing; what it said since it was, neither. */
+  #noteAge(ageMs: number | undefined, session: Session): void {
+    if (ageMs !== undefined || this.#aged === session) this.#distrust()
+    this.#aged = ageMs === undefined ? undefined : session
+  }
+
+  /** Whatever was asked for up to some message has been sent. */
+  #cover(session: Session): void {
+    for (const entry of this.#uncovered) {
+      if (!this.#subscriptions.covers(keyOf(entry.namespace, entry.service))) continue
+      this.#uncovered.delete(entry)
+      entry.cover(session)
+      if (this.#resuming.delete(entry)) this.resumes.nothing++
+    }
+  }
+
+  /**
+   * Everything up to this id has been sent: each view of this epoch is current, or as old as the registry says that it is
+   * itself. Looks only at those that have not been confirmed in this life of the stream yet; the others share its
+   * {@link Session}, which grows younger by itself.
+   */
+  #confirm(id: Cursor, session: Session): void {
+    for (const entry of this.#unconfirmed) {
+      const served = this.#followed.get(entry)
+      if (entry.view === undefined || entry.quarantined || entry.view.cursor.epoch !== id.epoch) continue
+      // Of hearsay the registry has to say the whole itself.
+      if (!entry.isCoveredBy(session) || entry.origin === 'peer') continue
+      // An earlier life of the stream may know better than a registry that is behind.
+      if (session.heardMs >= entry.confirmed.heardMs) entry.confirmed = session
+      entry.origin = 'registry'
+      if (this.#aged === session) continue
+      this.#unconfirmed.delete(entry)
+      if (isKnown(entry.view)) this.#files?.confirm(entry.view)
+      // Whoever waits for a view that is fresh enough may have it now.
+      served?.watchers.wake()
+    }
+  }
+
+  /** What is due now and then, with the pings: dates of files, names that nobody knows, nodes that did not come back. */
+  #tidy(session: Session): void {
+    const nowMs = this.#clock.now()
+    for (const key of this.#unknown.due()) this.#forgetUnknown(key)
+    for (const entry of this.#quarantines.entries) if (entry.heard) this.#offer(entry, entry.heard, 'registry', session)
+    if (this.#aged === session) return
+    this.#idle.look(session)
+    if (nowMs - this.#datedMs < DATING_MS) return
+    this.#datedMs = nowMs
+    for (const [, { view, confirmed }] of this.#memory.entries())
+      if (view && confirmed === session && isKnown(view)) this.#files?.confirm(view)
+  }
+
+  #forgetUnknown(key: string): void {
+    this.#unknown.forget(key)
+    const entry = this.#memory.peek(key)
+    if (entry && isUnknown(entry) && entry.pins === 0) this.#memory.evict(key)
+  }
+
+  #offer(entry: Entry, next: View, origin: Origin, confirmed: Session, removed: readonly Removal[] = []): void {
+    const { namespace, service, served: before } = entry
+    const key = keyOf(namespace, service)
+    const judged = this.#quarantines.observe(entry, removed)
+    const verdict = this.#memory.offer(key, entry, next, origin, confirmed, removed)
+    if (channels.view.hasSubscribers)
+      channels.view.publish({
+        namespace,
+        service,
+        origin,
+        verdict,
+        offered: next,
+        served: entry.served,
+      } satisfies ViewMessage)
+    // It has grown over the bound, and was the one that had to make room.
+    if (this.#memory.peek(key) !== entry) return
+    if (verdict === 'accepted' || verdict === 'current') {
+      if (origin === 'registry') this.#unconfirmed.delete(entry)
+      // Dated by someone else from now on, whose date does not grow; the stream's next word makes it this stream's again.
+      else this.#unconfirmed.add(entry)
+    }
+    judged(verdict)
+    if (verdict === 'accepted' && origin !== 'file') {
+      if (isKnown(next)) {
+        this.#unknown.forget(key)
+        this.#files?.save(next, this.#clock.now() - confirmed.heardMs)
+      } else {
+        const oldest = this.#unknown.note(key)
+        if (oldest !== undefined) this.#forgetUnknown(oldest)
+      }
+    }
+    if (entry.served !== before) this.#publish(entry)
+    else if (verdict === 'current') this.#followed.get(entry)?.watchers.wake()
+  }
+
+  #publish(entry: Entry): void {
+    const served = this.#followed.get(entry)
+    if (served === undefined) return
+    if (entry.served) this.#stopSeeking(served)
+    served.selector.update(entry.served, strategyOf(entry.served?.policy))
+    served.watchers.wake()
+  }
+
+  /** An entry was evicted. */
+  drop(key: string, entry: Entry): void {
+    const served = this.#followed.get(entry)
+    this.#subscriptions.unsubscribe(key)
+    this.#unknown.forget(key)
+    for (const entries of [this.#unconfirmed, this.#uncovered, this.#resuming]) entries.delete(entry)
+    this.#quarantines.forget(entry)
+    this.#files?.forget(entry.namespace, entry.service)
+    if (served) {
+      this.#stopSeeking(served)
+      served.selector.close()
+    }
+    const services = this.#byName.get(entry.namespace)
+    services?.delete(entry.service)
+    if (services?.size === 0) this.#byName.delete(entry.namespace)
+  }
+
+  /**
+   * Waits until `test` holds after a change of the service; false when the deadline or the signal came first.
+   * @param wanted a place of the history that is waited for: the registry is asked for it. Undefined while nothing is known
+   * that it could be a place of
+   */
+  async until(
+    served: Followed,
+    test: () => boolean,
+    deadlineMs: number,
+    signal: AbortSignal | undefined,
+    wanted?: () => Cursor | undefined,
+  ): Promise<boolean> {
+    const waiting = served.watchers.until(test, deadlineMs, signal, this.#clock)
+    this.#seek(served)
+    if (wanted) {
+      served.wanted.add(wanted)
+      this.#wanting.add(served)
+      // While its file is read it is not subscribed yet; then it is with this.
+      if (!served.loading && wanted()) this.#subscriptions.ask(served.key)
+    }
+    const held = await waiting
+    if (served.watchers.size === 0) this.#stopSeeking(served)
+    if (wanted) served.wanted.delete(wanted)
+    if (served.wanted.size === 0) this.#wanting.delete(served)
+    return held
+  }
+}
+
+/** Whether the registry says that it never heard of the service: nothing to serve. */
+export function isUnknown(entry: Entry): boolean {
+  return entry.override === undefined && entry.view !== undefined && !isKnown(entry.view)
+}
+
+/** Whether the registry ever heard of the service; what it did not is not written to disk. */
+function isKnown(view: View): boolean {
+  return view.cursor.revision > 0
+}
+
+export function keyOf(namespace: string, service: string): string {
+  return `${namespace}/${service}`
+}
+
+function latest(places: Iterable<() => Cursor | undefined>): Cursor | undefined {
+  let last: Cursor | undefined
+  for (const place of places) {
+    const cursor = place()
+    // Of places in two histories either; the registry knows one of them.
+    if (cursor && (last === undefined || isAfter(cursor, last))) last = cursor
+  }
+  return last
+}
+
+/** Of the strategies that a policy may name, those that this version executes; the others fall back to taking turns. */
+function strategyOf(policy: PolicyDocument | undefined): SelectorStrategy {
+  const loadBalancing = policy?.loadBalancing as { strategy?: unknown } | undefined
+  return loadBalancing?.strategy === 'random' ? 'random' : 'round_robin'
+}

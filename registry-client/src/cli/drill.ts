@@ -1,0 +1,127 @@
+/**
+ * `holdfast drill`: asks running sidecars which services would resolve if the registry died now, from which level, and how
+ * old. A gate for deployments.
+ */
+
+import { formatDuration, systemClock } from '../clock.ts'
+import { reasonOf, type Network } from '../network.ts'
+import { REHEARSED, type LevelRehearsal, type RehearsedLevel, type Rehearsal } from '../cache/rehearsal.ts'
+import { table } from './table.ts'
+
+export interface DrillOptions {
+  /** Base URLs of sidecars' admin APIs. */
+  readonly sidecars: readonly string[]
+  /** Undefined: all that a sidecar knows. */
+  readonly services: readonly string[] | undefined
+  readonly namespace: string
+  /** Undefined: any will do. */
+  readonly level: RehearsedLevel | undefined
+  readonly timeoutMs: number
+  readonly network: Network
+  readonly signal: AbortSignal
+}
+
+/** What one sidecar says of one service, or why it says nothing. */
+export interface DrillRow {
+  readonly sidecar: string
+  readonly service?: string
+  readonly namespace?: string
+  readonly passes: boolean
+  /** The level that would answer. */
+  readonly level?: RehearsedLevel
+  readonly levels?: Rehearsal['levels']
+  readonly error?: string
+}
+
+/** In the order of the sidecars, and of the services of each. */
+export async function drill(options: DrillOptions): Promise<DrillRow[]> {
+  const rows = await Promise.all(options.sidecars.map((sidecar) => askSidecar(sidecar, options)))
+  return rows.flat()
+}
+
+async function askSidecar(sidecar: string, options: DrillOptions): Promise<DrillRow[]> {
+  const { services, namespace, level, timeoutMs, network, signal } = options
+  const query = new URLSearchParams({ ...(services && { service: services.join(',') }), namespace })
+  const timeout = new AbortController()
+  const cancel = systemClock.after(timeoutMs, () =>
+    timeout.abort(new Error(`no answer in ${formatDuration(timeoutMs)}`)),
+  )
+  try {
+    const { status, body } = await network.request({
+      method: 'GET',
+      url: `${sidecar}/v1/rehearsal?${query.toString()}`,
+      signal: AbortSignal.any([signal, timeout.signal]),
+    })
+    if (status !== 200) return [{ sidecar, passes: false, error: refusal(status, body) }]
+    return read(body).map((found) => {
+      const answering = level ?? found.level
+      const passes = answering !== undefined && found.levels[answering].resolves
+      const { service, levels } = found
+      return { sidecar, namespace: found.namespace, service, passes, ...(passes && { level: answering }), levels }
+    })
+  } catch (error) {
+    return [{ sidecar, passes: false, error: `cannot be asked: ${reasonOf(error)}` }]
+  } finally {
+    cancel()
+  }
+}
+
+function refusal(status: number, body: string): string {
+  try {
+    const { title, errors } = JSON.parse(body) as { title?: string; errors?: { path: string; message: string }[] }
+    const fields = errors?.map(({ path, message }) => `${path}: ${message}`).join('; ')
+    return `answered ${status}: ${fields ?? title ?? ''}`
+  } catch {
+    return `answered ${status}; is this a sidecar's admin API?`
+  }
+}
+
+function read(body: string): readonly Rehearsal[] {
+  let document: { services?: unknown } | null
+  try {
+    document = JSON.parse(body) as { services?: unknown } | null
+  } catch {
+    document = null
+  }
+  const services = document?.services
+  const isRehearsal = (item: Rehearsal | null) =>
+    REHEARSED.every((level) => typeof item?.levels?.[level]?.resolves === 'boolean')
+  if (!Array.isArray(services) || !services.every(isRehearsal))
+    throw new Error("the answer is no rehearsal; is this a sidecar's admin API?")
+  return services as Rehearsal[]
+}
+
+/** What each sidecar could not answer at all stands in `errors`. */
+export function drillReport(
+  rows: readonly DrillRow[],
+  level: RehearsedLevel | undefined,
+): { text: string; errors: string[] } {
+  const errors = rows.flatMap(({ sidecar, error }) => (error === undefined ? [] : [`${sidecar}: ${error}`]))
+  const shown = rows.filter(({ levels }) => levels !== undefined)
+  const head = ['sidecar', 'namespace', 'service', 'resolves', ...REHEARSED, 'reason']
+  const text =
+    shown.length === 0
+      ? 'no services'
+      : table(
+          head,
+          shown.map((row) => [
+            row.sidecar,
+            row.namespace,
+            row.service,
+            row.passes ? `from ${row.level}` : 'NO',
+            ...REHEARSED.map((name) => cell(row.levels![name])),
+            row.passes ? '' : reasonFor(row.levels!, level),
+          ]),
+        )
+  return { text, errors }
+}
+
+/** `3/5 12s`: so many nodes of those known take traffic, and the view is so old. */
+function cell({ resolves, usable, nodes, age }: LevelRehearsal): string {
+  return resolves ? `${usable}/${nodes} ${formatDuration(Math.round((age ?? 0) / 1_000) * 1_000 || 0)}` : '-'
+}
+
+function reasonFor(levels: Rehearsal['levels'], level: RehearsedLevel | undefined): string {
+  const wanted = level === undefined ? REHEARSED : [level]
+  return wanted.map((name) => levels[name].reason ?? '').join('; ')
+}

@@ -1,0 +1,122 @@
+/** From the start of a process to its first answer and to all of them, from file, while the registry is dead. */
+
+import { spawn } from 'node:child_process'
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { createInterface } from 'node:readline'
+import { fileURLToPath, pathToFileURL } from 'node:url'
+import ts from 'typescript'
+import { clientOf, registryOf } from './memory-registry.ts'
+import { median, print } from './table.ts'
+
+const ROOT = fileURLToPath(new URL('../../', import.meta.url))
+const CHILD = 'test/bench/start-child.ts'
+const ROUNDS = 7
+const NODES = 100
+
+interface Run {
+  /** From spawning to each line, in ms; the last is the end. */
+  readonly lines: number[]
+  readonly marks: number[]
+}
+
+export async function start(): Promise<void> {
+  const directory = mkdtempSync(path.join(tmpdir(), 'holdfast-bench-'))
+  try {
+    const plain = transpile(directory)
+    const library = pathToFileURL(path.join(ROOT, 'registry-client/src/index.ts')).href
+    const bare = await runs(['-e', 'console.log("first")'])
+    const bareMs = median(bare.map(({ lines }) => lines[0]!))
+    const rows: (string | number)[][] = [['node -e 0', '', bareMs, '', '', '']]
+    const parts: (string | number)[][] = []
+    for (const count of [1, 100, 1_000]) {
+      const cacheDir = path.join(directory, `cache-${count}`)
+      await fill(cacheDir, count)
+      for (const [name, args] of [
+        ['through tsx', ['--import', 'tsx', path.join(ROOT, CHILD), library]],
+        ['as plain JavaScript', [plain.child, plain.library]],
+      ] as const) {
+        const made = await runs([...args, cacheDir, String(count)])
+        const [first, all] = [0, 1].map((line) => median(made.map(({ lines }) => lines[line]!))) as [number, number]
+        rows.push([`${count.toLocaleString('en')} × ${NODES} nodes`, name, first, first - bareMs, all, all - bareMs])
+        const marks = [0, 1, 2, 3, 4].map((mark) => median(made.map((run) => run.marks[mark]!)))
+        const steps = marks.map((ms, mark) => ms - (marks[mark - 1] ?? 0))
+        parts.push([`${count.toLocaleString('en')} × ${NODES} nodes`, name, ...steps])
+      }
+    }
+    print(
+      `ms from the start of a process to its answers from file, the registry dead; medians of ${ROUNDS} (aims beyond Node: 100 and 1,000)`,
+      ['', '', 'first', 'beyond Node', 'all', 'beyond Node'],
+      rows,
+    )
+    print('ms of it, in the process', ['', '', 'until it runs', 'imports', 'connect', 'first', 'all'], parts)
+  } finally {
+    rmSync(directory, { recursive: true, force: true })
+  }
+}
+
+/** The sources without types, as a build would leave them. */
+function transpile(directory: string): { child: string; library: string } {
+  const to = path.join(directory, 'plain')
+  mkdirSync(to)
+  symlinkSync(path.join(ROOT, 'node_modules'), path.join(directory, 'node_modules'))
+  writeFileSync(path.join(to, 'package.json'), '{"type":"module"}')
+  const sources = path.join(ROOT, 'registry-client/src')
+  const files = readdirSync(sources, { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.ts'))
+  for (const [file, name] of [
+    ...files.map((name) => [path.join(sources, name), name]),
+    [path.join(ROOT, CHILD), path.basename(CHILD)],
+  ] as const) {
+    const { outputText } = ts.transpileModule(readFileSync(file, 'utf8'), {
+      compilerOptions: {
+        target: ts.ScriptTarget.ES2023,
+        module: ts.ModuleKind.ESNext,
+        verbatimModuleSyntax: true,
+        rewriteRelativeImportExtensions: true,
+      },
+    })
+    const target = path.join(to, name.replace(/\.ts$/, '.js'))
+    mkdirSync(path.dirname(target), { recursive: true })
+    writeFileSync(target, outputText)
+  }
+  return { child: path.join(to, 'start-child.js'), library: pathToFileURL(path.join(to, 'index.js')).href }
+}
+
+async function fill(cacheDir: string, count: number): Promise<void> {
+  const services = Array.from({ length: count }, (_, index) => `service-${index}`)
+  const client = await clientOf(
+    services,
+    registryOf(
+      () => NODES,
+      () => 100,
+    ),
+    { cacheDir },
+  )
+  await client.close()
+}
+
+async function runs(args: readonly string[]): Promise<Run[]> {
+  // The first fills the caches of files and of tsx.
+  await run(args)
+  const made: Run[] = []
+  for (let round = 0; round < ROUNDS; round++) made.push(await run(args))
+  return made
+}
+
+function run(args: readonly string[]): Promise<Run> {
+  return new Promise((resolve, reject) => {
+    const startMs = performance.now()
+    const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'], cwd: ROOT })
+    const lines: number[] = []
+    let marks: number[] = []
+    createInterface({ input: child.stdout }).on('line', (line) => {
+      if (line.startsWith('[')) marks = JSON.parse(line) as number[]
+      else lines.push(performance.now() - startMs)
+    })
+    child.once('close', (code) => {
+      if (code === 0) resolve({ lines, marks })
+      else reject(new Error(`${args.join(' ')} ended with ${code}`))
+    })
+  })
+}

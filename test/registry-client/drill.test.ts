@@ -1,0 +1,159 @@
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { createServer, type Server } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { after, before, describe, test } from 'node:test'
+import { run } from '../../registry-client/src/cli/cli.ts'
+import type { DrillRow } from '../../registry-client/src/cli/drill.ts'
+
+const yes = (age: number, usable: number, nodes: number) => ({ resolves: true, age, usable, nodes })
+const no = (reason: string) => ({ resolves: false, reason })
+
+const SERVICES: Record<string, object> = {
+  stock: {
+    resolves: true,
+    level: 'memory',
+    levels: { memory: yes(2_400, 3, 5), file: yes(12_000, 3, 5), peer: no('no peer knows it') },
+  },
+  shop: {
+    resolves: true,
+    level: 'file',
+    levels: { memory: no('not in memory'), file: yes(90_000, 1, 1), peer: no('no peer knows it') },
+  },
+  lost: {
+    resolves: false,
+    levels: { memory: no('not in memory'), file: no('no file that can be read'), peer: no('no peers are configured') },
+  },
+}
+
+async function listen(
+  answer: (url: URL) => { status: number; body: string },
+): Promise<{ server: Server; url: string }> {
+  const server = createServer((request, response) => {
+    const { status, body } = answer(new URL(request.url!, 'http://sidecar'))
+    response.writeHead(status, { 'content-type': 'application/json' }).end(body)
+  }).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  return { server, url: `http://127.0.0.1:${(server.address() as AddressInfo).port}` }
+}
+
+async function drill(...words: string[]) {
+  const out: string[] = []
+  const error: string[] = []
+  const streams = {
+    out: (text: string) => out.push(text),
+    error: (text: string) => error.push(text),
+    columns: undefined,
+  }
+  const code = await run(['drill', ...words], {}, new AbortController().signal, streams)
+  return { code, out: out.join('\n'), error: error.join('\n') }
+}
+
+describe('holdfast drill', () => {
+  let sidecar: { server: Server; url: string }
+  let stranger: { server: Server; url: string }
+  const asked: URL[] = []
+  before(async () => {
+    sidecar = await listen((url) => {
+      asked.push(url)
+      const names = url.searchParams.get('service')?.split(',') ?? ['stock', 'shop']
+      const services = names.map((service) => ({
+        service,
+        namespace: url.searchParams.get('namespace'),
+        ...SERVICES[service],
+      }))
+      return { status: 200, body: JSON.stringify({ services }) }
+    })
+    stranger = await listen((url) =>
+      url.pathname === '/html/v1/rehearsal'
+        ? { status: 200, body: '<html>' }
+        : { status: 404, body: JSON.stringify({ title: 'There is nothing here' }) },
+    )
+  })
+  after(() => {
+    for (const { server } of [sidecar, stranger]) {
+      server.close()
+      server.closeAllConnections()
+    }
+  })
+
+  test('tells of each service from which level it would resolve, how old, and to how many nodes', async () => {
+    const { code, out, error } = await drill('--sidecar', sidecar.url, '--service', 'stock,shop', '--namespace', 'blue')
+    assert.equal(code, 0, error)
+    assert.equal(asked.at(-1)?.search, '?service=stock%2Cshop&namespace=blue')
+    const lines = out.split('\n').map((line) => line.split(/ {2,}/))
+    assert.deepEqual(lines[0], ['SIDECAR', 'NAMESPACE', 'SERVICE', 'RESOLVES', 'MEMORY', 'FILE', 'PEER', 'REASON'])
+    assert.deepEqual(lines[1]?.slice(1), ['blue', 'stock', 'from memory', '3/5 2s', '3/5 12s', '-'])
+    assert.deepEqual(lines[2]?.slice(1), ['blue', 'shop', 'from file', '-', '1/1 90s', '-'])
+  })
+
+  test('without services asks for all that the sidecar knows', async () => {
+    assert.equal((await drill('--sidecar', sidecar.url)).code, 0)
+    assert.equal(asked.at(-1)?.search, '?namespace=default')
+  })
+
+  test('exits 1 when one would not resolve, and says why', async () => {
+    const { code, out } = await drill('--sidecar', sidecar.url, '--service', 'stock,lost')
+    assert.equal(code, 1)
+    assert.match(out, /lost +NO +- +- +- +not in memory; no file that can be read; no peers are configured/)
+  })
+
+  test('with a level exits 1 when one would not resolve from that', async () => {
+    for (const [level, code] of [
+      ['memory', 1],
+      ['file', 0],
+      ['peer', 1],
+    ] as const)
+      assert.equal(
+        (await drill('--sidecar', sidecar.url, '--service', 'stock,shop', '--level', level)).code,
+        code,
+        level,
+      )
+    const { out } = await drill('--sidecar', sidecar.url, '--service', 'shop', '--level', 'memory')
+    assert.match(out, /shop +NO +- +1\/1 90s +- +not in memory$/m)
+  })
+
+  test('is JSON for programs', async () => {
+    const { code, out } = await drill('--sidecar', sidecar.url, '--service', 'stock,lost', '--json')
+    assert.equal(code, 1)
+    const rows = JSON.parse(out) as DrillRow[]
+    assert.deepEqual(
+      rows.map(({ sidecar: url, service, passes, level }) => [url, service, passes, level]),
+      [
+        [sidecar.url, 'stock', true, 'memory'],
+        [sidecar.url, 'lost', false, undefined],
+      ],
+    )
+    assert.deepEqual(rows[0]?.levels?.file, yes(12_000, 3, 5))
+  })
+
+  test('a sidecar that cannot be asked fails the drill, by its name, and the others are told of', async () => {
+    const nowhere = await listen(() => ({ status: 200, body: '' }))
+    nowhere.server.close()
+    await once(nowhere.server, 'close')
+    const { code, out, error } = await drill('--sidecar', `${sidecar.url},${nowhere.url}`, '--service', 'stock')
+    assert.equal(code, 1)
+    assert.match(out, /stock +from memory/)
+    assert.equal(error.startsWith(`${nowhere.url}: cannot be asked: `), true, error)
+    for (const [url, reason] of [
+      [stranger.url, 'answered 404: There is nothing here'],
+      [`${stranger.url}/html`, "cannot be asked: the answer is no rehearsal; is this a sidecar's admin API?"],
+    ] as const) {
+      const answer = await drill('--sidecar', url)
+      assert.deepEqual([answer.code, answer.error], [1, `${url}: ${reason}`])
+    }
+  })
+
+  test('arguments that cannot be used exit 2', async () => {
+    for (const [words, complaint] of [
+      [['stock'], /usage: holdfast drill/],
+      [['--service', 'No'], /service\.0: must be a service name/],
+      [['--sidecar', '127.0.0.1:7500'], /sidecar\.0: must be a URL/],
+      [['--level', 'disk'], /level: .*memory/],
+    ] as const) {
+      const { code, error } = await drill(...words)
+      assert.equal(code, 2, error)
+      assert.match(error, complaint)
+    }
+  })
+})

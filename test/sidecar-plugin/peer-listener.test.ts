@@ -1,0 +1,130 @@
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { request, type IncomingMessage } from 'node:http'
+import { connect } from 'node:net'
+import { describe, test } from 'node:test'
+import { encodeView } from '@holdfast/registry-client/protocol'
+import { PeerListener, type PeerListenerLimits } from '../../sidecar-plugin/src/peer-listener.ts'
+import { ManualClock } from '../support/manual-clock.ts'
+import { quietLog, RawCaller, viewOf } from './fakes.ts'
+
+async function call(port: number, path: string, method: string) {
+  const outgoing = request({ port, host: '127.0.0.1', path, method, agent: false }).end()
+  const [response] = (await once(outgoing, 'response')) as [IncomingMessage]
+  let text = ''
+  for await (const chunk of response) text += String(chunk)
+  return { status: response.statusCode!, headers: response.headers, text }
+}
+
+async function start(limits: Partial<PeerListenerLimits> = {}, nodes = 1) {
+  const clock = new ManualClock()
+  const view = viewOf(
+    'stock',
+    Array.from({ length: nodes }, (_, index) => ({ id: `n${index}` })),
+  )
+  const asked: string[] = []
+  const listener = new PeerListener({
+    clock,
+    log: quietLog,
+    namespace: 'home',
+    limits,
+    view: async (service, namespace) => {
+      asked.push(`${namespace}/${service}`)
+      if (service === 'broken') throw new Error('the disk is gone')
+      return service === 'stock' ? { document: { ...encodeView(view), age: 7, source: 'file' }, nodes } : undefined
+    },
+  })
+  const port = await listener.listen('127.0.0.1', 0)
+  return { clock, listener, port, asked, get: (path: string, method = 'GET') => call(port, path, method) }
+}
+
+describe('the listener for peers', () => {
+  test('answers with a view, its age and its source, and nothing else', async () => {
+    const { listener, get, asked } = await start()
+    const found = await get('/v1/views/stock?namespace=blue')
+    assert.equal(found.status, 200)
+    assert.equal(found.headers['content-type'], 'application/json')
+    const shown = JSON.parse(found.text) as Record<string, unknown>
+    assert.deepEqual([shown.service, shown.cursor, shown.age, shown.source], ['stock', 'epoch:1', 7, 'file'])
+    assert.equal((await get('/v1/views/never')).status, 404)
+    assert.deepEqual(asked, ['blue/stock', 'home/never'])
+    assert.deepEqual(listener.status(), { answered: 1, unknown: 1, refused: 0 })
+    listener.close()
+  })
+
+  test('commands nothing and shows nothing else: every other path and method is refused', async () => {
+    const { listener, get, asked } = await start()
+    for (const path of ['/', '/v1/views', '/v1/config', '/v1/stats', '/metrics', '/v1/rehearsal', '/v1/registrations'])
+      assert.equal((await get(path)).status, 404, path)
+    for (const method of ['PUT', 'POST', 'DELETE', 'PATCH', 'HEAD', 'OPTIONS'])
+      assert.equal((await get('/v1/views/stock', method)).status, 405, method)
+    assert.equal((await get('/v1/drain', 'POST')).status, 404)
+    for (const path of ['/v1/views/', '//', '/v1/views/..%2fetc', '/v1/views/Stock', '/v1/views/stock?namespace=../x'])
+      assert.equal((await get(path)).status, 400, path)
+    assert.deepEqual(asked, [])
+    listener.close()
+  })
+
+  test('refuses bodies, heads that are long, and what is not HTTP', async () => {
+    const { listener, port, asked } = await start()
+    for (const [sent, status] of [
+      ['GET /v1/views/stock HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello', 400],
+      [`GET /v1/views/stock HTTP/1.1\r\nhost: a\r\nx: ${'x'.repeat(5_000)}\r\n\r\n`, 431],
+      ['\u0016\u0003\u0001\u0002\u0000', 400],
+    ] as const) {
+      const caller = new RawCaller(port).send(sent)
+      assert.match(await caller.until(/HTTP\/1\.1 \d{3}/), new RegExp(`HTTP/1.1 ${status}`))
+      caller.socket.destroy()
+    }
+    assert.deepEqual(asked, [])
+    listener.close()
+  })
+
+  test('lets go of those who take their time with a head', async () => {
+    const { listener, port } = await start({ timeoutMs: 50 })
+    const caller = new RawCaller(port).send('GET /v1/views/stock HTTP/1.1\r\n')
+    await caller.closed
+    assert.match(caller.text, /^(HTTP\/1\.1 408 .*)?/)
+    listener.close()
+  })
+
+  test('takes only so many connections', async () => {
+    const { listener, port } = await start({ connections: 2 })
+    const held = [connect(port, '127.0.0.1'), connect(port, '127.0.0.1')]
+    await Promise.all(held.map((socket) => once(socket, 'connect')))
+    const third = new RawCaller(port).send('GET /v1/views/stock HTTP/1.1\r\nhost: a\r\n\r\n')
+    await third.closed
+    assert.equal(third.text, '')
+    for (const socket of held) socket.destroy()
+    listener.close()
+  })
+
+  test('answers only so often, and large views less often', async () => {
+    const small = await start({ perSecond: 10, burst: 3 })
+    const statuses = async (made: typeof small, times: number) => {
+      const seen: number[] = []
+      for (let i = 0; i < times; i++) seen.push((await made.get('/v1/views/stock')).status)
+      return seen
+    }
+    assert.deepEqual(await statuses(small, 5), [200, 200, 200, 429, 429])
+    assert.equal((await small.get('/v1/views/stock')).headers['retry-after'], '1')
+    await small.clock.advance(100)
+    assert.deepEqual(await statuses(small, 2), [200, 429])
+    small.listener.close()
+    const large = await start({ perSecond: 10, burst: 3 }, 1_000)
+    assert.deepEqual(await statuses(large, 2), [200, 429])
+    await large.clock.advance(800)
+    assert.deepEqual(await statuses(large, 1), [429])
+    await large.clock.advance(200)
+    assert.deepEqual(await statuses(large, 2), [200, 429])
+    large.listener.close()
+  })
+
+  test('says that it failed when it did', async () => {
+    const { listener, get } = await start()
+    const answer = await get('/v1/views/broken')
+    assert.equal(answer.status, 500)
+    assert.doesNotMatch(answer.text, /disk/)
+    listener.close()
+  })
+})

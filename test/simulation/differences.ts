@@ -1,0 +1,36 @@
+/** Words that the invariants share: what is different, and what is kept aside. */
+
+import type { Cursor } from '@holdfast/registry-client/protocol'
+import type { RegistryClient } from '../../registry-client/src/index.ts'
+import { textOf, type ServiceVersion } from './model.ts'
+
+export function keyOf(service: string): string {
+  return `default/${service}`
+}
+
+/** The services of which a client keeps nodes aside. */
+export function quarantinedBy(library: RegistryClient): ReadonlySet<string> {
+  return new Set(library.status().quarantined.map(({ namespace, service }) => `${namespace}/${service}`))
+}
+
+export function text({ epoch, revision }: Cursor): string {
+  return `${epoch}:${revision}`
+}
+
+/** What is different in a view; undefined when nothing is. */
+export function differenceOf(
+  version: ServiceVersion | undefined,
+  nodes: ReadonlyMap<string, { readonly id: string }>,
+  policy: unknown,
+): string | undefined {
+  for (const [id, { node }] of version?.nodes ?? []) {
+    const there = nodes.get(id)
+    if (there === undefined) return `node ${id} is missing`
+    if (textOf(there as typeof node) !== textOf(node))
+      return `node ${id} is ${JSON.stringify(there)}, expected ${JSON.stringify(node)}`
+  }
+  for (const id of nodes.keys()) if (!version?.nodes.has(id)) return `node ${id} is there, expected none`
+  if (JSON.stringify(policy) !== JSON.stringify(version?.policy))
+    return `policy ${JSON.stringify(policy)}, expected ${JSON.stringify(version?.policy)}`
+  return undefined
+}
