@@ -195,6 +195,8 @@ describe('an answer that is none', () => {
     'without an age': answer(200, snapshotOf('e:5', ['a'])),
     'with an age below zero': told('e:5', ['a'], -1),
     'with an age that is text': told('e:5', ['a'], 0, { age: '5' }),
+    'with an age of over ten years': told('e:5', ['a'], 10 * 365 * 86_400_000 + 1),
+    'with an age without end': { ...answer(200), body: told('e:5', ['a'], 8).body.replace('"age":8', '"age":1e309') },
     'with a node that cannot be': told('e:5', [], 0, { nodes: [{ ...nodeOf('a'), port: 0 }] }),
     'with a cursor that cannot be': told('e:5', ['a'], 0, { cursor: 'e' }),
     'that is no JSON': { ...answer(200), body: '<html>' },

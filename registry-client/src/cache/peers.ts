@@ -17,6 +17,8 @@ const TIMEOUT_MS = 1_000
 const MAX_BYTES = 32 * 1_048_576
 /** Services asked about at once; at the start of a host, many are missing at the same moment. */
 const MAX_ASKING = 32
+/** Ten years: no outage is longer, and a date before it need not be one that a disk can write down. */
+const MAX_AGE_MS = 10 * 365 * 86_400_000
 const AGAIN = { baseMs: 500, capMs: 10_000 }
 /** However the jitter falls: a peer that knows nothing now is not asked again at once. */
 const LEAST_PAUSE_MS = 100
@@ -143,7 +145,8 @@ function read(body: string, namespace: string, service: string): { view: View; a
   // That the registry never heard of a service is no view of it.
   if (view.cursor.revision === 0) throw new Error('it holds no view of the service')
   const ageMs = document?.age
-  if (typeof ageMs !== 'number' || !(ageMs >= 0)) throw new Error('age: must be milliseconds, zero or more')
+  if (typeof ageMs !== 'number' || !(ageMs >= 0 && ageMs <= MAX_AGE_MS))
+    throw new Error(`age: must be milliseconds, 0..${MAX_AGE_MS}, got ${String(ageMs).slice(0, 40)}`)
   return { view, ageMs }
 }
 
