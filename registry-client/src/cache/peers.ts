@@ -9,7 +9,7 @@
 import { Backoff, sleep, type Clock, type Random } from '../clock.ts'
 import type { Log } from '../log.ts'
 import { reasonOf, type Network } from '../network.ts'
-import { decodeView, unaccounted, type View } from '../protocol.ts'
+import { decodeView, isProven, unaccounted, type View } from '../protocol.ts'
 
 /** A peer answers from memory or from one file; what takes longer is in trouble itself. */
 const TIMEOUT_MS = 1_000
@@ -144,6 +144,7 @@ function read(body: string, namespace: string, service: string): { view: View; a
     throw new Error(`it holds ${view.namespace}/${view.service}`)
   // That the registry never heard of a service is no view of it.
   if (view.cursor.revision === 0) throw new Error('it holds no view of the service')
+  if (!isProven(view)) throw new Error('it holds no nodes, and no removal of the last')
   const ageMs = document?.age
   if (typeof ageMs !== 'number' || !(ageMs >= 0 && ageMs <= MAX_AGE_MS))
     throw new Error(`age: must be milliseconds, 0..${MAX_AGE_MS}, got ${String(ageMs).slice(0, 40)}`)
