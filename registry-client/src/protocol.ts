@@ -279,6 +279,11 @@ export function unaccounted(current: View | undefined, next: View, removed?: Rea
   })
 }
 
+/** Whether a view can be taken for what it is by those who know nothing else: it names nodes, or the removal of the last. */
+export function isProven(view: View): boolean {
+  return view.nodes.size > 0 || view.emptied !== undefined
+}
+
 /** `next` with the nodes of `current` that it does not account for, and with its policy where it has none. */
 export function carryOver(current: View, next: View, missing: readonly ServiceNode[]): View {
   const { namespace, service, cursor } = next

@@ -20,6 +20,16 @@ const SERVICES: Record<string, object> = {
     level: 'file',
     levels: { memory: no('not in memory'), file: yes(90_000, 1, 1), peer: no('no peer knows it') },
   },
+  down: {
+    resolves: true,
+    level: 'memory',
+    levels: { memory: yes(2_400, 0, 5), file: yes(12_000, 2, 5), peer: yes(12_000, 3, 5) },
+  },
+  empty: {
+    resolves: true,
+    level: 'memory',
+    levels: { memory: yes(2_400, 0, 0), file: yes(2_400, 0, 0), peer: no('no nodes, and no removal of the last') },
+  },
   lost: {
     resolves: false,
     levels: { memory: no('not in memory'), file: no('no file that can be read'), peer: no('no peers are configured') },
@@ -113,6 +123,48 @@ describe('holdfast drill', () => {
     assert.match(out, /shop +NO +- +1\/1 90s +- +not in memory$/m)
   })
 
+  test('a level without enough nodes that take traffic does not let a service pass, and the next one may', async () => {
+    const drilled = (...words: string[]) => drill('--sidecar', sidecar.url, ...words)
+    const fromFile = await drilled('--service', 'down')
+    assert.deepEqual([fromFile.code, /down +from file/.test(fromFile.out)], [0, true])
+    const fromPeer = await drilled('--service', 'down', '--min-usable', '3')
+    assert.deepEqual([fromPeer.code, /down +from peer/.test(fromPeer.out)], [0, true])
+    const fromNone = await drilled('--service', 'down', '--min-usable', '4')
+    assert.equal(fromNone.code, 1)
+    const wanting = [0, 2, 3].map((usable) => `${usable} of 5 nodes usable, 4 wanted`).join('; ')
+    assert.match(fromNone.out, new RegExp(`down +NO .* ${wanting}$`, 'm'))
+    const fromMemory = await drilled('--service', 'down', '--level', 'memory')
+    assert.equal(fromMemory.code, 1)
+    assert.match(fromMemory.out, / 0 of 5 nodes usable, 1 wanted$/m)
+  })
+
+  test('a service without nodes passes only where that is allowed, and never without proof', async () => {
+    const drilled = (...words: string[]) => drill('--sidecar', sidecar.url, '--service', 'empty', ...words)
+    assert.equal((await drilled()).code, 1)
+    assert.equal((await drilled('--min-usable', '0')).code, 0)
+    const unproven = await drilled('--min-usable', '0', '--level', 'peer')
+    assert.equal(unproven.code, 1)
+    assert.match(unproven.out, /no nodes, and no removal of the last$/m)
+  })
+
+  test('a sidecar that knows no service fails the drill, and so does one that leaves out what it was asked for', async () => {
+    const forgetful = await listen((url) => ({
+      status: 200,
+      body: JSON.stringify({
+        services: url.searchParams.has('service')
+          ? [{ service: 'stock', namespace: 'default', ...SERVICES.stock }]
+          : [],
+      }),
+    }))
+    const none = await drill('--sidecar', forgetful.url)
+    assert.equal(none.code, 1)
+    assert.equal(none.error, `${forgetful.url}: knows no services: name those you need with --service`)
+    const some = await drill('--sidecar', forgetful.url, '--service', 'stock,shop,lost')
+    assert.deepEqual([some.code, some.error], [1, `${forgetful.url}: did not answer for shop, lost`])
+    forgetful.server.close()
+    forgetful.server.closeAllConnections()
+  })
+
   test('is JSON for programs', async () => {
     const { code, out } = await drill('--sidecar', sidecar.url, '--service', 'stock,lost', '--json')
     assert.equal(code, 1)
@@ -150,6 +202,7 @@ describe('holdfast drill', () => {
       [['--service', 'No'], /service\.0: must be a service name/],
       [['--sidecar', '127.0.0.1:7500'], /sidecar\.0: must be a URL/],
       [['--level', 'disk'], /level: .*memory/],
+      [['--min-usable', '-1'], /minUsable: must be 0/],
     ] as const) {
       const { code, error } = await drill(...words)
       assert.equal(code, 2, error)

@@ -122,6 +122,13 @@ describe('a host that is new in the middle of an outage', () => {
     assert.equal(made.clock.pending, 0)
   })
 
+  test('is told that a service is empty by the removal of its last node', async () => {
+    const { client } = await besidePeers({ one: told('e:5', [], 0, { emptied: removalOf('a', 5) }) })
+    const found = await client.resolve('stock')
+    assert.deepEqual([found.nodes, found.source], [[], 'peer'])
+    await client.close()
+  })
+
   test('is helped too where it watches', async () => {
     const { client } = await besidePeers({ one: told('e:5', ['a']) })
     const views = client.watch('stock')
@@ -195,8 +202,11 @@ describe('an answer that is none', () => {
     'without an age': answer(200, snapshotOf('e:5', ['a'])),
     'with an age below zero': told('e:5', ['a'], -1),
     'with an age that is text': told('e:5', ['a'], 0, { age: '5' }),
+    'with an age of over ten years': told('e:5', ['a'], 10 * 365 * 86_400_000 + 1),
+    'with an age without end': { ...answer(200), body: told('e:5', ['a'], 8).body.replace('"age":8', '"age":1e309') },
     'with a node that cannot be': told('e:5', [], 0, { nodes: [{ ...nodeOf('a'), port: 0 }] }),
     'with a cursor that cannot be': told('e:5', ['a'], 0, { cursor: 'e' }),
+    'without nodes, and without proof that there are none': told('e:5', []),
     'that is no JSON': { ...answer(200), body: '<html>' },
     'that is null': answer(200, null),
     'that is empty': answer(200),

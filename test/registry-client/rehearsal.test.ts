@@ -95,6 +95,20 @@ describe('a rehearsal', () => {
     await client.close()
   })
 
+  test('a view without nodes and without proof of that would answer nobody', async () => {
+    const made = world()
+    made.network.respond = () => answer(200, { ...snapshotOf('e:5', []), age: 0 })
+    const client = await made.start({ peers: PEERS })
+    await resolved(made, client)
+    await made.clock.advance(5_000)
+    const [found] = await client.rehearse()
+    assert.deepEqual([found?.resolves, found?.level], [false, undefined])
+    const reason = 'no nodes, and no removal of the last'
+    assert.deepEqual(found?.levels.memory, { resolves: false, reason })
+    assert.equal(found?.levels.peer.resolves, false)
+    await client.close()
+  })
+
   test('changes nothing of what is served, followed or counted as use, and nothing on disk', async () => {
     const made = await worldWithFile('a')
     made.network.respond = () => answer(200, { ...snapshotOf('e:99', ['forged']), age: 0 })

@@ -9,7 +9,7 @@
 import { Backoff, sleep, type Clock, type Random } from '../clock.ts'
 import type { Log } from '../log.ts'
 import { reasonOf, type Network } from '../network.ts'
-import { decodeView, unaccounted, type View } from '../protocol.ts'
+import { decodeView, isProven, unaccounted, type View } from '../protocol.ts'
 
 /** A peer answers from memory or from one file; what takes longer is in trouble itself. */
 const TIMEOUT_MS = 1_000
@@ -17,6 +17,8 @@ const TIMEOUT_MS = 1_000
 const MAX_BYTES = 32 * 1_048_576
 /** Services asked about at once; at the start of a host, many are missing at the same moment. */
 const MAX_ASKING = 32
+/** Ten years: no outage is longer, and a date before it need not be one that a disk can write down. */
+const MAX_AGE_MS = 10 * 365 * 86_400_000
 const AGAIN = { baseMs: 500, capMs: 10_000 }
 /** However the jitter falls: a peer that knows nothing now is not asked again at once. */
 const LEAST_PAUSE_MS = 100
@@ -142,8 +144,10 @@ function read(body: string, namespace: string, service: string): { view: View; a
     throw new Error(`it holds ${view.namespace}/${view.service}`)
   // That the registry never heard of a service is no view of it.
   if (view.cursor.revision === 0) throw new Error('it holds no view of the service')
+  if (!isProven(view)) throw new Error('it holds no nodes, and no removal of the last')
   const ageMs = document?.age
-  if (typeof ageMs !== 'number' || !(ageMs >= 0)) throw new Error('age: must be milliseconds, zero or more')
+  if (typeof ageMs !== 'number' || !(ageMs >= 0 && ageMs <= MAX_AGE_MS))
+    throw new Error(`age: must be milliseconds, 0..${MAX_AGE_MS}, got ${String(ageMs).slice(0, 40)}`)
   return { view, ageMs }
 }
 

@@ -3,7 +3,7 @@
 import type { Clock } from '../clock.ts'
 import type { FileCache } from '../files/file-cache.ts'
 import type { Peers } from './peers.ts'
-import type { View } from '../protocol.ts'
+import { isProven, type View } from '../protocol.ts'
 
 /** Services rehearsed at once: each reads a file and asks every peer. */
 const AT_ONCE = 16
@@ -16,6 +16,7 @@ export interface ServiceName {
 
 /** What one level would answer. */
 export interface LevelRehearsal {
+  /** Whether there is a view, with nodes or with proof that there are none. */
   readonly resolves: boolean
   /** Milliseconds since the registry confirmed it; absent where nothing resolves. */
   readonly age?: number
@@ -84,6 +85,7 @@ async function rehearseOne(name: Required<ServiceName>, levels: RehearsalLevels)
 
 function judge(known: Known | undefined, reason: string): LevelRehearsal {
   if (known === undefined) return { resolves: false, reason }
+  if (!isProven(known.view)) return { resolves: false, reason: 'no nodes, and no removal of the last' }
   let usable = 0
   for (const node of known.view.nodes.values()) if (node.status === 'up' && node.weight > 0) usable++
   return { resolves: true, age: Math.round(known.ageMs), nodes: known.view.nodes.size, usable }

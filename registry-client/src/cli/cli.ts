@@ -257,9 +257,18 @@ async function status(words: readonly string[], { settings, streams, call }: Con
 
 async function drillSidecars(words: readonly string[], { settings, streams, signal }: Context): Promise<number> {
   upTo(words, 0, 'drill --service NAME[,NAME] --sidecar URL[,URL]')
-  const { sidecar: sidecars, service: services, namespace, level, timeout: timeoutMs, json } = settings
-  const rows = await drill({ sidecars, services, namespace, level, timeoutMs, network: systemNetwork, signal })
-  const { text, errors } = drillReport(rows, level)
+  const { sidecar: sidecars, service: services, namespace, level, minUsable, timeout: timeoutMs, json } = settings
+  const rows = await drill({
+    sidecars,
+    services,
+    namespace,
+    level,
+    minUsable,
+    timeoutMs,
+    network: systemNetwork,
+    signal,
+  })
+  const { text, errors } = drillReport(rows, { level, minUsable })
   streams.out(json ? JSON.stringify(rows, undefined, 2) : text)
   for (const error of errors) streams.error(error)
   return rows.every(({ passes }) => passes) ? 0 : 1

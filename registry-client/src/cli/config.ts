@@ -57,6 +57,11 @@ export const cliSettings = z.strictObject({
     value: 'LEVEL',
     doc: 'drill: from memory (as it runs), file (after a restart) or peer (on a new host), instead of from any of them',
   }).optional(),
+  minUsable: leaf(integer(0, 1_000_000), {
+    flag: 'min-usable',
+    value: 'N',
+    doc: 'drill: nodes that must take traffic; 0 lets a service pass that is known to have none',
+  }).default(1),
   ...commonSettings,
 })
 

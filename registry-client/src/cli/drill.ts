@@ -16,6 +16,8 @@ export interface DrillOptions {
   readonly namespace: string
   /** Undefined: any will do. */
   readonly level: RehearsedLevel | undefined
+  /** Nodes that must take traffic; 0 lets a service pass that is known to have none. */
+  readonly minUsable: number
   readonly timeoutMs: number
   readonly network: Network
   readonly signal: AbortSignal
@@ -27,7 +29,7 @@ export interface DrillRow {
   readonly service?: string
   readonly namespace?: string
   readonly passes: boolean
-  /** The level that would answer. */
+  /** The first level that answers with enough nodes; absent where none does. */
   readonly level?: RehearsedLevel
   readonly levels?: Rehearsal['levels']
   readonly error?: string
@@ -40,7 +42,7 @@ export async function drill(options: DrillOptions): Promise<DrillRow[]> {
 }
 
 async function askSidecar(sidecar: string, options: DrillOptions): Promise<DrillRow[]> {
-  const { services, namespace, level, timeoutMs, network, signal } = options
+  const { services, namespace, timeoutMs, network, signal } = options
   const query = new URLSearchParams({ ...(services && { service: services.join(',') }), namespace })
   const timeout = new AbortController()
   const cancel = systemClock.after(timeoutMs, () =>
@@ -53,17 +55,32 @@ async function askSidecar(sidecar: string, options: DrillOptions): Promise<Drill
       signal: AbortSignal.any([signal, timeout.signal]),
     })
     if (status !== 200) return [{ sidecar, passes: false, error: refusal(status, body) }]
-    return read(body).map((found) => {
-      const answering = level ?? found.level
-      const passes = answering !== undefined && found.levels[answering].resolves
-      const { service, levels } = found
-      return { sidecar, namespace: found.namespace, service, passes, ...(passes && { level: answering }), levels }
-    })
+    const found = read(body)
+    const missing = (services ?? []).filter((name) => !found.some(({ service }) => service === name))
+    if (missing.length > 0) return [{ sidecar, passes: false, error: `did not answer for ${missing.join(', ')}` }]
+    if (found.length === 0) return [{ sidecar, passes: false, error: KNOWS_NONE }]
+    return found.map((rehearsal) => rowOf(sidecar, rehearsal, options))
   } catch (error) {
     return [{ sidecar, passes: false, error: `cannot be asked: ${reasonOf(error)}` }]
   } finally {
     cancel()
   }
+}
+
+/** A sidecar that was started a moment ago is no proof of anything. */
+const KNOWS_NONE = 'knows no services: name those you need with --service'
+
+function rowOf(sidecar: string, { namespace, service, levels }: Rehearsal, options: DrillOptions): DrillRow {
+  const answering = levelsOf(options.level).find((name) => {
+    const { resolves, usable = 0 } = levels[name]
+    return resolves && usable >= options.minUsable
+  })
+  const passes = answering !== undefined
+  return { sidecar, namespace, service, passes, ...(passes && { level: answering }), levels }
+}
+
+function levelsOf(level: RehearsedLevel | undefined): readonly RehearsedLevel[] {
+  return level === undefined ? REHEARSED : [level]
 }
 
 function refusal(status: number, body: string): string {
@@ -84,8 +101,9 @@ function read(body: string): readonly Rehearsal[] {
     document = null
   }
   const services = document?.services
-  const isRehearsal = (item: Rehearsal | null) =>
-    REHEARSED.every((level) => typeof item?.levels?.[level]?.resolves === 'boolean')
+  const isLevel = (level: Partial<LevelRehearsal> | undefined) =>
+    level?.resolves === false || (level?.resolves === true && typeof level.usable === 'number')
+  const isRehearsal = (item: Rehearsal | null) => REHEARSED.every((level) => isLevel(item?.levels?.[level]))
   if (!Array.isArray(services) || !services.every(isRehearsal))
     throw new Error("the answer is no rehearsal; is this a sidecar's admin API?")
   return services as Rehearsal[]
@@ -94,7 +112,7 @@ function read(body: string): readonly Rehearsal[] {
 /** What each sidecar could not answer at all stands in `errors`. */
 export function drillReport(
   rows: readonly DrillRow[],
-  level: RehearsedLevel | undefined,
+  { level, minUsable }: Pick<DrillOptions, 'level' | 'minUsable'>,
 ): { text: string; errors: string[] } {
   const errors = rows.flatMap(({ sidecar, error }) => (error === undefined ? [] : [`${sidecar}: ${error}`]))
   const shown = rows.filter(({ levels }) => levels !== undefined)
@@ -110,7 +128,11 @@ export function drillReport(
             row.service,
             row.passes ? `from ${row.level}` : 'NO',
             ...REHEARSED.map((name) => cell(row.levels![name])),
-            row.passes ? '' : reasonFor(row.levels!, level),
+            row.passes
+              ? ''
+              : levelsOf(level)
+                  .map((name) => shortfall(row.levels![name], minUsable))
+                  .join('; '),
           ]),
         )
   return { text, errors }
@@ -121,7 +143,6 @@ function cell({ resolves, usable, nodes, age }: LevelRehearsal): string {
   return resolves ? `${usable}/${nodes} ${formatDuration(Math.round((age ?? 0) / 1_000) * 1_000 || 0)}` : '-'
 }
 
-function reasonFor(levels: Rehearsal['levels'], level: RehearsedLevel | undefined): string {
-  const wanted = level === undefined ? REHEARSED : [level]
-  return wanted.map((name) => levels[name].reason ?? '').join('; ')
+function shortfall({ resolves, reason, usable, nodes }: LevelRehearsal, minUsable: number): string {
+  return resolves ? `${usable} of ${nodes} nodes usable, ${minUsable} wanted` : (reason ?? '')
 }
