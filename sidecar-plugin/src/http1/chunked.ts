@@ -22,6 +22,7 @@ const SPACE = 0x20
 
 const SIZE = 0
 const EXTENSION = 1
+const PADDING = 8
 const SIZE_LF = 2
 const DATA = 3
 const DATA_CR = 4
@@ -65,6 +66,15 @@ export class ChunkedDecoder {
         case EXTENSION:
           at = this.#skipExtension(bytes, at, end)
           break
+        case PADDING: {
+          const code = bytes[at++]!
+          if (code === SEMICOLON) this.#state = EXTENSION
+          else if (code === CR) this.#state = SIZE_LF
+          else if (code !== SPACE && code !== TAB) throw new Malformed('chunk', 'a chunk size that is no number')
+          else if (++this.#extensionBytes > MAX_EXTENSION_BYTES)
+            throw new Malformed('chunk', 'chunk extensions without end')
+          break
+        }
         case SIZE_LF:
           if (bytes[at++] !== LF) throw new Malformed('chunk', 'a chunk’s line that does not end in CRLF')
           this.#state = this.#size > 0 ? DATA : TRAILER
@@ -109,7 +119,8 @@ export class ChunkedDecoder {
     const code = bytes[at]!
     if (code === CR) this.#state = SIZE_LF
     // Spaces before an extension are bad white space (RFC 9110, section 5.6.3), which is to be understood.
-    else if (code === SEMICOLON || code === SPACE || code === TAB) this.#state = EXTENSION
+    else if (code === SEMICOLON) this.#state = EXTENSION
+    else if (code === SPACE || code === TAB) this.#state = PADDING
     else throw new Malformed('chunk', 'a chunk size that is no number')
     return at + 1
   }

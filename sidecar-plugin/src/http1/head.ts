@@ -6,6 +6,7 @@
  * cannot be one of those.
  */
 
+import { endToEnd, parseFields, TOKEN, VALUE, type Seen } from './fields.ts'
 import { Malformed } from './malformed.ts'
 
 /** How the content of a message is delimited. */
@@ -14,8 +15,13 @@ export type Framing = 'none' | 'length' | 'chunked' | 'until_close'
 export interface MessageHead {
   /** 0 for HTTP/1.0. A higher minor version than 1 is read as 1, as RFC 9110, section 2.5, has it. */
   readonly minor: number
-  /** Flat, `[name, value, …]`. */
-  readonly fields: string[]
+  /**
+   * Flat, `[name, value, …]`: the fields that concern both ends. `Content-Length` is among them, where it frames the
+   * message; so is `Trailer`, where there may be trailers.
+   */
+  readonly fields: readonly string[]
+  /** `x-holdfast-*`, by what follows the prefix in lower case, flat. Only sidecars may say it. */
+  readonly control: readonly string[]
   readonly framing: Framing
   /** With framing `length`; else 0. */
   readonly length: number
@@ -23,8 +29,6 @@ export interface MessageHead {
   readonly persistent: boolean
   /** The protocols of `Upgrade`, where `Connection` names it. */
   readonly upgrade: string | undefined
-  /** Lower-case names that `Connection` lists beside `close`, `keep-alive` and `upgrade`. */
-  readonly connectionNames: readonly string[]
 }
 
 export interface RequestHead extends MessageHead {
@@ -33,6 +37,10 @@ export interface RequestHead extends MessageHead {
   /** Of its one `Host`; undefined only in HTTP/1.0. */
   readonly host: string | undefined
   readonly expectsContinue: boolean
+  /** Whether `TE` says that trailers are wanted. */
+  readonly takesTrailers: boolean
+  /** The first `x-request-id`. */
+  readonly requestId: string | undefined
 }
 
 export interface ResponseHead extends MessageHead {
@@ -42,20 +50,14 @@ export interface ResponseHead extends MessageHead {
   readonly keepAliveSeconds: number | undefined
 }
 
-/** tchar of RFC 9110, section 5.6.2. */
-const TOKEN = new Uint8Array(256)
-for (const char of "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
-  TOKEN[char.charCodeAt(0)] = 1
-/** What a field's value may hold: visible characters, obs-text, space and tab. */
-const VALUE = new Uint8Array(256)
-for (let code = 0x20; code < 256; code++) VALUE[code] = code === 0x7f ? 0 : 1
-VALUE[0x09] = 1
+/** What `Host` may hold (RFC 3986, section 3.2.2), with a port. */
+const HOST = new Uint8Array(256)
+for (const char of "-._~!$&'()*+,;=%:[]0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+  HOST[char.charCodeAt(0)] = 1
 
 const CR = 0x0d
 const LF = 0x0a
 const SPACE = 0x20
-const TAB = 0x09
-const COLON = 0x3a
 
 /**
  * Reads a request's head.
@@ -78,11 +80,13 @@ export function parseRequestHead(text: string, maxFields: number): RequestHead {
   at += 8
   if (text.charCodeAt(at) !== CR || text.charCodeAt(at + 1) !== LF)
     throw new Malformed(text.charCodeAt(at) === LF ? 'line_end' : 'request_line', 'more than three parts')
+  if (!isTarget(method, target)) throw new Malformed('target', 'a target in none of the four forms')
   const seen = parseFields(text, at + 2, maxFields)
 
   if (seen.hosts > 1) throw new Malformed('host', 'more than one Host')
   if (seen.hosts === 0 && minor > 0) throw new Malformed('host', 'no Host')
-  const { framing, length } = framingOf(seen, minor, 'none')
+  if (seen.host !== undefined && !isHost(seen.host)) throw new Malformed('host', 'a Host that names none')
+  const framing = framingOf(seen, minor, 'none')
   const isExpecting = seen.expect !== undefined && minor > 0
   if (isExpecting && seen.expect!.toLowerCase() !== '100-continue')
     throw new Malformed('expectation', 'an expectation other than 100-continue')
@@ -90,14 +94,20 @@ export function parseRequestHead(text: string, maxFields: number): RequestHead {
     method,
     target,
     minor,
-    fields: seen.fields,
+    fields: endToEnd(
+      seen,
+      framing === 'chunked',
+      seen.expect !== undefined && (minor === 0 || framing === 'none') ? 'expect' : '',
+    ),
+    control: seen.control,
     framing,
-    length,
+    length: framing === 'length' ? seen.length : 0,
     persistent: isPersistent(seen, minor),
     upgrade: upgradeOf(seen, minor),
-    connectionNames: seen.named,
     host: seen.host,
-    expectsContinue: isExpecting,
+    expectsContinue: isExpecting && framing !== 'none',
+    takesTrailers: seen.takesTrailers,
+    requestId: seen.requestId,
   }
 }
 
@@ -131,177 +141,56 @@ export function parseResponseHead(text: string, maxFields: number, method: strin
   const isTunnel = method === 'CONNECT' && status >= 200 && status < 300
   const isEmpty = status < 200 || status === 204 || status === 304 || method === 'HEAD' || isTunnel
   // Checked where they mean nothing, too: a server that contradicts itself is not to be trusted with what follows.
-  const { framing, length } = framingOf(seen, minor, 'until_close')
+  const said = framingOf(seen, minor, 'until_close')
+  const framing = isEmpty ? 'none' : said
   return {
     status,
     statusText,
     minor,
-    fields: seen.fields,
-    framing: isEmpty ? 'none' : framing,
-    length: isEmpty ? 0 : length,
-    persistent: isPersistent(seen, minor) && (isEmpty || framing !== 'until_close'),
+    // Where nothing may follow, a length would promise something (RFC 9110, section 8.6).
+    fields: endToEnd(seen, said === 'chunked', status < 200 || status === 204 || isTunnel ? 'content-length' : ''),
+    control: seen.control,
+    framing,
+    length: framing === 'length' ? seen.length : 0,
+    persistent: isPersistent(seen, minor) && framing !== 'until_close',
     upgrade: upgradeOf(seen, minor),
-    connectionNames: seen.named,
     keepAliveSeconds: seen.keepAlive,
   }
 }
 
 /** Fields after the last chunk (RFC 9112, section 7.1.2), as a flat list. @throws Malformed */
-export function parseTrailers(text: string, maxFields: number): string[] {
-  const { fields, lengths, codings, hosts } = parseFields(text, 0, maxFields)
+export function parseTrailers(text: string, maxFields: number): readonly string[] {
+  const seen = parseFields(text, 0, maxFields)
   // Whoever merges them into the head would frame the message anew.
-  if (lengths > 0 || codings > 0 || hosts > 0) throw new Malformed('trailer', 'a trailer that belongs into the head')
-  return fields
+  if (seen.lengths > 0 || seen.codings > 0 || seen.hosts > 0)
+    throw new Malformed('trailer', 'a trailer that belongs into the head')
+  return endToEnd(seen, false, '')
 }
 
-interface Seen {
-  readonly fields: string[]
-  hosts: number
-  host: string | undefined
-  lengths: number
-  length: number
-  codings: number
-  coding: string
-  expect: string | undefined
-  close: boolean
-  keep: boolean
-  keepAlive: number | undefined
-  upgrades: string | undefined
-  namesUpgrade: boolean
-  named: string[]
-}
-
-function parseFields(text: string, start: number, maxFields: number): Seen {
-  const fields: string[] = []
-  const seen: Seen = {
-    fields,
-    hosts: 0,
-    host: undefined,
-    lengths: 0,
-    length: 0,
-    codings: 0,
-    coding: '',
-    expect: undefined,
-    close: false,
-    keep: false,
-    keepAlive: undefined,
-    upgrades: undefined,
-    namesUpgrade: false,
-    named: [],
-  }
-  let at = start
-  for (;;) {
-    const first = text.charCodeAt(at)
-    if (first === CR) {
-      if (text.charCodeAt(at + 1) !== LF || at + 2 !== text.length) throw new Malformed('line_end', 'a bare CR')
-      return seen
-    }
-    if (fields.length >= maxFields * 2) throw new Malformed('too_many_fields', `more than ${maxFields} fields`)
-    if (first === SPACE || first === TAB)
-      throw new Malformed('folded_field', 'white space before a field, or one folded over two lines')
-    if (first === LF) throw new Malformed('line_end', 'a line that ends in LF alone')
-    const nameAt = at
-    while (TOKEN[text.charCodeAt(at)] === 1) at++
-    const nameEnd = at
-    if (text.charCodeAt(at) !== COLON || nameEnd === nameAt)
-      throw new Malformed('field_name', 'a field name with a character that it cannot hold, or without a colon')
-    at++
-    for (let code = text.charCodeAt(at); code === SPACE || code === TAB; code = text.charCodeAt(++at));
-    const valueAt = at
-    while (VALUE[text.charCodeAt(at)] === 1) at++
-    if (text.charCodeAt(at) !== CR || text.charCodeAt(at + 1) !== LF) {
-      const isLine = text.charCodeAt(at) === CR || text.charCodeAt(at) === LF
-      throw isLine
-        ? new Malformed('line_end', 'a bare CR or LF')
-        : new Malformed('field_value', 'a control character in a value')
-    }
-    let valueEnd = at
-    for (; valueEnd > valueAt; valueEnd--) {
-      const code = text.charCodeAt(valueEnd - 1)
-      if (code !== SPACE && code !== TAB) break
-    }
-    const name = text.slice(nameAt, nameEnd)
-    const value = text.slice(valueAt, valueEnd)
-    fields.push(name, value)
-    note(seen, name, value)
-    at += 2
-  }
-}
-
-/** Only names of these lengths are looked at. */
-function note(seen: Seen, name: string, value: string): void {
-  switch (name.length) {
-    case 4:
-      if (isNamed(name, 'host')) {
-        seen.hosts++
-        seen.host = value
-      }
-      return
-    case 6:
-      if (isNamed(name, 'expect')) seen.expect = value
-      return
-    case 7:
-      if (isNamed(name, 'upgrade')) seen.upgrades = seen.upgrades === undefined ? value : `${seen.upgrades}, ${value}`
-      return
-    case 10:
-      if (isNamed(name, 'connection')) noteConnection(seen, value)
-      else if (isNamed(name, 'keep-alive')) {
-        const seconds = /(?:^|,)\s*timeout\s*=\s*(\d{1,6})\s*(?:,|$)/i.exec(value)?.[1]
-        if (seconds !== undefined) seen.keepAlive = Number(seconds)
-      }
-      return
-    case 14:
-      if (isNamed(name, 'content-length')) {
-        seen.lengths++
-        seen.length = lengthOf(value)
-      }
-      return
-    case 17:
-      if (isNamed(name, 'transfer-encoding')) {
-        seen.codings++
-        seen.coding = seen.coding === '' ? value : `${seen.coding},${value}`
-      }
-  }
-}
-
-function isNamed(name: string, lower: string): boolean {
-  return name === lower || name.toLowerCase() === lower
-}
-
-function noteConnection(seen: Seen, value: string): void {
-  // Most say one of these, and nothing else.
-  if (value === 'keep-alive' || value === 'Keep-Alive') {
-    seen.keep = true
+/**
+ * What can be said of a head of which only the beginning has arrived: who speaks another language is told at once, not
+ * when the time for a head is over.
+ * @param text latin1, without the empty line
+ * @throws Malformed
+ */
+export function checkBeginning(text: string, of: 'request' | 'response'): void {
+  const line = text.indexOf('\n')
+  if (line < 0) {
+    if (of === 'response' && !'HTTP/'.startsWith(text.slice(0, 5))) throw new Malformed('status_line', 'no version')
     return
   }
-  for (const part of value.split(',')) {
-    const token = part.trim().toLowerCase()
-    if (token === '') continue
-    if (token === 'close') seen.close = true
-    else if (token === 'keep-alive') seen.keep = true
-    else if (token === 'upgrade') seen.namesUpgrade = true
-    // Whoever drops them on the way frames or routes the message anew.
-    else if (token === 'host' || token === 'content-length' || token === 'transfer-encoding')
-      throw new Malformed('connection', `Connection names ${token}`)
-    else seen.named.push(token)
+  if (text.charCodeAt(line - 1) !== CR || /[^\r]\n/.test(text))
+    throw new Malformed('line_end', 'a line that ends in LF alone')
+  if (of === 'response') versionAt(text, 0, 'status_line')
+  else {
+    const version = text.lastIndexOf(' ', line)
+    if (version < 0) throw new Malformed('request_line', 'no version')
+    versionAt(text.slice(0, line - 1), version + 1, 'request_line')
   }
-}
-
-/** Digits alone (RFC 9110, section 8.6): no sign, no list, no number that a double cannot hold. */
-function lengthOf(value: string): number {
-  const { length } = value
-  if (length === 0 || length > 15) throw new Malformed('content_length', 'a Content-Length that is no length')
-  let number = 0
-  for (let at = 0; at < length; at++) {
-    const digit = value.charCodeAt(at) - 0x30
-    if (!(digit >= 0 && digit <= 9)) throw new Malformed('content_length', 'a Content-Length that is no length')
-    number = number * 10 + digit
-  }
-  return number
 }
 
 /** RFC 9112, section 6.3. */
-function framingOf(seen: Seen, minor: number, otherwise: Framing): { framing: Framing; length: number } {
+function framingOf(seen: Seen, minor: number, otherwise: Framing): Framing {
   if (seen.lengths > 1) throw new Malformed('content_length', 'more than one Content-Length')
   if (seen.codings > 0) {
     if (seen.lengths > 0) throw new Malformed('length_and_coding', 'Content-Length beside Transfer-Encoding')
@@ -314,10 +203,23 @@ function framingOf(seen: Seen, minor: number, otherwise: Framing): { framing: Fr
         throw new Malformed('transfer_encoding', 'a Transfer-Encoding that is none')
       throw new Malformed('unknown_coding', 'a Transfer-Encoding other than chunked')
     }
-    return { framing: 'chunked', length: 0 }
+    return 'chunked'
   }
-  if (seen.lengths > 0) return { framing: seen.length > 0 ? 'length' : 'none', length: seen.length }
-  return { framing: otherwise, length: 0 }
+  if (seen.lengths > 0) return seen.length > 0 ? 'length' : 'none'
+  return otherwise
+}
+
+/** RFC 9112, section 3.2: the origin, absolute, authority and asterisk form. */
+function isTarget(method: string, target: string): boolean {
+  if (method === 'CONNECT') return /^(?:\[[0-9a-f:.]+\]|[^/?#@:[\]]+):\d{1,5}$/i.test(target)
+  if (target.charCodeAt(0) === 0x2f) return true
+  if (target === '*') return method === 'OPTIONS'
+  return /^[a-z][a-z0-9+.-]*:\/\/[^/?#]/i.test(target)
+}
+
+function isHost(value: string): boolean {
+  for (let at = 0; at < value.length; at++) if (HOST[value.charCodeAt(at)] !== 1) return false
+  return true
 }
 
 function isPersistent({ close, keep }: Seen, minor: number): boolean {

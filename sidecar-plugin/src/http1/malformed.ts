@@ -22,16 +22,6 @@ export type MalformedKind =
   | 'head_too_large'
   | 'head_too_slow'
 
-/** The status for the kinds that have one of their own; for all others 400. */
-const STATUS: Partial<Record<MalformedKind, number>> = {
-  version: 505,
-  unknown_coding: 501,
-  expectation: 417,
-  too_many_fields: 431,
-  head_too_large: 431,
-  head_too_slow: 408,
-}
-
 /**
  * A message that is not HTTP/1.1 as a proxy must read it. Nothing of it is repaired: what one reader of a chain frames
  * differently from the next is how requests are smuggled. The connection it came on cannot be used any more.
@@ -43,10 +33,5 @@ export class Malformed extends Error {
     super(detail)
     this.name = 'Malformed'
     this.kind = kind
-  }
-
-  /** What a server answers; from an upstream any kind is a 502. */
-  get status(): number {
-    return STATUS[this.kind] ?? 400
   }
 }
