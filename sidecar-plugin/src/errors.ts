@@ -15,6 +15,7 @@ export type ErrorSource = 'upstream' | 'downstream' | 'internal'
 export const REASONS = {
   bad_request: { status: 400, source: 'downstream', title: 'The request cannot be understood' },
   request_timeout: { status: 408, source: 'downstream', title: 'The request did not arrive in time' },
+  expectation: { status: 417, source: 'downstream', title: 'The expectation is unknown' },
   not_here: { status: 421, source: 'downstream', title: 'This sidecar does not front the service' },
   head_too_large: { status: 431, source: 'downstream', title: 'The request head is too large' },
   caller_gone: { status: 499, source: 'downstream', title: 'The caller has gone' },
@@ -29,6 +30,7 @@ export const REASONS = {
   overloaded: { status: 503, source: 'internal', title: 'Too many requests wait for the node' },
   draining: { status: 503, source: 'internal', title: 'The sidecar is draining' },
   deadline: { status: 504, source: 'upstream', title: 'No answer in time' },
+  version: { status: 505, source: 'downstream', title: 'The version of HTTP is not spoken here' },
   loop_detected: { status: 508, source: 'internal', title: 'The request came back to a sidecar that had sent it' },
 } as const satisfies Record<string, { status: number; source: ErrorSource; title: string }>
 

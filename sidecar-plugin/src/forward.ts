@@ -1,24 +1,15 @@
-import { Readable } from 'node:stream'
-import { Pool, type Dispatcher } from 'undici'
 import { every, type Clock } from '@holdfast/registry-client/clock'
-import { asSidecarError, SidecarError } from './errors.ts'
-import { controlFields, endToEnd, framingFaultOf, without } from './headers.ts'
-import type { Exchange, Reply } from './layer.ts'
+import { SidecarError } from './errors.ts'
+import type { Call, Failure } from './http1/client-connection.ts'
+import { fieldLines, UnwritableError } from './http1/head-text.ts'
+import type { ResponseHead } from './http1/head.ts'
+import { Pool, type PoolLimits } from './http1/pool.ts'
+import { isRepeatable, type Body, type Destination, type Exchange, type Reply, type Tunnel } from './layer.ts'
 
-/** Bounds on what is held towards nodes, in the unit the name ends in. */
-export interface ForwardLimits {
-  /** To one node. */
-  readonly connections: number
-  /** Requests that wait for a connection to one node; more are answered `overloaded`. */
-  readonly pending: number
+/** Bounds on what is held towards nodes, in the unit the name ends in; `connections` and `pending` are of one node. */
+export interface ForwardLimits extends PoolLimits {
   /** Nodes with a pool at once. */
   readonly pools: number
-  readonly connectMs: number
-  /** How long a connection may wait for its next request. */
-  readonly keepAliveMs: number
-  /** Between two pieces of an answer's body. */
-  readonly idleMs: number
-  readonly headBytes: number
 }
 
 export const DEFAULT_FORWARD_LIMITS: ForwardLimits = {
@@ -31,6 +22,7 @@ export const DEFAULT_FORWARD_LIMITS: ForwardLimits = {
   keepAliveMs: 4_000,
   idleMs: 300_000,
   headBytes: 61_440,
+  headFields: 256,
 }
 
 export interface ForwardOptions {
@@ -38,19 +30,20 @@ export interface ForwardOptions {
   readonly limits?: Partial<ForwardLimits>
   /** Fields that are added to each request, flat. They replace fields of the same name. */
   readonly fields?: (exchange: Exchange) => readonly string[]
+  /** The names of those, in lower case. */
+  readonly fieldNames?: readonly string[]
   /** Whether an answer may say by `x-holdfast-reason` that a sidecar made it up: true towards peers, false towards the
    * local service, which could otherwise pretend. */
   readonly trustReason: boolean
 }
 
-interface Node {
-  readonly pool: Pool
-  inFlight: number
-  usedMs: number
-}
-
 /** A pool that nobody used for this long is closed. Shorter costs connects, longer keeps what is left of nodes that went. */
 const POOL_IDLE_MS = 60_000
+
+/** How often what takes too long is looked for. */
+const TICK_MS = 500
+
+const IDEMPOTENT: ReadonlySet<string> = new Set(['GET', 'HEAD', 'OPTIONS', 'TRACE', 'PUT', 'DELETE'])
 
 /**
  * The innermost service: sends an exchange to its destination and streams the answer back. The only upstream sockets.
@@ -60,195 +53,199 @@ const POOL_IDLE_MS = 60_000
 export class Forward {
   readonly #options: ForwardOptions
   readonly #limits: ForwardLimits
-  readonly #nodes = new Map<string, Node>()
-  readonly #stopSweep: () => void
+  readonly #pools = new Map<string, Pool>()
+  readonly #now: { ms: number }
+  readonly #stopTicks: () => void
 
   constructor(options: ForwardOptions) {
     this.#options = options
     this.#limits = { ...DEFAULT_FORWARD_LIMITS, ...options.limits }
-    this.#stopSweep = every(options.clock, POOL_IDLE_MS / 2, () => this.#sweep())
+    this.#now = { ms: options.clock.now() }
+    const { connectMs, idleMs } = this.#limits
+    this.#stopTicks = every(options.clock, Math.min(TICK_MS, connectMs / 2, idleMs / 2), () => this.#tick())
   }
 
   /** Nodes with connections, and requests under way to them. */
   get load(): { readonly nodes: number; readonly inFlight: number } {
     let inFlight = 0
-    for (const node of this.#nodes.values()) inFlight += node.inFlight
-    return { nodes: this.#nodes.size, inFlight }
+    for (const pool of this.#pools.values()) inFlight += pool.inFlight
+    return { nodes: this.#pools.size, inFlight }
   }
 
   /** The service. Throws {@link SidecarError} `upstream_connect`, `upstream_reset`, `upstream_protocol`, `overloaded`. */
-  readonly serve = async (exchange: Exchange): Promise<Reply> => {
-    const { destination, signal } = exchange
-    if (destination === undefined) throw new SidecarError('no_nodes', 'no layer chose a node')
-    if (signal.aborted) throw asSidecarError(signal.reason)
-    // Of the asterisk form and its kin the client library knows nothing.
-    if (!exchange.target.startsWith('/'))
-      throw new SidecarError('not_supported', 'only requests for a path or a URL are forwarded')
-    const node = this.#node(originOf(destination))
-    if (node.inFlight >= this.#limits.connections + this.#limits.pending)
-      throw new SidecarError('overloaded', `${node.inFlight} requests are under way to ${destination.id}`)
-    node.inFlight++
-    node.usedMs = this.#options.clock.now()
-    return this.#send(exchange, node.pool, () => {
-      node.inFlight--
-      node.usedMs = this.#options.clock.now()
+  readonly serve = (exchange: Exchange): Promise<Reply> => {
+    this.#now.ms = this.#options.clock.now()
+    return new Promise<Reply>((resolve, reject) => {
+      const { destination, aborted } = exchange
+      if (destination === undefined) throw new SidecarError('no_nodes', 'no layer chose a node')
+      if (aborted) throw aborted
+      const pool = this.#pool(destination)
+      const head = this.#headOf(exchange, destination)
+      new Sending(exchange, destination, pool, head, this.#options.trustReason, resolve, reject).start(false)
     })
   }
 
   /** Cuts every connection. */
-  async close(): Promise<void> {
-    this.#stopSweep()
-    const pools = [...this.#nodes.values()].map((node) => node.pool.destroy())
-    this.#nodes.clear()
-    await Promise.allSettled(pools)
+  close(): void {
+    this.#stopTicks()
+    for (const pool of this.#pools.values()) pool.close()
+    this.#pools.clear()
   }
 
-  #send(exchange: Exchange, pool: Pool, onEnd: () => void): Promise<Reply> {
-    const { signal } = exchange
-    return new Promise<Reply>((resolve, reject) => {
-      let controller: Dispatcher.DispatchController | undefined
-      let answer: Readable | undefined
-      let over = false
-      const end = () => {
-        if (over) return
-        over = true
-        signal.removeEventListener('abort', abort)
-        onEnd()
-      }
-      const fail = (error: SidecarError) => {
-        end()
-        if (answer) answer.destroy(error)
-        else reject(error)
-      }
-      const abort = () => {
-        const reason = asSidecarError(signal.reason)
-        if (controller) controller.abort(reason)
-        fail(reason)
-      }
-      signal.addEventListener('abort', abort, { once: true })
-      pool.dispatch(
-        {
-          method: exchange.method,
-          path: exchange.target,
-          headers: this.#headersOf(exchange),
-          body: exchange.body?.stream() ?? null,
-          // How long to wait for the head is a layer's decision.
-          headersTimeout: 0,
-          bodyTimeout: this.#limits.idleMs,
-        },
-        {
-          onRequestStart: (started) => {
-            controller = started
-            if (over) started.abort(asSidecarError(signal.reason))
-          },
-          onResponseStart: (current, status, _parsed, statusText) => {
-            if (status < 200) return
-            const headers = (current.rawHeaders as readonly Buffer[]).map((part) => part.toString('latin1'))
-            const fault = framingFaultOf(headers)
-            if (fault !== undefined) {
-              const refused = new SidecarError('upstream_protocol', `the answer has ${fault}`, { delivered: true })
-              current.abort(refused)
-              return fail(refused)
-            }
-            answer = new Readable({
-              read: () => current.resume(),
-              destroy: (error, done) => {
-                if (!over) current.abort(error ?? new Error('nobody reads the answer'))
-                done(error)
-              },
-            })
-            resolve(this.#replyOf(status, statusText, headers, answer))
-          },
-          onResponseData: (current, chunk) => {
-            if (answer?.push(chunk) === false) current.pause()
-          },
-          onResponseEnd: () => {
-            end()
-            answer?.push(null)
-          },
-          onResponseError: (_current, error) => fail(errorOf(error, exchange, controller !== undefined)),
-        },
-      )
-    })
-  }
-
-  #headersOf(exchange: Exchange): string[] {
-    let headers = without(exchange.headers, 'expect')
-    const fields = this.#options.fields?.(exchange) ?? []
-    for (let i = 0; i < fields.length; i += 2) headers = without(headers, fields[i]!)
-    headers.push(...fields)
-    return headers
-  }
-
-  #replyOf(status: number, statusText: string | undefined, headers: readonly string[], body: Readable): Reply {
-    const reason = this.#options.trustReason ? controlFields(headers).get('reason') : undefined
-    return {
-      status,
-      ...(statusText && { statusText }),
-      headers: endToEnd(headers),
-      body,
-      ...(reason !== undefined && { reason }),
+  #headOf(exchange: Exchange, destination: Destination): string {
+    const { fields, fieldNames } = this.#options
+    const { upgrade, authority, headers } = exchange
+    try {
+      let head = `${exchange.method} ${exchange.target} HTTP/1.1\r\n${fieldLines(headers, fieldNames)}`
+      // Of HTTP/1.0 one may be without.
+      if (authority === '' && !/(?:^|\n)host:/i.test(head)) head += `host: ${originOf(destination)}\r\n`
+      if (fields) head += fieldLines(fields(exchange))
+      const { body } = exchange
+      if (body !== undefined && !Buffer.isBuffer(body) && body.length === undefined)
+        head += 'transfer-encoding: chunked\r\n'
+      if (upgrade !== undefined) head += `connection: upgrade\r\nupgrade: ${upgrade}\r\n`
+      else if (exchange.takesTrailers) head += 'connection: te\r\nte: trailers\r\n'
+      return `${head}\r\n`
+    } catch (error) {
+      if (!(error instanceof UnwritableError)) throw error
+      throw new SidecarError('bad_request', error.message, { cause: error })
     }
   }
 
-  #node(origin: string): Node {
-    let node = this.#nodes.get(origin)
-    if (node) return node
-    if (this.#nodes.size >= this.#limits.pools) {
+  #pool(destination: Destination): Pool {
+    const origin = originOf(destination)
+    let pool = this.#pools.get(origin)
+    if (pool) return pool
+    if (this.#pools.size >= this.#limits.pools) {
       this.#evict()
-      if (this.#nodes.size >= this.#limits.pools)
-        throw new SidecarError('overloaded', `requests are under way to ${this.#nodes.size} nodes`)
+      if (this.#pools.size >= this.#limits.pools)
+        throw new SidecarError('overloaded', `requests are under way to ${this.#pools.size} nodes`)
     }
-    const pool = new Pool(origin, {
-      connections: this.#limits.connections,
-      pipelining: 1,
-      keepAliveTimeout: this.#limits.keepAliveMs,
-      // A server's hint may shorten this, never lengthen it: see ForwardLimits.
-      keepAliveMaxTimeout: this.#limits.keepAliveMs,
-      maxHeaderSize: this.#limits.headBytes,
-      connectTimeout: this.#limits.connectMs,
-      allowH2: false,
-    })
-    node = { pool, inFlight: 0, usedMs: this.#options.clock.now() }
-    this.#nodes.set(origin, node)
-    return node
+    pool = new Pool(destination, this.#limits, this.#now)
+    this.#pools.set(origin, pool)
+    return pool
   }
 
   #evict(): void {
-    let oldest: readonly [string, Node] | undefined
-    for (const entry of this.#nodes)
+    let oldest: readonly [string, Pool] | undefined
+    for (const entry of this.#pools)
       if (entry[1].inFlight === 0 && (oldest === undefined || entry[1].usedMs < oldest[1].usedMs)) oldest = entry
     if (oldest) this.#drop(...oldest)
   }
 
-  #sweep(): void {
-    const now = this.#options.clock.now()
-    for (const [origin, node] of this.#nodes)
-      if (node.inFlight === 0 && now - node.usedMs >= POOL_IDLE_MS) this.#drop(origin, node)
+  #tick(): void {
+    const nowMs = (this.#now.ms = this.#options.clock.now())
+    for (const [origin, pool] of this.#pools) {
+      pool.check()
+      if (pool.inFlight === 0 && nowMs - pool.usedMs >= POOL_IDLE_MS) this.#drop(origin, pool)
+    }
   }
 
-  #drop(origin: string, node: Node): void {
-    this.#nodes.delete(origin)
-    void node.pool.close()
+  #drop(origin: string, pool: Pool): void {
+    this.#pools.delete(origin)
+    pool.close()
   }
 }
 
-function originOf(destination: { readonly host: string; readonly port: number }): string {
-  const host = destination.host.includes(':') ? `[${destination.host}]` : destination.host
-  return `http://${host}:${destination.port}`
+/** One request on its way to one node. */
+class Sending implements Call {
+  readonly method: string
+  readonly head: string
+  readonly body: Body | undefined
+  readonly upgrade: string | undefined
+  readonly #exchange: Exchange
+  readonly #destination: Destination
+  readonly #pool: Pool
+  readonly #trustReason: boolean
+  readonly #resolve: (reply: Reply) => void
+  readonly #reject: (error: SidecarError) => void
+  #isOver = false
+  #wasStale = false
+  #break: ((error: SidecarError) => void) | undefined
+
+  constructor(
+    exchange: Exchange,
+    destination: Destination,
+    pool: Pool,
+    head: string,
+    trustReason: boolean,
+    resolve: (reply: Reply) => void,
+    reject: (error: SidecarError) => void,
+  ) {
+    this.method = exchange.method
+    this.head = head
+    this.body = exchange.body
+    this.upgrade = exchange.upgrade
+    this.#exchange = exchange
+    this.#destination = destination
+    this.#pool = pool
+    this.#trustReason = trustReason
+    this.#resolve = resolve
+    this.#reject = reject
+  }
+
+  start(fresh: boolean): void {
+    if (!this.#pool.send(this, fresh)) {
+      this.#isOver = true
+      this.#reject(
+        new SidecarError('overloaded', `${this.#pool.inFlight} requests are under way to ${this.#destination.id}`),
+      )
+    } else if (!fresh) this.#exchange.whenAborted((reason) => this.#abort(reason))
+  }
+
+  sentOn(abort: (error: SidecarError) => void): void {
+    this.#break = abort
+  }
+
+  informed({ status, statusText, fields: headers }: ResponseHead): void {
+    this.#exchange.inform({ status, statusText, headers })
+  }
+
+  answered(head: ResponseHead, body: Body | undefined, open: Tunnel['open'] | undefined): void {
+    const { status, statusText, fields: headers, control } = head
+    const reason = this.#trustReason && control.length > 0 ? reasonOf(control) : undefined
+    const tunnel = open && { protocol: head.upgrade, open }
+    this.#resolve({ status, statusText, headers, body, tunnel, reason })
+  }
+
+  ended(): void {
+    this.#isOver = true
+  }
+
+  failed({ kind, detail, cause, isStale }: Failure): void {
+    if (this.#isOver) return
+    const { aborted } = this.#exchange
+    if (isStale && !this.#wasStale && aborted === undefined && IDEMPOTENT.has(this.method) && isRepeatable(this.body)) {
+      // The node closed the connection as it was used: it is there, and takes another one.
+      this.#wasStale = true
+      this.start(true)
+      return
+    }
+    this.#isOver = true
+    if (aborted) return this.#reject(aborted)
+    const error =
+      cause instanceof SidecarError
+        ? cause
+        : new SidecarError(`upstream_${kind}`, `${originOf(this.#destination)}: ${detail}`, {
+            delivered: kind !== 'connect',
+            cause,
+          })
+    this.#reject(error)
+  }
+
+  #abort(reason: SidecarError): void {
+    if (this.#isOver) return
+    this.#isOver = true
+    if (!this.#pool.withdraw(this)) this.#break?.(reason)
+    this.#reject(reason)
+  }
 }
 
-const PROTOCOL_CODES: ReadonlySet<string> = new Set(['UND_ERR_HEADERS_OVERFLOW', 'UND_ERR_RES_CONTENT_LENGTH_MISMATCH'])
+function reasonOf(control: readonly string[]): string | undefined {
+  for (let i = 0; i < control.length; i += 2) if (control[i] === 'reason') return control[i + 1]
+  return undefined
+}
 
-function errorOf(error: Error, exchange: Exchange, started: boolean): SidecarError {
-  if (error instanceof SidecarError) return error
-  const code = (error as NodeJS.ErrnoException).code ?? error.name
-  if (code === 'UND_ERR_INVALID_ARG' || code === 'UND_ERR_NOT_SUPPORTED')
-    return new SidecarError('bad_request', error.message, { cause: error })
-  const where = exchange.destination ? `${exchange.destination.host}:${exchange.destination.port}` : 'the node'
-  if (!started) return new SidecarError('upstream_connect', `${where}: ${code}`, { cause: error })
-  const options = { delivered: true, cause: error }
-  if (code.startsWith('HPE_') || PROTOCOL_CODES.has(code) || error.name === 'HTTPParserError')
-    return new SidecarError('upstream_protocol', `${where}: ${code}`, options)
-  return new SidecarError('upstream_reset', `${where}: ${code}`, options)
+function originOf({ host, port }: { readonly host: string; readonly port: number }): string {
+  return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`
 }

@@ -4,6 +4,8 @@ export { REASONS, REFUSALS, SidecarError } from './errors.ts'
 export type { ErrorSource, Reason } from './errors.ts'
 export { stack } from './layer.ts'
 export type {
+  Body,
+  Content,
   Destination,
   Direction,
   Ending,
@@ -11,7 +13,7 @@ export type {
   Known,
   Layer,
   Reply,
-  RequestBody,
+  Sink,
   Service,
   ViewSource,
 } from './layer.ts'

@@ -6,7 +6,6 @@
  * has, and the layers between stay the same.
  */
 
-import type { Readable } from 'node:stream'
 import type { ServiceNode, PolicyDocument } from '@holdfast/registry-client/protocol'
 import type { SidecarError } from './errors.ts'
 
@@ -15,18 +14,40 @@ export type Direction = 'outbound' | 'inbound'
 
 export type ViewSource = 'memory' | 'file' | 'peer' | 'registry'
 
-/**
- * A request's body. Nothing is read from the caller before somebody reads from {@link RequestBody.stream}, and its
- * beginning is kept, so a request that found no taker can be sent again with its body whole.
- */
-export interface RequestBody {
-  /** Whether another {@link RequestBody.stream} would begin at the beginning. False for ever once too much was read. */
-  readonly repeatable: boolean
+/** Takes a message's content, piece by piece. */
+export interface Sink {
   /**
-   * A stream over the whole body; one at a time. Destroying it leaves the body itself alone. Fails when the caller
-   * breaks off.
+   * @param piece whose memory is the source's again when the call returns true; when it returns false, once the sink has
+   * called {@link Content.resume}. Whoever keeps a piece copies it
+   * @returns false to be given no more until then, but for what is on its way already
    */
-  stream(): Readable
+  write(piece: Buffer): boolean
+  /** That was all. @param trailers flat, `[name, value, …]` */
+  end(trailers: readonly string[]): void
+  /** There is more, and it will not come. */
+  fail(error: SidecarError): void
+}
+
+/** The content of a message while it arrives. Nothing is read from its connection before somebody takes it. */
+export interface Content {
+  /** In bytes; undefined until it has ended. */
+  readonly length: number | undefined
+  /** Whether it could be poured from its beginning once more. */
+  readonly repeatable: boolean
+  /** Lets it flow, from its beginning. Into one sink at a time. */
+  pour(sink: Sink): void
+  /** Goes on after {@link Sink.write} has returned false. */
+  resume(): void
+  /** The sink wants no more. A request's content stays where it is; an answer's is given up with its connection. */
+  cancel(): void
+}
+
+/** A message's content: all of it when it came with the head, else as it arrives. */
+export type Body = Buffer | Content
+
+/** Whether a request with this body could be sent once more. */
+export function isRepeatable(body: Body | undefined): boolean {
+  return body === undefined || Buffer.isBuffer(body) || body.repeatable
 }
 
 /** Where a request is sent. A node of a view is one. */
@@ -53,8 +74,37 @@ export interface Ending {
   readonly bytesOut: number
 }
 
-/** One request on its way through the stack. Layers fill in what they decide; those further out read it afterwards. */
-export interface Exchange {
+/** An answer's head, or one that goes before it. */
+export interface ReplyHead {
+  readonly status: number
+  readonly statusText?: string
+  /** Flat, end-to-end fields only, without `x-holdfast-*`. */
+  readonly headers: readonly string[]
+}
+
+/** The answer to an exchange. */
+export interface Reply extends ReplyHead {
+  /**
+   * Content that fails mid-way breaks the caller's connection: never a cut body that looks whole. Whoever does not
+   * pass a reply on cancels it.
+   */
+  readonly body: Body | undefined
+  /** The connection has become a tunnel: `body` is what comes out of it, and this takes what goes in. Of 101, and of 2xx to CONNECT. */
+  readonly tunnel?: Tunnel
+  /** Why a sidecar answered by itself; undefined for an answer of the service. */
+  readonly reason?: string
+  /** Whether this sidecar made it up, not a peer. */
+  readonly own?: boolean
+}
+
+export interface Tunnel {
+  /** The protocol that both ends have agreed on; undefined behind CONNECT. */
+  readonly protocol: string | undefined
+  open(incoming: Content): void
+}
+
+/** What a listener knows of a request when its head has arrived. */
+export interface Arrival {
   readonly direction: Direction
   /** The caller's `x-request-id`, or a new one. */
   readonly id: string
@@ -62,61 +112,126 @@ export interface Exchange {
   readonly startedMs: number
   /** The address of the connection's other end, or an empty string when it has gone already. */
   readonly peer: string
-  readonly httpVersion: string
   readonly method: string
-  readonly body: RequestBody | undefined
-  /** Aborts when nobody waits for the answer any more; its reason is a {@link SidecarError}. */
-  readonly signal: AbortSignal
-  /** Resolves once the answer has left or the exchange was broken off. Never rejects. */
-  readonly ended: Promise<Ending>
-
-  /** As received; in origin form behind the layer `clean-head`. */
-  target: string
-  /** Flat, `[name, value, …]`, with case, order and duplicates kept. Only end-to-end fields behind `clean-head`. */
-  headers: readonly string[]
-  /** What stood for the host: of the absolute URL, else of `Host`. Set by `clean-head`. */
-  authority: string
-  /** The `x-holdfast-*` fields by what follows the prefix. Set by `clean-head`, and not relayed. */
-  control: ReadonlyMap<string, string>
-  service: string
-  namespace: string
-  /** Set by `resolve`. */
-  known: Known | undefined
-  /** Milliseconds of the clock when a stated timeout ends; undefined when none was stated. Set by `deadline`. */
-  deadlineMs: number | undefined
-  /** Times that it was sent, or that sending was tried. */
-  attempts: number
-  /** Whether this attempt, if it is refused, will be followed by one on another node. Set by `retry`. */
-  elsewhere: boolean
-  /** Nodes that failed this request: the next attempt goes elsewhere. */
-  readonly tried: Set<string>
-  /** Where it was sent last. */
-  destination: Destination | undefined
-  /** Bytes of the body that have arrived so far. */
-  bytesIn: number
-
-  /** Gives the exchange up: aborts `signal`, and so whatever goes on upstream. The first reason stays. */
-  abort(reason: SidecarError): void
-}
-
-/** The answer to an exchange. */
-export interface Reply {
-  readonly status: number
-  readonly statusText?: string
-  /** Flat, end-to-end fields only, without `x-holdfast-*`. */
+  /** As received; in origin form behind the layer `clean-head`, but for CONNECT and `OPTIONS *`. */
+  readonly target: string
+  /** Flat, `[name, value, …]`, with case, order and duplicates kept. End-to-end fields only. */
   readonly headers: readonly string[]
-  /**
-   * A stream that fails mid-way breaks the caller's connection: never a cut body that looks whole. Whoever does not
-   * pass a reply on destroys its stream.
-   */
-  readonly body: Readable | Buffer | undefined
-  /** Why a sidecar answered by itself; undefined for an answer of the service. */
-  readonly reason?: string
-  /** Whether this sidecar made it up, not a peer. */
-  readonly own?: boolean
+  /** What stands for the host; behind `clean-head`, that of an absolute URL. */
+  readonly authority: string
+  /** The `x-holdfast-*` fields by what follows the prefix. Not relayed. */
+  readonly control: ReadonlyMap<string, string>
+  readonly body: Body | undefined
+  /** The protocols that the caller would change to. */
+  readonly upgrade?: string | undefined
+  /** Whether the caller said that it takes trailers. */
+  readonly takesTrailers?: boolean
+  /** Tells the caller something before the answer: a status of 1xx other than 101. */
+  readonly inform?: (head: ReplyHead) => void
 }
 
-/** Answers an exchange, or throws a {@link SidecarError}. Settles soon after the exchange's signal aborts. */
+/** One request on its way through the stack. Layers fill in what they decide; those further out read it afterwards. */
+export class Exchange {
+  readonly direction: Direction
+  readonly id: string
+  readonly startedMs: number
+  readonly peer: string
+  readonly method: string
+  readonly body: Body | undefined
+  readonly upgrade: string | undefined
+  readonly takesTrailers: boolean
+  readonly inform: (head: ReplyHead) => void
+
+  target: string
+  headers: readonly string[]
+  authority: string
+  control: ReadonlyMap<string, string>
+  service = ''
+  namespace = ''
+  /** Set by `resolve`. */
+  known: Known | undefined = undefined
+  /** Milliseconds of the clock when a stated timeout ends; undefined when none was stated. Set by `deadline`. */
+  deadlineMs: number | undefined = undefined
+  /** Times that it was sent, or that sending was tried. */
+  attempts = 0
+  /** Whether this attempt, if it is refused, will be followed by one on another node. Set by `retry`. */
+  elsewhere = false
+  /** Nodes that failed this request: the next attempt goes elsewhere. */
+  readonly tried = new Set<string>()
+  /** Where it was sent last. */
+  destination: Destination | undefined = undefined
+  /** Bytes of the body that have arrived so far. */
+  bytesIn = 0
+
+  #aborted: SidecarError | undefined
+  #ending: Ending | undefined
+  #whenAborted: ((reason: SidecarError) => void)[] | undefined
+  #whenEnded: ((ending: Ending) => void)[] | undefined
+  #controller: AbortController | undefined
+
+  constructor(arrival: Arrival) {
+    this.direction = arrival.direction
+    this.id = arrival.id
+    this.startedMs = arrival.startedMs
+    this.peer = arrival.peer
+    this.method = arrival.method
+    this.target = arrival.target
+    this.headers = arrival.headers
+    this.authority = arrival.authority
+    this.control = arrival.control
+    this.body = arrival.body
+    this.upgrade = arrival.upgrade
+    this.takesTrailers = arrival.takesTrailers ?? false
+    this.inform = arrival.inform ?? nothing
+  }
+
+  /** Why nobody waits for the answer any more; undefined as long as somebody does. */
+  get aborted(): SidecarError | undefined {
+    return this.#aborted
+  }
+
+  /** Gives the exchange up, and so whatever goes on upstream. The first reason stays. */
+  abort(reason: SidecarError): void {
+    if (this.#aborted) return
+    this.#aborted = reason
+    this.#controller?.abort(reason)
+    for (const run of this.#whenAborted ?? []) run(reason)
+    this.#whenAborted = undefined
+  }
+
+  /** Runs `run` once it is given up; at once if it has been. */
+  whenAborted(run: (reason: SidecarError) => void): void {
+    if (this.#aborted) run(this.#aborted)
+    else (this.#whenAborted ??= []).push(run)
+  }
+
+  /** The same for those who take a signal; its reason is a {@link SidecarError}. Costs more than the rest of an exchange. */
+  get signal(): AbortSignal {
+    if (this.#controller === undefined) {
+      this.#controller = new AbortController()
+      if (this.#aborted) this.#controller.abort(this.#aborted)
+    }
+    return this.#controller.signal
+  }
+
+  /** Runs `run` once the answer has left or the exchange was broken off; at once if that was before. */
+  whenEnded(run: (ending: Ending) => void): void {
+    if (this.#ending) run(this.#ending)
+    else (this.#whenEnded ??= []).push(run)
+  }
+
+  /** Said by the listener. The first ending stays. */
+  end(ending: Ending): void {
+    if (this.#ending) return
+    this.#ending = ending
+    for (const run of this.#whenEnded ?? []) run(ending)
+    this.#whenEnded = undefined
+  }
+}
+
+function nothing(): void {}
+
+/** Answers an exchange, or throws a {@link SidecarError}. Settles soon after the exchange was aborted. */
 export type Service = (exchange: Exchange) => Promise<Reply>
 export type Layer = (inner: Service) => Service
 
@@ -125,34 +240,13 @@ export function stack(layers: readonly Layer[], innermost: Service): Service {
   return layers.reduceRight((inner, layer) => layer(inner), innermost)
 }
 
-/** What a listener knows of a request when its head has arrived. */
-export type Arrival = Pick<
-  Exchange,
-  'direction' | 'id' | 'startedMs' | 'peer' | 'httpVersion' | 'method' | 'target' | 'headers' | 'body' | 'ended'
->
-
-/** An exchange at the head of the stack, with nothing decided yet. */
-export function createExchange(arrival: Arrival): Exchange {
-  const controller = new AbortController()
-  return {
-    ...arrival,
-    signal: controller.signal,
-    authority: '',
-    control: new Map(),
-    service: '',
-    namespace: '',
-    known: undefined,
-    deadlineMs: undefined,
-    attempts: 0,
-    elsewhere: false,
-    tried: new Set(),
-    destination: undefined,
-    bytesIn: 0,
-    abort: (reason) => controller.abort(reason),
-  }
-}
-
 /** Gives back what a reply holds, for those who do not pass it on. */
 export function discard(reply: Reply): void {
-  if (reply.body !== undefined && !Buffer.isBuffer(reply.body)) reply.body.destroy()
+  if (reply.body !== undefined && !Buffer.isBuffer(reply.body)) reply.body.cancel()
+}
+
+/** Resolves once all of a body has been read and dropped, or nothing more of it will come. */
+export function consume(body: Body | undefined): Promise<void> {
+  if (body === undefined || Buffer.isBuffer(body)) return Promise.resolve()
+  return new Promise((resolve) => body.pour({ write: () => true, end: () => resolve(), fail: () => resolve() }))
 }

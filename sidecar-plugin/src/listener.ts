@@ -1,27 +1,14 @@
-import { createServer, STATUS_CODES, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
-import { Server as NetServer, type AddressInfo, type Socket } from 'node:net'
-import type { Duplex } from 'node:stream'
-import { sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
+import { createServer, type AddressInfo, type Server, type Socket } from 'node:net'
+import { every, sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
 import { asSidecarError, problemReply, SidecarError, type Reason } from './errors.ts'
-import { valueOf } from './headers.ts'
-import {
-  createExchange,
-  discard,
-  type Direction,
-  type Ending,
-  type Exchange,
-  type Reply,
-  type Service,
-} from './layer.ts'
-import { PulledBody } from './request-body.ts'
+import { UnwritableError } from './http1/head-text.ts'
+import type { RequestHead } from './http1/head.ts'
+import type { Malformed, MalformedKind } from './http1/malformed.ts'
+import { ServerConnection, type ConnectionLimits, type ServerHost } from './http1/server-connection.ts'
+import { discard, Exchange, type Body, type Direction, type Reply, type Service } from './layer.ts'
 
 /** Bounds on what a stranger may send or hold, in the unit the name ends in. */
-export interface ListenerLimits {
-  readonly headBytes: number
-  readonly headFields: number
-  readonly headMs: number
-  /** Without a byte in either direction. */
-  readonly idleMs: number
+export interface ListenerLimits extends ConnectionLimits {
   readonly connections: number
 }
 
@@ -33,6 +20,12 @@ export const DEFAULT_LISTENER_LIMITS: ListenerLimits = {
   headMs: 10_000,
   /** Shorter cuts long polls and quiet event streams. */
   idleMs: 300_000,
+  /**
+   * Longer than any pool of a peer keeps a connection: the side that sends must be the one that closes, or a request
+   * meets a connection that is just being closed.
+   */
+  keepAliveMs: 65_000,
+  lingerMs: 2_000,
   connections: 10_000,
 }
 
@@ -43,77 +36,52 @@ export interface ListenerOptions {
   readonly random: Random
   readonly limits?: Partial<ListenerLimits>
   /** Told of each connection that sent what is not HTTP. */
-  readonly onMalformed?: (reason: Reason) => void
+  readonly onMalformed?: (reason: Reason, kind: MalformedKind) => void
 }
-
-/** How long an answered caller may go on sending a body that nobody wants, before its connection is cut. */
-const LINGER_MS = 2_000
-
-/**
- * How long a connection may wait for its next request. Longer than any pool of a peer keeps one: the side that sends
- * must be the one that closes, or a request meets a connection that is just being closed.
- */
-const KEEP_ALIVE_MS = 65_000
 
 /** Nobody is on the way any more when nothing has arrived for so long. Longer makes every drain take longer. */
 const QUIET_MS = 500
+
+/** How often what takes too long is looked for. */
+const TICK_MS = 500
+
+/** The kinds of malformed messages that have a status of their own (RFC 9110, section 15.5 and 15.6). */
+const REASON_OF: Partial<Record<MalformedKind, Reason>> = {
+  version: 'version',
+  unknown_coding: 'not_supported',
+  expectation: 'expectation',
+  too_many_fields: 'head_too_large',
+  head_too_large: 'head_too_large',
+  head_too_slow: 'request_timeout',
+}
+
+const NO_CONTROL: ReadonlyMap<string, string> = new Map()
 
 /**
  * An HTTP/1.1 server that turns what arrives into exchanges and replies into answers. It decides nothing about a
  * request: refusing, naming and routing are the layers' business.
  */
-export class Listener {
+export class Listener implements ServerHost {
+  readonly limits: ListenerLimits
   readonly #options: ListenerOptions
-  readonly #limits: ListenerLimits
   readonly #server: Server
-  readonly #sockets = new Set<Socket>()
+  readonly #connections = new Set<ServerConnection>()
   readonly #emptied = new Set<() => void>()
   readonly #cut = new AbortController()
-  /** Requests of a connection whose answers have not left yet: pipelining makes them several. */
-  readonly #underWay = new WeakMap<Duplex, Set<IncomingMessage>>()
-  /** What a connection is to be told once the requests before it have their answers. */
-  readonly #refusals = new WeakMap<Duplex, SidecarError>()
+  #stopTicks: () => void = () => {}
+  #nowMs: number
   #inFlight = 0
-  #closing = false
-  #leaving = false
+  #isClosing = false
+  #isLeaving = false
   #arrivedMs = -Infinity
 
   constructor(options: ListenerOptions) {
     this.#options = options
-    this.#limits = { ...DEFAULT_LISTENER_LIMITS, ...options.limits }
-    this.#server = createServer({
-      maxHeaderSize: this.#limits.headBytes,
-      headersTimeout: this.#limits.headMs,
-      // A body may take as long as it moves: idleMs bounds it.
-      requestTimeout: 0,
-      connectionsCheckingInterval: Math.min(1_000, this.#limits.headMs),
-      keepAliveTimeout: KEEP_ALIVE_MS,
-      noDelay: true,
-      // A layer refuses a request without Host, with a reason; the server's own refusal has none.
-      requireHostHeader: false,
-      insecureHTTPParser: false,
-    })
-    const server = this.#server
-    server.maxConnections = this.#limits.connections
-    // Counted in #handle: the server's own limit cuts the list silently.
-    server.maxHeadersCount = 0
-    // A caller that has sent its request may close its half of the connection and still read the answer.
-    ;(server as Server & { httpAllowHalfOpen: boolean }).httpAllowHalfOpen = true
-    server.setTimeout(this.#limits.idleMs, (socket) => socket.destroy())
-    server.on('connection', (socket: Socket) => {
-      this.#sockets.add(socket)
-      socket.once('close', () => {
-        this.#sockets.delete(socket)
-        this.#settle()
-      })
-    })
-    server.on('request', (request, response) => this.#handle(request, response, false))
-    server.on('checkContinue', (request, response) => this.#handle(request, response, true))
-    server.on('checkExpectation', (request, response) => this.#handle(request, response, false))
-    server.on('connect', (_request, socket) =>
-      this.#refuse(socket, new SidecarError('not_supported', 'CONNECT is not supported')),
+    this.limits = { ...DEFAULT_LISTENER_LIMITS, ...options.limits }
+    this.#nowMs = options.clock.now()
+    this.#server = createServer({ pauseOnConnect: true, noDelay: true, allowHalfOpen: true }, (socket) =>
+      this.#accept(socket),
     )
-    server.on('clientError', (error: NodeJS.ErrnoException, socket) => this.#malformed(error, socket))
   }
 
   /**
@@ -130,7 +98,15 @@ export class Listener {
         resolve()
       })
     })
+    const { headMs, idleMs, keepAliveMs, lingerMs } = this.limits
+    const tickMs = Math.min(TICK_MS, ...[headMs, idleMs, keepAliveMs, lingerMs].map((ms) => ms / 2))
+    this.#stopTicks = every(this.#options.clock, tickMs, () => this.#tick())
     return (this.#server.address() as AddressInfo).port
+  }
+
+  /** Milliseconds of the clock when something was served last, or a tick ago. */
+  get nowMs(): number {
+    return this.#nowMs
   }
 
   /** Requests whose answers have not left yet. */
@@ -139,17 +115,21 @@ export class Listener {
   }
 
   get connections(): number {
-    return this.#sockets.size
+    return this.#connections.size
   }
 
   /** From now on every answer closes its connection; everything is still accepted and served. */
   retire(): void {
-    this.#closing = true
+    this.#isClosing = true
+  }
+
+  get isClosing(): boolean {
+    return this.#isClosing
   }
 
   /** Whether {@link finish} has begun: whoever can go elsewhere should be sent there. */
   get leaving(): boolean {
-    return this.#leaving
+    return this.#isLeaving
   }
 
   /**
@@ -161,13 +141,12 @@ export class Listener {
    */
   async finish(options: { idleMs: number; timeoutMs: number }): Promise<void> {
     this.retire()
-    this.#leaving = true
+    this.#isLeaving = true
     const { clock } = this.#options
     const endMs = clock.now() + options.timeoutMs
     await this.#quiet(Math.min(options.idleMs, options.timeoutMs))
-    // Not the http server's own close: that would cut idle connections at once.
-    if (this.#server.listening) NetServer.prototype.close.call(this.#server)
-    const cancelIdle = clock.after(options.idleMs, () => this.#server.closeIdleConnections())
+    if (this.#server.listening) this.#server.close()
+    const cancelIdle = clock.after(options.idleMs, () => this.#closeIdle())
     const limit = new AbortController()
     await Promise.race([this.#empty(), sleep(clock, endMs - clock.now(), limit.signal)])
     limit.abort()
@@ -178,8 +157,94 @@ export class Listener {
   /** Cuts everything. */
   close(): void {
     this.#cut.abort()
+    this.#stopTicks()
     this.#server.close()
-    for (const socket of this.#sockets) socket.destroy()
+    for (const connection of this.#connections) connection.destroy()
+  }
+
+  arrived(connection: ServerConnection, head: RequestHead, body: Body | undefined): Exchange {
+    const { clock, random, direction, serve } = this.#options
+    this.#nowMs = this.#arrivedMs = clock.now()
+    const exchange = new Exchange({
+      direction,
+      id: head.requestId?.slice(0, 128) || randomId(random),
+      startedMs: this.#nowMs,
+      peer: connection.peer,
+      method: head.method,
+      target: head.target,
+      headers: head.fields,
+      authority: head.host ?? '',
+      control: head.control.length > 0 ? controlOf(head.control) : NO_CONTROL,
+      body,
+      upgrade: upgradeOf(head),
+      takesTrailers: head.takesTrailers,
+      inform: (reply) => connection.inform(reply),
+    })
+    if (Buffer.isBuffer(body)) exchange.bytesIn = body.length
+    this.#inFlight++
+    exchange.whenEnded(this.#ended)
+    void this.#serve(connection, serve(exchange))
+    return exchange
+  }
+
+  malformed(fault: Malformed): Reply {
+    const reason = REASON_OF[fault.kind] ?? 'bad_request'
+    this.#options.onMalformed?.(reason, fault.kind)
+    return problemReply(new SidecarError(reason, fault.message))
+  }
+
+  closed(connection: ServerConnection): void {
+    this.#connections.delete(connection)
+    if (this.#connections.size > 0) return
+    for (const resolve of this.#emptied) resolve()
+    this.#emptied.clear()
+  }
+
+  readonly #ended = () => void this.#inFlight--
+
+  async #serve(connection: ServerConnection, served: Promise<Reply>): Promise<void> {
+    let reply: Reply
+    try {
+      reply = await served
+    } catch (error) {
+      reply = problemReply(asSidecarError(error))
+    }
+    try {
+      connection.answer(reply)
+    } catch (error) {
+      discard(reply)
+      this.#answerUnwritable(connection, error, reply)
+    }
+  }
+
+  #answerUnwritable(connection: ServerConnection, error: unknown, reply: Reply): void {
+    if (!(error instanceof UnwritableError) || reply.own) return connection.fail(asSidecarError(error))
+    connection.answer(
+      problemReply(
+        new SidecarError('upstream_protocol', 'the answer has a head that cannot be passed on', {
+          delivered: true,
+          cause: error,
+        }),
+      ),
+    )
+  }
+
+  #accept(socket: Socket): void {
+    if (this.#connections.size >= this.limits.connections) {
+      socket.destroy()
+      return
+    }
+    const connection = new ServerConnection(socket, this)
+    if (!connection.isVoid) this.#connections.add(connection)
+  }
+
+  #tick(): void {
+    const nowMs = (this.#nowMs = this.#options.clock.now())
+    for (const connection of this.#connections) connection.check(nowMs)
+  }
+
+  #closeIdle(): void {
+    for (const connection of this.#connections) if (connection.isIdle) connection.destroy()
   }
 
   /** Resolves when nothing has arrived for a while, or after `limitMs`. */
@@ -197,231 +262,25 @@ export class Listener {
   }
 
   #empty(): Promise<void> {
-    if (this.#sockets.size === 0) return Promise.resolve()
+    if (this.#connections.size === 0) return Promise.resolve()
     return new Promise((resolve) => this.#emptied.add(resolve))
-  }
-
-  #settle(): void {
-    if (this.#sockets.size > 0) return
-    for (const resolve of this.#emptied) resolve()
-    this.#emptied.clear()
-  }
-
-  #handle(request: IncomingMessage, response: ServerResponse, expectsContinue: boolean): void {
-    const { clock, random, direction, serve } = this.#options
-    const headers = request.rawHeaders
-    this.#arrivedMs = clock.now()
-    const hasBody =
-      request.headers['transfer-encoding'] !== undefined || Number(request.headers['content-length'] ?? 0) > 0
-    let waits = expectsContinue && hasBody
-    const body = new PulledBody(
-      request,
-      () => {
-        if (waits) response.writeContinue()
-        waits = false
-      },
-      (bytes) => (exchange.bytesIn += bytes),
-    )
-    let end!: (ending: Ending) => void
-    const ended = new Promise<Ending>((resolve) => (end = resolve))
-    const exchange = createExchange({
-      direction,
-      id: valueOf(headers, 'x-request-id')?.slice(0, 128) || randomId(random),
-      startedMs: clock.now(),
-      peer: request.socket.remoteAddress ?? '',
-      httpVersion: request.httpVersion,
-      method: request.method ?? '',
-      target: request.url ?? '',
-      headers,
-      body: hasBody ? body : undefined,
-      ended,
-    })
-    const { socket } = request
-    const answer = new Answer(exchange, request, response, clock, (ending) => {
-      this.#inFlight--
-      this.#underWay.get(socket)?.delete(request)
-      end(ending)
-      const refusal = this.#refusals.get(socket)
-      if (refusal) this.#refuseInTurn(socket, refusal)
-    })
-    this.#inFlight++
-    const underWay = this.#underWay.get(socket)
-    if (underWay) underWay.add(request)
-    else this.#underWay.set(socket, new Set([request]))
-    const tooMany = headers.length > this.#limits.headFields * 2
-    const served = tooMany
-      ? Promise.reject(new SidecarError('head_too_large', `more than ${this.#limits.headFields} fields`))
-      : serve(exchange)
-    served
-      .catch((error: unknown) => problemReply(asSidecarError(error)))
-      // A caller that still waits to be told to continue would send its body, or not, as it likes.
-      .then((reply) => answer.send(reply, this.#closing || waits))
-      .catch((error: unknown) => answer.fail(asSidecarError(error)))
-  }
-
-  #malformed(error: NodeJS.ErrnoException, socket: Duplex): void {
-    if (error.code === 'ECONNRESET' || !socket.writable) {
-      socket.destroy()
-      return
-    }
-    const refusal =
-      error.code === 'HPE_HEADER_OVERFLOW'
-        ? new SidecarError('head_too_large', `more than ${this.#limits.headBytes} bytes`)
-        : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
-          ? new SidecarError('request_timeout', `the head took more than ${this.#limits.headMs} ms`)
-          : new SidecarError('bad_request', `not HTTP/1.1: ${error.code ?? 'unreadable'}`)
-    this.#refuseInTurn(socket, refusal)
-  }
-
-  /**
-   * What came whole before the bytes that nobody can read was served, and its caller takes the first answer for that
-   * of the first request. A request that is not whole has those bytes in its body: it is what is refused.
-   */
-  #refuseInTurn(socket: Duplex, error: SidecarError): void {
-    const isAwaited = [...(this.#underWay.get(socket) ?? [])].some((request) => request.complete)
-    if (isAwaited) this.#refusals.set(socket, error)
-    else {
-      this.#refusals.delete(socket)
-      if (socket.writable) this.#refuse(socket, error)
-      else socket.destroy()
-    }
-  }
-
-  /** Answers below HTTP, where no response object exists. */
-  #refuse(socket: Duplex, error: SidecarError): void {
-    this.#options.onMalformed?.(error.reason)
-    // An answer of which a part has left already cannot be followed by another.
-    const pending = (socket as Duplex & { _httpMessage?: ServerResponse })._httpMessage
-    if (pending?.headersSent) {
-      socket.destroy()
-      return
-    }
-    const reply = problemReply(error)
-    const fields = [...reply.headers, 'x-holdfast-reason', error.reason, 'connection', 'close']
-    let head = `HTTP/1.1 ${error.status} ${STATUS_CODES[error.status] ?? ''}\r\n`
-    for (let i = 0; i < fields.length; i += 2) head += `${fields[i]}: ${fields[i + 1]}\r\n`
-    socket.on('error', () => socket.destroy())
-    socket.end(Buffer.concat([Buffer.from(`${head}\r\n`), reply.body as Buffer]), () => socket.destroy())
   }
 }
 
-/** Writes one reply, and tells how it went. */
-class Answer {
-  readonly #exchange: Exchange
-  readonly #request: IncomingMessage
-  readonly #response: ServerResponse
-  readonly #clock: Clock
-  readonly #onEnd: (ending: Ending) => void
-  #body: Exclude<Reply['body'], Buffer> = undefined
-  #bytesOut = 0
-  #over = false
+function controlOf(control: readonly string[]): ReadonlyMap<string, string> {
+  const fields = new Map<string, string>()
+  // Of several the first counts.
+  for (let i = 0; i < control.length; i += 2) if (!fields.has(control[i]!)) fields.set(control[i]!, control[i + 1]!)
+  return fields
+}
 
-  constructor(
-    exchange: Exchange,
-    request: IncomingMessage,
-    response: ServerResponse,
-    clock: Clock,
-    onEnd: (ending: Ending) => void,
-  ) {
-    this.#exchange = exchange
-    this.#request = request
-    this.#response = response
-    this.#clock = clock
-    this.#onEnd = onEnd
-    response.on('error', () => response.destroy())
-    response.on('close', () => {
-      if (!response.writableFinished)
-        this.#end(new SidecarError('caller_gone', 'the caller closed its connection', { delivered: true }))
-    })
-    response.on('finish', () => {
-      this.#end(undefined)
-      this.#linger()
-    })
-  }
-
-  send(reply: Reply, closing: boolean): void {
-    const response = this.#response
-    if (this.#over || response.destroyed) {
-      discard(reply)
-      return
-    }
-    const headers = [...reply.headers]
-    if (reply.reason !== undefined) headers.push('x-holdfast-reason', reply.reason)
-    if (closing) headers.push('connection', 'close')
-    try {
-      const statusText = reply.statusText && /^[\t\x20-\x7e]*$/.test(reply.statusText) ? reply.statusText : undefined
-      // Always said: the response remembers the text of a head that could not be written.
-      response.writeHead(reply.status, statusText ?? STATUS_CODES[reply.status] ?? '', headers)
-    } catch (error) {
-      discard(reply)
-      if (reply.own || response.headersSent) throw error
-      const refused = new SidecarError('upstream_protocol', 'the answer has a head that cannot be passed on', {
-        delivered: true,
-        cause: error,
-      })
-      this.send(problemReply(refused), true)
-      return
-    }
-    if (reply.body === undefined || Buffer.isBuffer(reply.body)) {
-      this.#bytesOut = this.#exchange.method === 'HEAD' ? 0 : (reply.body?.length ?? 0)
-      response.end(reply.body)
-      return
-    }
-    this.#pour(reply.body)
-  }
-
-  /** After the head there is no other way to say that something failed. */
-  fail(error: SidecarError): void {
-    this.#end(error)
-    // A reset: to a body that ends with its connection, a plain close would look like the end. The socket's own
-    // resetAndDestroy says a polite goodbye first, which is just that.
-    const socket = this.#request.socket as Socket & { resetAndClosing: boolean }
-    socket.resetAndClosing = true
-    socket.destroy()
-  }
-
-  #pour(body: Exclude<Reply['body'], Buffer | undefined>): void {
-    const response = this.#response
-    this.#body = body
-    let first = true
-    const resume = () => body.resume()
-    response.on('drain', resume)
-    body.on('data', (chunk: Buffer) => {
-      first = false
-      this.#bytesOut += chunk.length
-      if (!response.write(chunk)) body.pause()
-    })
-    body.once('end', () => response.end())
-    body.once('error', (error) => this.fail(asSidecarError(error)))
-    body.once('close', () => {
-      response.off('drain', resume)
-      if (!body.readableEnded && !this.#over)
-        this.fail(new SidecarError('upstream_reset', 'the body broke off', { delivered: true }))
-    })
-    // The head goes with the first piece of the body in one write, unless that piece takes its time.
-    setImmediate(() => {
-      if (first && !response.writableEnded && !response.destroyed) response.flushHeaders()
-    })
-  }
-
-  #end(error: SidecarError | undefined): void {
-    if (this.#over) return
-    this.#over = true
-    if (error) {
-      this.#exchange.abort(error)
-      this.#body?.destroy()
-    }
-    this.#onEnd({ error, bytesIn: this.#exchange.bytesIn, bytesOut: this.#bytesOut })
-  }
-
-  /** An answer may come before the request's body has ended. The rest is read and dropped, within bounds. */
-  #linger(): void {
-    const request = this.#request
-    if (request.complete || request.destroyed) return
-    const cancel = this.#clock.after(LINGER_MS, () => request.socket.destroy())
-    request.once('close', cancel)
-    request.resume()
-  }
+/**
+ * The protocols that may be changed to. Not to HTTP/2 in clear text: what goes through such a tunnel are requests that
+ * no layer sees. Ignoring it is allowed (RFC 9110, section 7.8), and HTTP/2 has given it up (RFC 9113, section 3.1).
+ */
+function upgradeOf({ upgrade, framing }: RequestHead): string | undefined {
+  if (upgrade === undefined || framing !== 'none') return undefined
+  return /(?:^|[,\s])h2c?(?:$|[,\s])/i.test(upgrade) ? undefined : upgrade
 }
 
 /** 128 bits in hexadecimal. */

@@ -127,12 +127,14 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     clock,
     trustReason: true,
     fields: (exchange) => peerFields(exchange, clock),
+    fieldNames: ['x-request-id'],
     ...(options.limits?.forward && { limits: options.limits.forward }),
   })
   const inboundForward = new Forward({
     clock,
     trustReason: false,
     fields: serviceFields,
+    fieldNames: ['x-request-id', 'x-forwarded-for'],
     limits: { ...options.limits?.forward, keepAliveMs: LOCAL_KEEP_ALIVE_MS },
   })
   const { inbound: inboundAt, outbound: outboundAt, admin: adminAt, peers: peersAt } = config.listeners
@@ -189,7 +191,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     clock,
     random,
     ...(options.limits?.listener && { limits: options.limits.listener }),
-    onMalformed: (reason) => stats.malformed(reason),
+    onMalformed: (reason, kind) => stats.malformed(reason, kind),
     serve: stack(
       [
         ...record,
@@ -215,7 +217,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     clock,
     random,
     ...(options.limits?.listener && { limits: options.limits.listener }),
-    onMalformed: (reason) => stats.malformed(reason),
+    onMalformed: (reason, kind) => stats.malformed(reason, kind),
     serve: stack(
       [
         ...record,
@@ -283,7 +285,9 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     outbound.close()
     inbound.close()
     peerListener?.close()
-    await Promise.all([outboundForward.close(), inboundForward.close(), admin.close(), client.close()])
+    outboundForward.close()
+    inboundForward.close()
+    await Promise.all([admin.close(), client.close()])
     await accessLogFile?.close()
   }
   const addresses: { -readonly [K in keyof Sidecar['addresses']]: string } = { admin: '', outbound: '', inbound: '' }

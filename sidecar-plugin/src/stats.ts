@@ -63,8 +63,8 @@ export class Stats {
     })
     this.#malformedCount = new Counter({
       name: 'holdfast_sidecar_malformed_total',
-      help: 'Connections that sent what is not HTTP/1.1.',
-      labelNames: ['reason'],
+      help: 'Connections that sent what is not HTTP/1.1, by the answer to it and by what was wrong.',
+      labelNames: ['reason', 'kind'],
       registers,
     })
     const inFlight = this.#inFlight
@@ -117,9 +117,9 @@ export class Stats {
     this.#retryCount.inc({ reason })
   }
 
-  malformed(reason: string): void {
+  malformed(reason: string, kind: string): void {
     this.#malformed++
-    this.#malformedCount.inc({ reason })
+    this.#malformedCount.inc({ reason, kind })
   }
 
   snapshot(): RequestStats {

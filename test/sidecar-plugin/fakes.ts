@@ -17,44 +17,32 @@ import {
   type PolicyDocument,
   type View,
 } from '@holdfast/registry-client/protocol'
-import {
-  createExchange,
-  type Arrival,
-  type Ending,
-  type Exchange,
-  type Reply,
-  type RequestBody,
-} from '../../sidecar-plugin/src/layer.ts'
+import { Exchange, type Arrival, type Content, type Ending, type Reply } from '../../sidecar-plugin/src/layer.ts'
 import type { Log } from '@holdfast/registry-client/log'
 import type { Handle, NodeSpec } from '../../sidecar-plugin/src/registry.ts'
 
 export const quietLog: Log = { debug() {}, info() {}, warn() {}, error() {} }
 
 /** An exchange as a listener makes it, and the way to end it. */
-export function exchangeFor(
-  over: Partial<Arrival> & Partial<Pick<Exchange, 'service' | 'namespace' | 'control'>> = {},
-) {
-  let end!: (ending: Ending) => void
-  const ended = new Promise<Ending>((resolve) => (end = resolve))
-  const exchange = createExchange({
+export function exchangeFor(over: Partial<Arrival> & Partial<Pick<Exchange, 'service' | 'namespace'>> = {}) {
+  const exchange = new Exchange({
     direction: 'outbound',
     id: 'request-1',
     startedMs: 0,
     peer: '127.0.0.1',
-    httpVersion: '1.1',
     method: 'GET',
     target: '/',
     headers: ['Host', 'stock'],
+    authority: 'stock',
+    control: new Map(),
     body: undefined,
-    ended,
     ...over,
   })
   exchange.service = over.service ?? 'stock'
   exchange.namespace = over.namespace ?? 'default'
-  exchange.control = over.control ?? new Map()
   return {
     exchange,
-    end: (ending: Partial<Ending> = {}) => end({ error: undefined, bytesIn: 0, bytesOut: 0, ...ending }),
+    end: (ending: Partial<Ending> = {}) => exchange.end({ error: undefined, bytesIn: 0, bytesOut: 0, ...ending }),
   }
 }
 
@@ -63,12 +51,15 @@ export function replyOf(over: Partial<Reply> = {}): Reply {
 }
 
 /** A body that says whether it can be sent again. */
-export function bodyOf(repeatable: boolean): RequestBody {
+export function bodyOf(repeatable: boolean, length?: number): Content {
   return {
+    length,
     repeatable,
-    stream: () => {
+    pour: () => {
       throw new Error('nobody reads in this test')
     },
+    resume() {},
+    cancel() {},
   }
 }
 

@@ -40,7 +40,6 @@ describe('what is not HTTP/1.1 as a proxy must read it is refused with 400, and 
     'a coding that does not end in chunked': 'POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip\r\n\r\n',
     'a chunk size that is no number':
       'POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nabc\r\n0\r\n\r\n',
-    'another version': 'GET / HTTP/3.0\r\nHost: a\r\n\r\n',
   }
   for (const [name, bytes] of Object.entries(heads))
     test(name, async (t) => {
@@ -51,7 +50,6 @@ describe('what is not HTTP/1.1 as a proxy must read it is refused with 400, and 
       assert.match(answer, /application\/problem\+json/)
     })
 
-  // Below, node:http reads the head to its end and the layers refuse it, so the connection lives on.
   const ambiguous: Record<string, string> = {
     'two hosts': 'GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n',
     'a Connection that names Host': 'GET / HTTP/1.1\r\nHost: a\r\nConnection: host\r\n\r\n',
@@ -127,9 +125,26 @@ describe('limits', () => {
   })
 })
 
-test('CONNECT is answered 501 with a reason', async (t) => {
-  const { port } = await start(t)
-  assert.match(await tell(port, 'CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n'), /^HTTP\/1\.1 501 [\s\S]*not_supported/)
+describe('what is refused with a status of its own', () => {
+  const cases: [name: string, bytes: string, answer: RegExp][] = [
+    ['another version', 'GET / HTTP/3.0\r\nHost: a\r\n\r\n', /^HTTP\/1\.1 505 [\s\S]*x-holdfast-reason: version\r\n/],
+    [
+      'a coding that nobody knows',
+      'POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n',
+      /^HTTP\/1\.1 501 [\s\S]*x-holdfast-reason: not_supported\r\n/,
+    ],
+    [
+      'an expectation that nobody knows',
+      'GET / HTTP/1.1\r\nHost: a\r\nExpect: miracles\r\n\r\n',
+      /^HTTP\/1\.1 417 [\s\S]*x-holdfast-reason: expectation\r\n/,
+    ],
+  ]
+  for (const [name, bytes, answer] of cases)
+    test(name, async (t) => {
+      const { port, served } = await start(t)
+      assert.match(await tell(port, bytes), answer)
+      assert.equal(served(), 0)
+    })
 })
 
 test('an upgrade that is no WebSocket is ignored, as the standard allows, and the request is served', async (t) => {

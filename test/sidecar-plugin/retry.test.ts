@@ -1,6 +1,5 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { Readable } from 'node:stream'
 import { SidecarError, type Reason } from '../../sidecar-plugin/src/errors.ts'
 import type { Exchange, Reply } from '../../sidecar-plugin/src/layer.ts'
 import { balance } from '../../sidecar-plugin/src/layers/balance.ts'
@@ -53,17 +52,18 @@ describe('a request that was not delivered is sent to another node', () => {
 
   for (const reason of ['not_here', 'upstream_connect', 'draining'] as const)
     test(`when the peer says ${reason}`, async () => {
-      const body = new Readable({ read() {} })
+      let isGivenBack = false
+      const body = { ...bodyOf(false), cancel: () => void (isGivenBack = true) }
       const { serve, called } = mesh({ a: answersWith({ status: 503, reason, body }), b: answersWith() })
       assert.equal((await serve(exchangeFor({ method: 'POST', body: bodyOf(true) }).exchange)).status, 200)
       assert.deepEqual(called, ['a', 'b'])
-      assert.equal(body.destroyed, true, 'the refusal’s body is given back')
+      assert.equal(isGivenBack, true, 'the refusal’s body is given back')
     })
 })
 
 describe('a peer is told that a refusal would cost nothing', () => {
-  const small = { method: 'POST', body: bodyOf(true), headers: ['Host', 'stock', 'Content-Length', '10'] }
-  const large = { ...small, headers: ['Host', 'stock', 'Content-Length', '70000'] }
+  const small = { method: 'POST', body: bodyOf(true, 10) }
+  const large = { ...small, body: bodyOf(true, 70_000) }
   const cases: [what: string, nodes: string[], arrival: typeof small, attempts: number | undefined, told: boolean[]][] =
     [
       ['when there is another node, and of the first attempt only', ['a', 'b'], small, undefined, [true, false]],
@@ -214,7 +214,6 @@ describe('what the balancer is told', () => {
     await serve(exchange)
     assert.deepEqual(client.outcomes, [])
     end()
-    await exchange.ended
     assert.deepEqual(client.outcomes, ['a ok'])
   })
 
@@ -229,7 +228,6 @@ describe('what the balancer is told', () => {
     const { exchange, end } = exchangeFor()
     await cut.serve(exchange)
     end({ error: new SidecarError('upstream_reset', 'cut', { delivered: true }) })
-    await exchange.ended
     assert.deepEqual(cut.client.outcomes, ['a failed'])
   })
 
@@ -238,7 +236,6 @@ describe('what the balancer is told', () => {
     const { exchange, end } = exchangeFor()
     await erring.serve(exchange)
     end()
-    await exchange.ended
     assert.deepEqual(erring.client.outcomes, ['a ok'])
     const left = mesh({ a: fails('caller_gone', true) })
     await assert.rejects(left.serve(exchangeFor().exchange))

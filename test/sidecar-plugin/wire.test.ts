@@ -242,8 +242,7 @@ describe('who breaks off', () => {
     const response = await call(port, { method: 'POST' }, 'a body')
     assert.equal(response.statusCode, 502)
     assert.equal(response.headers['x-holdfast-reason'], 'upstream_connect')
-    assert.equal(exchanges[0]!.body!.repeatable, true)
-    assert.equal(exchanges[0]!.bytesIn, 0)
+    assert.equal(String(exchanges[0]!.body), 'a body')
   })
 
   for (const [what, answer] of Object.entries({

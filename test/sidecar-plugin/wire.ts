@@ -45,7 +45,7 @@ export async function startWire(
   const endings: Ending[] = []
   const name: Layer = (inner) => (exchange) => {
     exchanges.push(exchange)
-    void exchange.ended.then((ending) => endings.push(ending))
+    exchange.whenEnded((ending) => endings.push(ending))
     exchange.destination = { id: 'node', host: '127.0.0.1', port: options.destinationPort ?? service.port }
     return inner(exchange)
   }
@@ -66,7 +66,7 @@ export async function startWire(
     endings,
     stop: async () => {
       listener.close()
-      await forward.close()
+      forward.close()
       service.stop()
     },
   }

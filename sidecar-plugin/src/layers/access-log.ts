@@ -10,7 +10,7 @@ export function accessLog(options: { clock: Clock; write: (line: string) => void
   return (inner) => async (exchange) => {
     const { target } = exchange
     const reply = await inner(exchange)
-    void exchange.ended.then((ending) => {
+    exchange.whenEnded((ending) => {
       const query = exchange.target.indexOf('?')
       write(
         `${JSON.stringify({

@@ -1,6 +1,6 @@
 import type { Clock } from '@holdfast/registry-client/clock'
 import { asSidecarError, SidecarError } from '../errors.ts'
-import type { Ending, Layer, Reply } from '../layer.ts'
+import type { Layer, Reply } from '../layer.ts'
 import type { Picker } from '../registry.ts'
 
 /**
@@ -33,9 +33,7 @@ export function balance(options: { picker: Picker; clock: Clock }): Layer {
       pick.done('failed', latencyMs)
       return reply
     }
-    void exchange.ended.then(({ error }: Ending) =>
-      pick.done(error?.source === 'upstream' ? 'failed' : 'ok', latencyMs),
-    )
+    exchange.whenEnded(({ error }) => pick.done(error?.source === 'upstream' ? 'failed' : 'ok', latencyMs))
     return reply
   }
 }

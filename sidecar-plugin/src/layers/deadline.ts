@@ -1,6 +1,6 @@
 import { parseDuration, type Clock } from '@holdfast/registry-client/clock'
 import type { PolicyDocument } from '@holdfast/registry-client/protocol'
-import { asSidecarError, SidecarError } from '../errors.ts'
+import { SidecarError } from '../errors.ts'
 import type { Exchange, Layer } from '../layer.ts'
 
 /**
@@ -43,7 +43,7 @@ export function deadline(options: DeadlineOptions): Layer {
     if (statedMs !== undefined) {
       exchange.deadlineMs = exchange.startedMs + statedMs
       const cancel = clock.after(exchange.deadlineMs - clock.now(), () => expire(statedMs))
-      void exchange.ended.then(cancel)
+      exchange.whenEnded(cancel)
       return untilAborted(exchange, inner(exchange))
     }
     let seen = exchange.bytesIn
@@ -69,7 +69,7 @@ async function untilAborted<T>(exchange: Exchange, reply: Promise<T>): Promise<T
   try {
     return await reply
   } catch (error) {
-    throw exchange.signal.aborted ? asSidecarError(exchange.signal.reason) : error
+    throw exchange.aborted ?? error
   }
 }
 

@@ -1,6 +1,5 @@
-import { finished } from 'node:stream/promises'
 import { SidecarError } from '../errors.ts'
-import type { Layer } from '../layer.ts'
+import { consume, type Layer } from '../layer.ts'
 
 /**
  * Inbound: once this sidecar leaves, sends away each request that its caller would send to another node, so that
@@ -14,7 +13,7 @@ export function leaving(isLeaving: () => boolean): Layer {
     if (!isLeaving() || !exchange.control.has('elsewhere')) return inner(exchange)
     // Its body first, which is small: bytes that nobody has read turn the end of the connection into a reset, and a
     // reset may overtake the answer.
-    if (exchange.body) await finished(exchange.body.stream().resume()).catch(() => {})
+    await consume(exchange.body)
     throw new SidecarError('draining', 'this sidecar is leaving')
   }
 }

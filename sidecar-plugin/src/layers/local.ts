@@ -31,7 +31,7 @@ export function local(home: string, find: (service: string, namespace: string) =
     exchange.destination = target.destination
     exchange.attempts++
     const end = target.begin()
-    void exchange.ended.then(end)
+    exchange.whenEnded(end)
     return inner(exchange)
   }
 }

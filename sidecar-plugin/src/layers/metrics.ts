@@ -8,7 +8,7 @@ export function metrics(options: { clock: Clock; stats: Pick<Stats, 'began' | 'e
   return (inner) => async (exchange) => {
     stats.began(exchange.direction)
     const reply = await inner(exchange)
-    void exchange.ended.then((ending) => stats.ended(exchange, reply, ending, clock.now() - exchange.startedMs))
+    exchange.whenEnded((ending) => stats.ended(exchange, reply, ending, clock.now() - exchange.startedMs))
     return reply
   }
 }

@@ -1,5 +1,5 @@
 import { parseDuration } from '@holdfast/registry-client/clock'
-import { asSidecarError, SidecarError } from '../errors.ts'
+import { SidecarError } from '../errors.ts'
 import type { Exchange, Layer } from '../layer.ts'
 import { maskPasswords } from '../masked.ts'
 import type { KnownView, Resolver } from '../registry.ts'
@@ -48,7 +48,7 @@ async function firstUse(resolver: Resolver, exchange: Exchange, limitMs: number)
       signal: exchange.signal,
     })
   } catch (error) {
-    if (exchange.signal.aborted) throw asSidecarError(exchange.signal.reason)
+    if (exchange.aborted) throw exchange.aborted
     const name = `${exchange.service} in ${exchange.namespace}`
     const { code, message } = error as { code?: string; message?: string }
     if (code === 'unknown_service') throw new SidecarError('unknown_service', `${name}: unknown`, { cause: error })

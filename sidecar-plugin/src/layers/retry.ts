@@ -1,9 +1,8 @@
 import { Backoff, sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
 import type { PolicyDocument } from '@holdfast/registry-client/protocol'
 import { asSidecarError, REFUSALS, type SidecarError } from '../errors.ts'
-import { valueOf } from '../headers.ts'
-import { discard, type Exchange, type Layer, type Reply } from '../layer.ts'
-import { KEPT_BYTES } from '../request-body.ts'
+import { discard, isRepeatable, type Exchange, type Layer, type Reply } from '../layer.ts'
+import { KEPT_BYTES } from '../http1/incoming-content.ts'
 
 /** Attempts beyond the first. More multiplies the load on a service that is failing already. */
 export const DEFAULT_ATTEMPTS = 2
@@ -123,13 +122,13 @@ export function retry(options: RetryOptions): Layer {
         exchange.tried.clear()
         backoff ??= new Backoff(random, { baseMs: 50, capMs: 250 })
         await sleep(clock, backoff.next(), exchange.signal)
-        if (!exchange.signal.aborted) continue
+        if (exchange.aborted === undefined) continue
       } else {
         if (failure) drop(failure)
         failure = result
       }
       if (
-        exchange.signal.aborted ||
+        exchange.aborted ||
         exchange.attempts >= most ||
         exchange.attempts === 0 ||
         !mayRepeat(exchange, result) ||
@@ -165,8 +164,8 @@ async function attempt(inner: (exchange: Exchange) => Promise<Reply>, exchange: 
 }
 
 /** Whether the whole body is sure to be kept for another attempt. */
-function isSmall(exchange: Exchange): boolean {
-  return exchange.body === undefined || Number(valueOf(exchange.headers, 'content-length') ?? Infinity) <= KEPT_BYTES
+function isSmall({ body }: Exchange): boolean {
+  return body === undefined || Buffer.isBuffer(body) || (body.length ?? Infinity) <= KEPT_BYTES
 }
 
 function hasChoice(exchange: Exchange): boolean {
@@ -179,15 +178,15 @@ function hasChoice(exchange: Exchange): boolean {
 const IDEMPOTENT: ReadonlySet<string> = new Set(['GET', 'HEAD', 'OPTIONS', 'TRACE', 'PUT', 'DELETE'])
 
 function mayRepeat(exchange: Exchange, failure: Failure): boolean {
-  if (exchange.body?.repeatable === false) return false
+  if (!isRepeatable(exchange.body)) return false
   if (!failure.delivered) return REFUSALS.has(failure.reason)
   return failure.reason === 'upstream_reset' && IDEMPOTENT.has(exchange.method)
 }
 
 function conclude(exchange: Exchange, failure: Failure): Reply {
-  if (exchange.signal.aborted) {
+  if (exchange.aborted) {
     drop(failure)
-    throw asSidecarError(exchange.signal.reason)
+    throw exchange.aborted
   }
   if (failure.reply) return failure.reply
   throw failure.error!
