@@ -71,6 +71,7 @@ export class Listener implements ServerHost {
   #stopTicks: () => void = () => {}
   #nowMs: number
   #inFlight = 0
+  #refused = 0
   #isClosing = false
   #isLeaving = false
   #arrivedMs = -Infinity
@@ -116,6 +117,11 @@ export class Listener implements ServerHost {
 
   get connections(): number {
     return this.#connections.size
+  }
+
+  /** Connections that were one too many. */
+  get refused(): number {
+    return this.#refused
   }
 
   /** From now on every answer closes its connection; everything is still accepted and served. */
@@ -231,6 +237,7 @@ export class Listener implements ServerHost {
 
   #accept(socket: Socket): void {
     if (this.#connections.size >= this.limits.connections) {
+      this.#refused++
       socket.destroy()
       return
     }

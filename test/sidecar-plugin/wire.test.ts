@@ -2,12 +2,11 @@ import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { request, type IncomingMessage, type RequestOptions } from 'node:http'
-import { createServer, type AddressInfo, type Socket } from 'node:net'
 import { describe, test, type TestContext } from 'node:test'
 import { Readable } from 'node:stream'
 import type { Layer } from '../../sidecar-plugin/src/layer.ts'
 import { RawCaller, replyOf } from './fakes.ts'
-import { eventually, startWire } from './wire.ts'
+import { eventually, rawService, startWire } from './wire.ts'
 
 type WireOptions = Parameters<typeof startWire>[1]
 
@@ -15,24 +14,6 @@ async function wire(t: TestContext, handler: Parameters<typeof startWire>[0], op
   const started = await startWire(handler, options)
   t.after(() => started.stop())
   return started
-}
-
-/** A service on bare sockets, for what node:http would not send. */
-async function rawService(t: TestContext, onSocket: (socket: Socket) => void) {
-  const sockets = new Set<Socket>()
-  const server = createServer((socket) => {
-    sockets.add(socket)
-    socket.on('error', () => {})
-    onSocket(socket)
-  })
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const stop = () => {
-    server.close()
-    for (const socket of sockets) socket.destroy()
-  }
-  t.after(stop)
-  return { port: (server.address() as AddressInfo).port, stop }
 }
 
 async function call(port: number, options: RequestOptions = {}, body?: Readable | string) {
@@ -242,7 +223,7 @@ describe('who breaks off', () => {
     const response = await call(port, { method: 'POST' }, 'a body')
     assert.equal(response.statusCode, 502)
     assert.equal(response.headers['x-holdfast-reason'], 'upstream_connect')
-    assert.equal(String(exchanges[0]!.body), 'a body')
+    assert.deepEqual(exchanges[0]!.body, Buffer.from('a body'))
   })
 
   for (const [what, answer] of Object.entries({

@@ -1,5 +1,8 @@
 /** A listener and a forward on real sockets, with one layer between that names the service's port. */
 
+import { once } from 'node:events'
+import { createServer, type AddressInfo, type Socket } from 'node:net'
+import type { TestContext } from 'node:test'
 import { setImmediate as turn } from 'node:timers/promises'
 import type { RequestListener } from 'node:http'
 import { systemClock } from '@holdfast/registry-client/clock'
@@ -70,6 +73,24 @@ export async function startWire(
       service.stop()
     },
   }
+}
+
+/** A service on bare sockets, for what node:http would not send. */
+export async function rawService(t: TestContext, onSocket: (socket: Socket) => void) {
+  const sockets = new Set<Socket>()
+  const server = createServer({ allowHalfOpen: true }, (socket) => {
+    sockets.add(socket)
+    socket.on('error', () => {})
+    onSocket(socket)
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const stop = () => {
+    server.close()
+    for (const socket of sockets) socket.destroy()
+  }
+  t.after(stop)
+  return { port: (server.address() as AddressInfo).port, stop }
 }
 
 /** Looks again after each turn of the event loop: for what happens elsewhere in this process without an event. */

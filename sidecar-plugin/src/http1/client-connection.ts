@@ -122,8 +122,10 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
     this.#call = undefined
     this.#content = undefined
     this.#writer?.stop()
-    if (error) content?.fail(error)
-    this.#transport.destroy()
+    if (error === undefined) return this.#transport.destroy()
+    content?.fail(error)
+    // Who works on it is to hear that nobody waits any more, and a tunnel that was cut is not to look ended.
+    this.#transport.reset()
   }
 
   /** Breaks off what takes too long. To be called now and then. */
@@ -337,6 +339,6 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
       }),
     )
     call.failed(failure)
-    this.#transport.destroy()
+    this.#transport.reset()
   }
 }

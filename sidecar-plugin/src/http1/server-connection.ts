@@ -142,7 +142,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
       else if (Number(said) !== length) throw new UnwritableError(`a length of ${said} for ${length} bytes`)
     }
     if (isTunnel) {
-      if (reply.tunnel!.protocol !== undefined) head += `connection: upgrade\r\nupgrade: ${reply.tunnel!.protocol}\r\n`
+      if (reply.tunnel.protocol !== undefined) head += `connection: upgrade\r\nupgrade: ${reply.tunnel.protocol}\r\n`
     } else if (this.#isLast) head += 'connection: close\r\n'
     else if (this.#head!.minor === 0) head += 'connection: keep-alive\r\n'
     head += '\r\n'

@@ -1,0 +1,502 @@
+import assert from 'node:assert/strict'
+import { createHash } from 'node:crypto'
+import { once } from 'node:events'
+import { connect, type Socket } from 'node:net'
+import { describe, test, type TestContext } from 'node:test'
+import type { Layer } from '../../../sidecar-plugin/src/layer.ts'
+import { RawCaller } from '../fakes.ts'
+import { eventually, rawService, startWire } from '../wire.ts'
+import { CORPUS, MALFORMED } from './corpus.ts'
+
+type Options = NonNullable<Parameters<typeof startWire>[1]>
+
+/** A wire to a service on bare sockets, with everything that it hears. */
+async function start(t: TestContext, onData: (socket: Socket, text: string) => void, options: Options = {}) {
+  const heard = { sockets: [] as Socket[], text: '' }
+  const service = await rawService(t, (socket) => {
+    heard.sockets.push(socket)
+    socket.on('data', (chunk) => {
+      heard.text += chunk.toString('latin1')
+      onData(socket, chunk.toString('latin1'))
+    })
+  })
+  const wire = await startWire(() => {}, { service, ...options })
+  t.after(() => wire.stop())
+  return { ...wire, heard }
+}
+
+function caller(t: TestContext, port: number, options: { allowHalfOpen?: boolean } = {}): RawCaller {
+  const started = new RawCaller(port, options)
+  t.after(() => started.socket.destroy())
+  return started
+}
+
+const GET = 'GET / HTTP/1.1\r\nHost: a\r\n\r\n'
+const OK = 'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok'
+
+/** Answers each request of a text that holds whole ones without content. */
+function answerEach(answer: (target: string) => string) {
+  return (socket: Socket, text: string) => {
+    for (const [, target] of text.matchAll(/^[A-Z-]+ (\S+) HTTP/gm)) socket.write(answer(target!), 'latin1')
+  }
+}
+
+describe('RFC 9112/9.3.2: pipelined requests', () => {
+  test('are answered in their order, one after the other', async (t) => {
+    const waiting: (() => void)[] = []
+    const { port } = await start(t, (socket, text) => {
+      const target = /^GET (\S+)/.exec(text)![1]!
+      waiting.push(() => socket.write(`HTTP/1.1 200 OK\r\nContent-Length: ${target.length}\r\n\r\n${target}`))
+    })
+    const asked = caller(t, port)
+    asked.send(['/first', '/second', '/third'].map((path) => `GET ${path} HTTP/1.1\r\nHost: a\r\n\r\n`).join(''))
+    for (const path of ['/first', '/second', '/third']) {
+      await eventually(`${path} arrives`, () => waiting.length === 1)
+      waiting.pop()!()
+      await asked.until(new RegExp(`${path}$`))
+    }
+    assert.deepEqual(asked.text.match(/\/(first|second|third)/g), ['/first', '/second', '/third'])
+  })
+
+  test('with content of every kind do not mix', async (t) => {
+    const { port, heard } = await start(
+      t,
+      answerEach(() => OK),
+    )
+    const asked = caller(t, port)
+    const put = 'PUT /2 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n'
+    const post = 'POST /1 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc'
+    asked.send(`${post}${put}${GET}${post}`)
+    await asked.until(/(?:ok[\s\S]*){4}/)
+    assert.deepEqual(heard.text.match(/(?:POST|PUT|GET) \S+/g), ['POST /1', 'PUT /2', 'GET /', 'POST /1'])
+    assert.match(heard.text, /Content-Length: 3\r\n\r\nabcPUT/)
+    assert.match(heard.text, /transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nGET/)
+  })
+
+  test('are answered even when their caller has closed its half', async (t) => {
+    const { port } = await start(
+      t,
+      answerEach(() => OK),
+    )
+    const asked = caller(t, port, { allowHalfOpen: true })
+    asked.send(GET + GET + GET)
+    asked.socket.end()
+    await asked.closed
+    assert.equal(asked.text.match(/ok/g)?.length, 3)
+    assert.equal(asked.error, undefined)
+  })
+
+  test('hold their caller back while the first waits, instead of filling memory', async (t) => {
+    const { port } = await start(t, () => {})
+    const asked = caller(t, port)
+    const flood = Buffer.from(GET.repeat(10_000))
+    let sent = 0
+    let quietTurns = 0
+    await eventually('nothing more is taken', () => {
+      if (asked.socket.writableLength < flood.length) {
+        asked.socket.write(flood)
+        sent += flood.length
+        quietTurns = 0
+      } else quietTurns++
+      return quietTurns > 1_000
+    })
+    assert(sent < 16_000_000, `${sent} bytes were taken`)
+  })
+})
+
+describe('RFC 9112/7.1.2: trailers', () => {
+  test('pass both ways, and are no fields of the head', async (t) => {
+    const answer =
+      'HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n'
+    const { port, heard } = await start(t, (socket, text) => void (text.includes('0\r\n') && socket.write(answer)))
+    const asked = caller(t, port)
+    const head = 'POST / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nTrailer: X-In\r\nTransfer-Encoding: chunked\r\n\r\n'
+    asked.send(`${head}3;ext=1\r\nabc\r\n0\r\nX-In: 2\r\n\r\n`)
+    const text = await asked.until(/X-Sum: 1\r\n\r\n/)
+    assert.match(text, /\r\nTrailer: X-Sum\r\n[\s\S]*\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n$/)
+    assert.match(heard.text, /\r\nTrailer: X-In\r\n[\s\S]*te: trailers\r\n\r\n3\r\nabc\r\n0\r\nX-In: 2\r\n\r\n$/)
+  })
+})
+
+describe('RFC 9110/15.2: answers before the answer', () => {
+  test('are passed on, as many as there are', async (t) => {
+    const { port } = await start(t, (socket) => {
+      socket.write('HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n')
+      socket.write(OK)
+    })
+    const text = await caller(t, port).send(GET).until(/ok$/)
+    assert.deepEqual(text.match(/HTTP\/1\.1 \d+/g), ['HTTP/1.1 103', 'HTTP/1.1 102', 'HTTP/1.1 200'])
+    assert.match(text, /103 Early Hints\r\nLink: <\/a>\r\n\r\n/)
+  })
+
+  test('stay behind for a caller of HTTP/1.0', async (t) => {
+    const { port } = await start(t, (socket) => void socket.write(`HTTP/1.1 103 Early Hints\r\n\r\n${OK}`))
+    const asked = caller(t, port).send('GET / HTTP/1.0\r\nHost: a\r\n\r\n')
+    await asked.closed
+    assert.match(asked.text, /^HTTP\/1\.1 200 /)
+  })
+})
+
+describe('RFC 9110/10.1.1: an expectation', () => {
+  test('travels to the service, whose word starts the content', async (t) => {
+    const { port, heard } = await start(t, (socket, text) => {
+      if (text.includes('Expect')) socket.write('HTTP/1.1 100 Continue\r\n\r\n')
+      if (text.endsWith('abc')) socket.write(OK)
+    })
+    const asked = caller(t, port).send(
+      'POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n',
+    )
+    await asked.until(/100 Continue\r\n\r\n$/)
+    assert.match(heard.text, /\r\n\r\n$/)
+    asked.send('abc')
+    assert.match(await asked.until(/ok$/), /^HTTP\/1\.1 100 Continue\r\n\r\nHTTP\/1\.1 200 OK\r\n/)
+  })
+
+  test('that is refused closes the connection, since nobody knows whether the content comes', async (t) => {
+    const { port } = await start(t, (socket) => void socket.write('HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n'))
+    const asked = caller(t, port).send(
+      'POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n',
+    )
+    await asked.until(/413 No[\s\S]*\r\n\r\n/)
+    asked.send('abc')
+    asked.socket.end()
+    await asked.closed
+    assert.equal(asked.text.match(/HTTP/g)?.length, 1)
+  })
+})
+
+describe('RFC 9110/7.8: a tunnel', () => {
+  const upgrade = 'GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n'
+  const switched = 'HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\nX: 1\r\n\r\n'
+
+  test('opens with 101, passes both ways what comes at once, and closes in halves', async (t) => {
+    let ended = false
+    const { port, heard, endings } = await start(t, (socket, text) => {
+      if (text.includes('HTTP/1.1')) socket.write(`${switched}early`)
+      else socket.write(`<${text}>`)
+      socket.on('end', () => (ended = true))
+    })
+    const asked = caller(t, port, { allowHalfOpen: true })
+    asked.send(`${upgrade}first`)
+    await asked.until(/early[\s\S]*<first>/)
+    assert.match(heard.text, /connection: upgrade\r\nupgrade: websocket\r\n\r\nfirst$/)
+    assert.match(asked.text, /^HTTP\/1\.1 101 [^\r]*\r\nX: 1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n/)
+    asked.socket.end()
+    await eventually('the service hears the end', () => ended)
+    heard.sockets[0]!.end('last words')
+    await asked.closed
+    assert.match(asked.text, /last words$/)
+    assert.equal(asked.error, undefined)
+    await eventually('it ends', () => endings.length === 1)
+    assert.equal(endings[0]!.error, undefined)
+  })
+
+  test('forwards nothing before the service has agreed', async (t) => {
+    let agree = () => {}
+    const { port, heard } = await start(t, (socket, text) => {
+      if (text.includes('HTTP/1.1')) agree = () => void socket.write(switched)
+    })
+    const asked = caller(t, port).send(upgrade)
+    await eventually('the request arrives', () => heard.text.endsWith('\r\n\r\n'))
+    asked.send(GET)
+    const others = caller(t, port).send(GET)
+    await eventually('another request arrives', () => heard.sockets.length === 2)
+    assert(!heard.text.slice(0, -200).includes('GET / HTTP/1.1\r\nHost: a\r\n\r\nGET'))
+    assert.equal(heard.text.match(/upgrade: websocket/g)?.length, 1)
+    agree()
+    await eventually('it is forwarded as it is', () => heard.text.endsWith(GET))
+    others.socket.destroy()
+  })
+
+  test('that is refused leaves requests as they are', async (t) => {
+    const { port } = await start(
+      t,
+      answerEach(() => OK),
+    )
+    const asked = caller(t, port).send(upgrade + GET)
+    const text = await asked.until(/ok[\s\S]*ok$/)
+    assert.deepEqual(text.match(/HTTP\/1\.1 \d+/g), ['HTTP/1.1 200', 'HTTP/1.1 200'])
+  })
+
+  test('that nobody asked for is an error of the service', async (t) => {
+    const { port } = await start(t, (socket) => void socket.write(switched))
+    assert.match(await caller(t, port).send(GET).until(/\}$/), /^HTTP\/1\.1 502 [\s\S]*upstream_protocol/)
+  })
+
+  test('to HTTP/2 in clear text is never opened: its requests would pass unseen', async (t) => {
+    const { port, heard } = await start(
+      t,
+      answerEach(() => OK),
+    )
+    await caller(t, port).send(upgrade.replace('websocket', 'h2c')).until(/ok$/)
+    assert.doesNotMatch(heard.text, /upgrade/i)
+  })
+
+  test('that breaks on one side breaks on the other', async (t) => {
+    const { port, heard } = await start(t, (socket) => void socket.write(switched))
+    const asked = caller(t, port).send(upgrade)
+    await asked.until(/101/)
+    heard.sockets[0]!.resetAndDestroy()
+    await asked.closed
+    assert.notEqual(asked.error, undefined)
+
+    const other = caller(t, port).send(upgrade)
+    await other.until(/101/)
+    const closed = new Promise((resolve) => heard.sockets[1]!.once('close', resolve))
+    other.socket.resetAndDestroy()
+    await closed
+  })
+
+  test('RFC 9110/9.3.6: opens with a 2xx to CONNECT, and with nothing else', async (t) => {
+    let status = '403 No'
+    const { port, heard } = await start(t, (socket, text) => {
+      if (text.startsWith('CONNECT'))
+        socket.write(`HTTP/1.1 ${status}\r\n${status === '200 OK' ? '' : 'Content-Length: 0\r\n'}\r\n`)
+      else socket.write(`<${text}>`)
+    })
+    await caller(t, port)
+      .send('CONNECT b:80 HTTP/1.1\r\nHost: b:80\r\n\r\n')
+      .until(/403 No[\s\S]*\r\n\r\n/)
+    status = '200 OK'
+    const asked = caller(t, port).send('CONNECT b:80 HTTP/1.1\r\nHost: b:80\r\n\r\nhello')
+    assert.match(await asked.until(/<hello>/), /^HTTP\/1\.1 200 OK\r\n\r\n<hello>$/)
+    assert.match(heard.text, /^CONNECT b:80 HTTP\/1\.1\r\n/)
+  })
+})
+
+describe('RFC 9112/6.3: content that ends with its connection', () => {
+  test('is whole when that closes', async (t) => {
+    const { port } = await start(t, (socket) => void socket.end('HTTP/1.1 200 OK\r\n\r\nto the end'))
+    const asked = caller(t, port).send(GET)
+    await asked.until(/0\r\n\r\n$/)
+    assert.match(asked.text, /transfer-encoding: chunked\r\n\r\na\r\nto the end\r\n0\r\n\r\n$/)
+  })
+
+  test('is cut off by a reset, and so is its caller', async (t) => {
+    const { port, heard } = await start(t, (socket) => void socket.write('HTTP/1.1 200 OK\r\n\r\nto the'))
+    const asked = caller(t, port).send('GET / HTTP/1.0\r\nHost: a\r\n\r\n')
+    await asked.until(/to the/)
+    heard.sockets[0]!.resetAndDestroy()
+    await asked.closed
+    assert.notEqual(asked.error, undefined)
+  })
+})
+
+describe('RFC 9112/9.3: a connection', () => {
+  test('of HTTP/1.0 goes on where both sides want it', async (t) => {
+    const { port } = await start(
+      t,
+      answerEach(() => OK),
+    )
+    const asked = caller(t, port)
+    for (let i = 1; i <= 2; i++) {
+      asked.send('GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n')
+      await asked.until(new RegExp(`(?:ok[\\s\\S]*){${i}}`))
+    }
+    assert.match(asked.text, /connection: keep-alive/)
+  })
+
+  test('goes on after an answer that came before its request’s end, once that has come', async (t) => {
+    const { port } = await start(
+      t,
+      answerEach(() => OK),
+    )
+    const asked = caller(t, port).send('POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nabc')
+    await asked.until(/ok$/)
+    asked.send(`def${GET}`)
+    await asked.until(/ok[\s\S]*ok$/)
+  })
+
+  test('is closed when the rest of such a request does not come', async (t) => {
+    const { port } = await start(
+      t,
+      answerEach(() => OK),
+      { listener: { lingerMs: 100 } },
+    )
+    const asked = caller(t, port).send('POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nabc')
+    await asked.closed
+    assert.match(asked.text, /ok$/)
+  })
+
+  test('without a request is closed in time', async (t) => {
+    const { port } = await start(
+      t,
+      answerEach(() => OK),
+      { listener: { keepAliveMs: 100 } },
+    )
+    await caller(t, port).closed
+    const asked = caller(t, port).send(GET)
+    await asked.closed
+    assert.match(asked.text, /ok$/)
+  })
+
+  test('beyond the limit is refused, and those within it are served', async (t) => {
+    const { port, listener } = await start(
+      t,
+      answerEach(() => OK),
+      { listener: { connections: 1 } },
+    )
+    const first = caller(t, port).send(GET)
+    await first.until(/ok$/)
+    await caller(t, port).closed
+    assert.equal(listener.refused, 1)
+    await first.send(GET).until(/ok[\s\S]*ok$/)
+  })
+})
+
+describe('what is malformed', () => {
+  for (const item of MALFORMED)
+    test(`RFC ${item.rule}: ${item.name}, never becomes a request of its own`, async (t) => {
+      const { port, heard } = await start(
+        t,
+        answerEach(() => OK),
+      )
+      const asked = caller(t, port)
+      asked.send(item.bytes)
+      if (item.fault === undefined) await asked.until(new RegExp(`(?:ok[\\s\\S]*){${item.targets!.length}}`))
+      else {
+        await asked.closed
+        const statuses = asked.text.match(/HTTP\/1\.1 \d+/g)
+        // Of a request whose content is malformed, the service may have heard the beginning, and answered it.
+        const isContent = item.fault === 'chunk' || item.fault === 'trailer' || item.rule === '9112/7.1.2'
+        if (!isContent) assert.match(statuses!.at(-1)!, / (400|408|417|431|501|505)$/)
+      }
+      const requests = heard.text.match(/^[A-Z]+ \S+ HTTP/gm) ?? []
+      assert(requests.length <= 1 + (item.targets?.length ?? 0))
+      assert.doesNotMatch(heard.text, item.fault === undefined ? /^$/ : /hidden/)
+    })
+
+  test('of an answer never reaches the caller, wherever it is cut', async (t) => {
+    const answers = [
+      'HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n',
+      'HTTP/1.1 200 OK\r\nContent-Length: +3\r\n\r\nabc',
+      'HTTP/1.1 200 OK\r\nX : a\r\n\r\n',
+      'HTTP/1.1 200 OK\nContent-Length: 0\n\n',
+    ]
+    let next = 0
+    const { port } = await start(t, (socket) => {
+      const answer = answers[Math.floor(next / 10)]!
+      const at = 1 + (next++ % 10) * 4
+      socket.write(answer.slice(0, at))
+      setImmediate(() => socket.write(answer.slice(at)))
+    })
+    const asked = caller(t, port)
+    for (let i = 1; i <= answers.length * 10; i++) {
+      asked.text = ''
+      assert.match(await asked.send(GET).until(/\}$/), /^HTTP\/1\.1 502 [\s\S]*upstream_protocol/)
+    }
+  })
+})
+
+test('every request of the corpus is served alike wherever its bytes are cut', async (t) => {
+  const { port } = await start(
+    t,
+    answerEach(() => OK),
+  )
+  const statuses = async (pieces: readonly string[]) => {
+    const asked = new RawCaller(port)
+    for (const piece of pieces) {
+      asked.send(piece)
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+    asked.socket.end()
+    await asked.closed
+    return asked.text.match(/HTTP\/1\.1 \d+/g)
+  }
+  for (const { name, bytes } of CORPUS.filter((item) => item.bytes.length < 300 && !item.bytes.includes('chunked'))) {
+    const whole = await statuses([bytes])
+    for (let at = 1; at < bytes.length; at += 7)
+      assert.deepEqual(await statuses([bytes.slice(0, at), bytes.slice(at)]), whole, `${name}, cut at ${at}`)
+  }
+})
+
+test('content of many connections at once, of which some read slowly, stays that of each', async (t) => {
+  const SIZE = 3_000_000
+  const contentOf = (seed: number) => {
+    const content = Buffer.alloc(SIZE)
+    for (let at = 0; at < SIZE; at += 4) content.writeUInt32LE((at * 2_654_435_761 + seed * 97) >>> 0, at)
+    return content
+  }
+  const { port } = await start(t, (socket, text) => {
+    for (const [, seed] of text.matchAll(/^GET \/(\d+) /gm)) {
+      const isChunked = Number(seed) % 2 === 0
+      const framing = isChunked ? 'Transfer-Encoding: chunked' : `Content-Length: ${SIZE}`
+      socket.write(`HTTP/1.1 200 OK\r\n${framing}\r\n\r\n`)
+      if (isChunked) socket.write(`${SIZE.toString(16)}\r\n`)
+      socket.write(contentOf(Number(seed)))
+      if (isChunked) socket.write('\r\n0\r\n\r\n')
+    }
+  })
+  const hashes = await Promise.all(
+    Array.from({ length: 12 }, async (_, seed) => {
+      const socket = connect(port, '127.0.0.1')
+      // HTTP/1.0 for content without frames.
+      socket.write(`GET /${seed} HTTP/1.0\r\nHost: a\r\n\r\n`)
+      const hash = createHash('sha256')
+      let headIsOver = false
+      let reads = 0
+      socket.on('data', (chunk: Buffer) => {
+        const at = headIsOver ? 0 : chunk.indexOf('\r\n\r\n') + 4
+        headIsOver = true
+        hash.update(chunk.subarray(at))
+        if (seed % 3 !== 0 || ++reads % 4 !== 0) return
+        socket.pause()
+        setImmediate(() => setImmediate(() => socket.resume()))
+      })
+      await once(socket, 'close')
+      return hash.digest('hex')
+    }),
+  )
+  assert.deepEqual(
+    hashes,
+    hashes.map((_, seed) => createHash('sha256').update(contentOf(seed)).digest('hex')),
+  )
+})
+
+test('uploads of many connections at once to a service that reads slowly stay that of each', async (t) => {
+  const SIZE = 2_000_000
+  const received = new Map<string, Buffer[]>()
+  const service = await rawService(t, (socket) => {
+    let name: string | undefined
+    let bytes = 0
+    socket.on('data', (chunk: Buffer) => {
+      let content = chunk
+      if (name === undefined) {
+        name = /^POST (\S+)/.exec(chunk.toString('latin1'))![1]!
+        content = chunk.subarray(chunk.indexOf('\r\n\r\n') + 4)
+        received.set(name, [])
+      }
+      received.get(name)!.push(content)
+      bytes += content.length
+      if (bytes === SIZE) socket.end(OK)
+      socket.pause()
+      setImmediate(() => socket.resume())
+    })
+  })
+  const wire = await startWire(() => {}, { service })
+  t.after(() => wire.stop())
+  await Promise.all(
+    Array.from({ length: 8 }, async (_, i) => {
+      const asked = caller(t, wire.port)
+      asked.send(`POST /${i} HTTP/1.1\r\nHost: a\r\nContent-Length: ${SIZE}\r\n\r\n`)
+      asked.socket.write(Buffer.alloc(SIZE, 65 + i))
+      await asked.until(/ok$/)
+    }),
+  )
+  for (let i = 0; i < 8; i++) assert(Buffer.concat(received.get(`/${i}`)!).equals(Buffer.alloc(SIZE, 65 + i)), `/${i}`)
+})
+
+test('what a layer puts into a head cannot become a head of its own', async (t) => {
+  const splits: Layer = (inner) => async (exchange) => {
+    const reply = await inner(exchange)
+    return { ...reply, headers: [...reply.headers, 'x-policy', 'a\r\nSet-Cookie: b'] }
+  }
+  const { port } = await start(
+    t,
+    answerEach(() => OK),
+    { layers: [splits] },
+  )
+  const text = await caller(t, port).send(GET).until(/\}$/)
+  assert.match(text, /^HTTP\/1\.1 502 /)
+  assert.doesNotMatch(text, /Set-Cookie/)
+})
