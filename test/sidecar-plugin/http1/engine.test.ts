@@ -1,6 +1,4 @@
 import assert from 'node:assert/strict'
-import { createHash } from 'node:crypto'
-import { once } from 'node:events'
 import { connect, type Socket } from 'node:net'
 import { describe, test, type TestContext } from 'node:test'
 import type { Layer } from '../../../sidecar-plugin/src/layer.ts'
@@ -410,80 +408,102 @@ test('every request of the corpus is served alike wherever its bytes are cut', a
   }
 })
 
-test('content of many connections at once, of which some read slowly, stays that of each', async (t) => {
-  const SIZE = 3_000_000
-  const contentOf = (seed: number) => {
-    const content = Buffer.alloc(SIZE)
-    for (let at = 0; at < SIZE; at += 4) content.writeUInt32LE((at * 2_654_435_761 + seed * 97) >>> 0, at)
-    return content
-  }
-  const { port } = await start(t, (socket, text) => {
-    for (const [, seed] of text.matchAll(/^GET \/(\d+) /gm)) {
-      const isChunked = Number(seed) % 2 === 0
-      const framing = isChunked ? 'Transfer-Encoding: chunked' : `Content-Length: ${SIZE}`
-      socket.write(`HTTP/1.1 200 OK\r\n${framing}\r\n\r\n`)
-      if (isChunked) socket.write(`${SIZE.toString(16)}\r\n`)
-      socket.write(contentOf(Number(seed)))
-      if (isChunked) socket.write('\r\n0\r\n\r\n')
-    }
-  })
-  const hashes = await Promise.all(
-    Array.from({ length: 12 }, async (_, seed) => {
-      const socket = connect(port, '127.0.0.1')
-      // HTTP/1.0 for content without frames.
-      socket.write(`GET /${seed} HTTP/1.0\r\nHost: a\r\n\r\n`)
-      const hash = createHash('sha256')
-      let headIsOver = false
-      let reads = 0
-      socket.on('data', (chunk: Buffer) => {
-        const at = headIsOver ? 0 : chunk.indexOf('\r\n\r\n') + 4
-        headIsOver = true
-        hash.update(chunk.subarray(at))
-        if (seed % 3 !== 0 || ++reads % 4 !== 0) return
-        socket.pause()
-        setImmediate(() => setImmediate(() => socket.resume()))
+/** Bytes that differ between connections and along each of them. */
+function contentOf(seed: number, bytes: number): Buffer {
+  const content = Buffer.alloc(bytes)
+  const words = new Uint32Array(content.buffer, content.byteOffset, bytes / 4)
+  for (let i = 0; i < words.length; i++) words[i] = Math.imul(i + 1, 2_654_435_761) + seed
+  return content
+}
+
+describe('content that waits for a caller who does not read stays what it was, while others are served', () => {
+  // More than the system takes into its own buffers.
+  const BYTES = 14_000_000
+  for (const [what, pieceBytes] of [
+    ['as fast as it can be', BYTES],
+    ['in small pieces', 20_000],
+  ] as const)
+    test(`sent ${what}`, async (t) => {
+      let written = 0
+      const { port } = await start(t, (socket, text) => {
+        const seed = Number(/^GET \/(\d+) /.exec(text)![1]!)
+        const content = contentOf(seed, BYTES)
+        socket.write(`HTTP/1.1 200 OK\r\nContent-Length: ${BYTES}\r\n\r\n`)
+        let at = 0
+        const write = () => {
+          while (at < BYTES) {
+            const isGone = socket.write(content.subarray(at, (at += pieceBytes)))
+            written += pieceBytes
+            if (!isGone) return void socket.once('drain', write)
+          }
+        }
+        write()
       })
-      await once(socket, 'close')
-      return hash.digest('hex')
-    }),
-  )
-  assert.deepEqual(
-    hashes,
-    hashes.map((_, seed) => createHash('sha256').update(contentOf(seed)).digest('hex')),
-  )
+      const asked = Array.from({ length: 4 }, (_, seed) => {
+        const socket = connect(port, '127.0.0.1')
+        t.after(() => socket.destroy())
+        socket.write(`GET /${seed} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n`)
+        return socket
+      })
+      let last = -1
+      let quietTurns = 0
+      await eventually('everything stands still', () => {
+        quietTurns = written === last && written > 0 ? quietTurns + 1 : 0
+        last = written
+        return quietTurns > 500
+      })
+      // What passes now must not be written over what waits.
+      await caller(t, port).send('GET /99 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n').closed
+      for (const [seed, socket] of asked.entries()) {
+        const received: Buffer[] = []
+        socket.on('data', (chunk: Buffer) => received.push(chunk))
+        await new Promise((resolve) => socket.once('close', resolve))
+        const whole = Buffer.concat(received)
+        assert(whole.subarray(whole.indexOf('\r\n\r\n') + 4).equals(contentOf(seed, BYTES)), `of caller ${seed}`)
+      }
+    })
 })
 
-test('uploads of many connections at once to a service that reads slowly stay that of each', async (t) => {
-  const SIZE = 2_000_000
+test('uploads to a service that reads slowly stay that of each', async (t) => {
+  const BYTES = 14_000_000
   const received = new Map<string, Buffer[]>()
+  const sockets: Socket[] = []
   const service = await rawService(t, (socket) => {
     let name: string | undefined
     let bytes = 0
+    sockets.push(socket)
     socket.on('data', (chunk: Buffer) => {
-      let content = chunk
-      if (name === undefined) {
-        name = /^POST (\S+)/.exec(chunk.toString('latin1'))![1]!
-        content = chunk.subarray(chunk.indexOf('\r\n\r\n') + 4)
-        received.set(name, [])
-      }
+      const isFirst = name === undefined
+      name ??= /^POST (\S+)/.exec(chunk.toString('latin1'))![1]!
+      const content = isFirst ? chunk.subarray(chunk.indexOf('\r\n\r\n') + 4) : chunk
+      if (isFirst) received.set(name, [])
       received.get(name)!.push(content)
       bytes += content.length
-      if (bytes === SIZE) socket.end(OK)
-      socket.pause()
-      setImmediate(() => socket.resume())
+      if (bytes === BYTES) socket.end(OK)
     })
+    socket.pause()
   })
   const wire = await startWire(() => {}, { service })
   t.after(() => wire.stop())
-  await Promise.all(
-    Array.from({ length: 8 }, async (_, i) => {
-      const asked = caller(t, wire.port)
-      asked.send(`POST /${i} HTTP/1.1\r\nHost: a\r\nContent-Length: ${SIZE}\r\n\r\n`)
-      asked.socket.write(Buffer.alloc(SIZE, 65 + i))
-      await asked.until(/ok$/)
-    }),
-  )
-  for (let i = 0; i < 8; i++) assert(Buffer.concat(received.get(`/${i}`)!).equals(Buffer.alloc(SIZE, 65 + i)), `/${i}`)
+  const asked = Array.from({ length: 3 }, (_, i) => {
+    const started = caller(t, wire.port)
+    started.send(`POST /${i} HTTP/1.1\r\nHost: a\r\nContent-Length: ${BYTES}\r\n\r\n`)
+    started.socket.write(contentOf(i, BYTES))
+    return started
+  })
+  let last = -1
+  let quietTurns = 0
+  await eventually('everything stands still', () => {
+    const arrived = wire.exchanges.reduce((sum, exchange) => sum + exchange.bytesIn, 0)
+    quietTurns = arrived === last && arrived > 0 ? quietTurns + 1 : 0
+    last = arrived
+    return quietTurns > 500
+  })
+  for (const socket of sockets) socket.resume()
+  for (const [i, one] of asked.entries()) {
+    await one.until(/ok$/)
+    assert(Buffer.concat(received.get(`/${i}`)!).equals(contentOf(i, BYTES)), `of caller ${i}`)
+  }
 })
 
 test('what a layer puts into a head cannot become a head of its own', async (t) => {
