@@ -163,7 +163,7 @@ export class Transport {
   /** Breaks it off so that the other side cannot take it for a regular end. */
   reset(): void {
     // The socket's own resetAndDestroy says a polite goodbye first, which looks like just that.
-    ;(this.#socket as unknown as { resetAndClosing: boolean }).resetAndClosing = true
+    if (!this.#socket.connecting) (this.#socket as unknown as { resetAndClosing: boolean }).resetAndClosing = true
     this.#socket.destroy()
   }
 
