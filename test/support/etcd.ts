@@ -5,8 +5,8 @@
 
 import { execFile, spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { constants, readFileSync } from 'node:fs'
-import { access, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { readFileSync } from 'node:fs'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import http from 'node:http'
 import https from 'node:https'
 import { createServer } from 'node:net'
@@ -14,6 +14,7 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { promisify } from 'node:util'
+import { findOrInstall, findProgram } from './debian.ts'
 
 const READY_MS = 30_000
 const ANSWER_MS = 5_000
@@ -27,60 +28,11 @@ const runProgram = promisify(execFile)
 /** What ends things with a test: its context; or, at the top level of a file, `{ after }` of node:test. */
 export type Cleanup = { after(fn: () => void | Promise<void>): void }
 
-/**
- * Run by one process of the machine at a time. A failure is remembered for ten minutes: without a network each test
- * file would wait for it anew.
- */
-const INSTALL = `
-set -e
-if command -v etcd >/dev/null; then exit 0; fi
-failed="$1.failed"
-if [ -n "$(find "$failed" -mmin -10 2>/dev/null)" ]; then exit 1; fi
-touch "$failed"
-export DEBIAN_FRONTEND=noninteractive
-# The package starts a service of its own, on etcd's usual port; the machine's policy, if it has one, stays.
-policy=/usr/sbin/policy-rc.d
-if [ ! -e "$policy" ]; then
-  trap 'rm -f "$policy"' EXIT
-  printf '#!/bin/sh\\nexit 101\\n' >"$policy"
-  chmod 755 "$policy"
-fi
-get() {
-  apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=1 -o Acquire::http::Timeout=20 "$@"
-}
-get install --no-install-recommends etcd-server || { get update && get install --no-install-recommends etcd-server; }
-service etcd stop || true
-update-rc.d etcd disable || true
-rm -f "$failed"
-`
-
-async function findProgram(name: string): Promise<string | undefined> {
-  for (const directory of [...(process.env.PATH ?? '').split(path.delimiter), '/usr/bin', '/usr/local/bin']) {
-    const file = path.join(directory, name)
-    const isThere = await access(file, constants.X_OK).then(
-      () => directory !== '',
-      () => false,
-    )
-    if (isThere) return file
-  }
-  return undefined
-}
-
-async function findOrInstallEtcd(): Promise<string | undefined> {
-  const found = await findProgram('etcd')
-  if (found !== undefined || process.getuid?.() !== 0) return found
-  const [flock, aptGet] = await Promise.all([findProgram('flock'), findProgram('apt-get')])
-  if (flock === undefined || aptGet === undefined) return undefined
-  const lock = '/run/holdfast-install-etcd'
-  await runProgram(flock, ['-w', '280', lock, 'sh', '-c', INSTALL, 'sh', lock], { maxBuffer: 16 << 20 }).catch(() => {})
-  return findProgram('etcd')
-}
-
 let etcd: Promise<string | undefined> | undefined
 
 /** The etcd program of this machine; as root on Debian it is installed when it is missing. */
 export function etcdProgram(): Promise<string | undefined> {
-  return (etcd ??= findOrInstallEtcd())
+  return (etcd ??= findOrInstall('etcd', 'etcd-server', 'etcd'))
 }
 
 const NEEDS_ETCD = 'needs etcd: apt install etcd-server'
