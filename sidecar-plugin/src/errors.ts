@@ -22,8 +22,9 @@ export const REASONS = {
   internal_error: { status: 500, source: 'internal', title: 'The sidecar failed' },
   not_supported: { status: 501, source: 'internal', title: 'The sidecar cannot do this' },
   upstream_connect: { status: 502, source: 'upstream', title: 'No connection to the node' },
+  upstream_refused: { status: 502, source: 'upstream', title: 'The node refused the request unread' },
   upstream_reset: { status: 502, source: 'upstream', title: 'The node broke the connection' },
-  upstream_protocol: { status: 502, source: 'upstream', title: 'The node answered something that is not HTTP/1.1' },
+  upstream_protocol: { status: 502, source: 'upstream', title: 'The node answered something that is not HTTP' },
   no_nodes: { status: 503, source: 'upstream', title: 'No node can take the request' },
   unknown_service: { status: 503, source: 'downstream', title: 'The registry never heard of the service' },
   unresolved: { status: 503, source: 'internal', title: 'The service could not be resolved' },
@@ -40,7 +41,13 @@ export type Reason = keyof typeof REASONS
  * Answers of a peer sidecar that prove that its service never saw the request, so that it may be sent elsewhere
  * whatever its method.
  */
-export const REFUSALS: ReadonlySet<string> = new Set<Reason>(['not_here', 'upstream_connect', 'overloaded', 'draining'])
+export const REFUSALS: ReadonlySet<string> = new Set<Reason>([
+  'not_here',
+  'upstream_connect',
+  'upstream_refused',
+  'overloaded',
+  'draining',
+])
 
 /** A request that the sidecar itself ended. */
 export class SidecarError extends Error {

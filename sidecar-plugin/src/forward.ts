@@ -1,13 +1,15 @@
 import { every, type Clock } from '@holdfast/registry-client/clock'
 import { SidecarError } from './errors.ts'
-import type { Call, Failure } from './http1/client-connection.ts'
+import type { OutgoingHttpHeaders } from 'node:http2'
+import type { AnswerHead, Call, Failure } from './http1/client-connection.ts'
 import { fieldLines, UnwritableError } from './http1/head-text.ts'
-import type { ResponseHead } from './http1/head.ts'
 import { Pool, type PoolLimits } from './http1/pool.ts'
+import { addFields, firstOf } from './http2/fields.ts'
+import { SessionPool, type SessionPoolLimits } from './http2/session-pool.ts'
 import { isRepeatable, type Body, type Destination, type Exchange, type Reply, type Tunnel } from './layer.ts'
 
-/** Bounds on what is held towards nodes, in the unit the name ends in; `connections` and `pending` are of one node. */
-export interface ForwardLimits extends PoolLimits {
+/** Bounds on what is held towards nodes, in the unit the name ends in; `connections`, `sessions` and `pending` are of one node. */
+export interface ForwardLimits extends PoolLimits, SessionPoolLimits {
   /** Nodes with a pool at once. */
   readonly pools: number
 }
@@ -23,6 +25,16 @@ export const DEFAULT_FORWARD_LIMITS: ForwardLimits = {
   idleMs: 300_000,
   headBytes: 61_440,
   headFields: 256,
+  /** Of HTTP/2, each with as many requests as the node takes. More cost connections for nothing. */
+  sessions: 16,
+  /** Larger puts more behind one connection, whose lost packets hold up all of them. */
+  streams: 1_000,
+  /** Shorter costs connects. Servers close theirs later, and say so before. */
+  sessionIdleMs: 30_000,
+  /** Shorter asks nodes for signs of life that servers of gRPC take for abuse; longer leaves callers with a dead host. */
+  quietMs: 30_000,
+  /** Smaller makes long ways slow: no stream brings more than this per round trip. */
+  windowBytes: 262_144,
 }
 
 export interface ForwardOptions {
@@ -53,7 +65,7 @@ const IDEMPOTENT: ReadonlySet<string> = new Set(['GET', 'HEAD', 'OPTIONS', 'TRAC
 export class Forward {
   readonly #options: ForwardOptions
   readonly #limits: ForwardLimits
-  readonly #pools = new Map<string, Pool>()
+  readonly #pools = new Map<string, Pool | SessionPool>()
   readonly #now: { ms: number }
   readonly #stopTicks: () => void
 
@@ -72,16 +84,24 @@ export class Forward {
     return { nodes: this.#pools.size, inFlight }
   }
 
-  /** The service. Throws {@link SidecarError} `upstream_connect`, `upstream_reset`, `upstream_protocol`, `overloaded`. */
+  /** The service. Throws {@link SidecarError} `upstream_connect`, `upstream_refused`, `upstream_reset`, `upstream_protocol`, `overloaded`. */
   readonly serve = (exchange: Exchange): Promise<Reply> => {
     this.#now.ms = this.#options.clock.now()
     return new Promise<Reply>((resolve, reject) => {
       const { destination, aborted } = exchange
       if (destination === undefined) throw new SidecarError('no_nodes', 'no layer chose a node')
       if (aborted) throw aborted
-      const pool = this.#pool(destination)
-      const head = this.#headOf(exchange, destination)
-      new Sending(exchange, destination, pool, head, this.#options.trustReason, resolve, reject).start(false)
+      const { trustReason } = this.#options
+      const origin = originOf(destination)
+      if (destination.protocol === 'h2' || destination.protocol === 'grpc') {
+        const pool = this.#pool(`h2 ${origin}`, () => new SessionPool(destination, this.#limits, this.#now))
+        const head = this.#fieldsOf(exchange, origin)
+        new Sending(exchange, destination, pool as SessionPool, head, trustReason, resolve, reject).start(false)
+      } else {
+        const pool = this.#pool(origin, () => new Pool(destination, this.#limits, this.#now))
+        const head = this.#headOf(exchange, origin)
+        new Sending(exchange, destination, pool as Pool, head, trustReason, resolve, reject).start(false)
+      }
     })
   }
 
@@ -92,13 +112,13 @@ export class Forward {
     this.#pools.clear()
   }
 
-  #headOf(exchange: Exchange, destination: Destination): string {
+  #headOf(exchange: Exchange, origin: string): string {
     const { fields, fieldNames } = this.#options
     const { upgrade, authority, headers } = exchange
     try {
       let head = `${exchange.method} ${exchange.target} HTTP/1.1\r\n${fieldLines(headers, fieldNames)}`
       // Of HTTP/1.0 one may be without.
-      if (authority === '' && !/(?:^|\n)host:/i.test(head)) head += `host: ${originOf(destination)}\r\n`
+      if (authority === '' && !/(?:^|\n)host:/i.test(head)) head += `host: ${origin}\r\n`
       if (fields) head += fieldLines(fields(exchange))
       const { body } = exchange
       if (body !== undefined && !Buffer.isBuffer(body) && body.length === undefined)
@@ -107,13 +127,28 @@ export class Forward {
       else if (exchange.takesTrailers) head += 'connection: te\r\nte: trailers\r\n'
       return `${head}\r\n`
     } catch (error) {
-      if (!(error instanceof UnwritableError)) throw error
-      throw new SidecarError('bad_request', error.message, { cause: error })
+      throw unwritten(error)
     }
   }
 
-  #pool(destination: Destination): Pool {
-    const origin = originOf(destination)
+  /** The same in HTTP/2 (RFC 9113, section 8.3.1), which knows no change of protocol: a server is free to ignore it. */
+  #fieldsOf(exchange: Exchange, origin: string): OutgoingHttpHeaders {
+    const { fields, fieldNames } = this.#options
+    const { method, target, headers } = exchange
+    try {
+      const end = addFields({}, headers, fieldNames)
+      if (fields) addFields(end, fields(exchange))
+      const authority = method === 'CONNECT' ? target : firstOf(end, 'host') || origin
+      delete end['host']
+      if (exchange.takesTrailers) end['te'] = 'trailers'
+      if (method === 'CONNECT') return { ':method': method, ':authority': authority, ...end }
+      return { ':method': method, ':scheme': 'http', ':authority': authority, ':path': target, ...end }
+    } catch (error) {
+      throw unwritten(error)
+    }
+  }
+
+  #pool(origin: string, create: () => Pool | SessionPool): Pool | SessionPool {
     let pool = this.#pools.get(origin)
     if (pool) return pool
     if (this.#pools.size >= this.#limits.pools) {
@@ -121,13 +156,13 @@ export class Forward {
       if (this.#pools.size >= this.#limits.pools)
         throw new SidecarError('overloaded', `requests are under way to ${this.#pools.size} nodes`)
     }
-    pool = new Pool(destination, this.#limits, this.#now)
+    pool = create()
     this.#pools.set(origin, pool)
     return pool
   }
 
   #evict(): void {
-    let oldest: readonly [string, Pool] | undefined
+    let oldest: readonly [string, Pool | SessionPool] | undefined
     for (const entry of this.#pools)
       if (entry[1].inFlight === 0 && (oldest === undefined || entry[1].usedMs < oldest[1].usedMs)) oldest = entry
     if (oldest) this.#drop(...oldest)
@@ -141,21 +176,28 @@ export class Forward {
     }
   }
 
-  #drop(origin: string, pool: Pool): void {
+  #drop(origin: string, pool: Pool | SessionPool): void {
     this.#pools.delete(origin)
     pool.close()
   }
 }
 
+/** What requests to one node are given to. */
+interface Sender<Head> {
+  readonly inFlight: number
+  send(call: Call<Head>, fresh: boolean): boolean
+  withdraw(call: Call<Head>): boolean
+}
+
 /** One request on its way to one node. */
-class Sending implements Call {
+class Sending<Head> implements Call<Head> {
   readonly method: string
-  readonly head: string
+  readonly head: Head
   readonly body: Body | undefined
   readonly upgrade: string | undefined
   readonly #exchange: Exchange
   readonly #destination: Destination
-  readonly #pool: Pool
+  readonly #pool: Sender<Head>
   readonly #trustReason: boolean
   readonly #resolve: (reply: Reply) => void
   readonly #reject: (error: SidecarError) => void
@@ -166,8 +208,8 @@ class Sending implements Call {
   constructor(
     exchange: Exchange,
     destination: Destination,
-    pool: Pool,
-    head: string,
+    pool: Sender<Head>,
+    head: Head,
     trustReason: boolean,
     resolve: (reply: Reply) => void,
     reject: (error: SidecarError) => void,
@@ -197,11 +239,11 @@ class Sending implements Call {
     this.#break = abort
   }
 
-  informed({ status, statusText, fields: headers }: ResponseHead): void {
-    this.#exchange.inform({ status, statusText, headers })
+  informed({ status, statusText, fields: headers }: AnswerHead): void {
+    this.#exchange.inform({ status, headers, ...(statusText !== undefined && { statusText }) })
   }
 
-  answered(head: ResponseHead, body: Body | undefined, open: Tunnel['open'] | undefined): void {
+  answered(head: AnswerHead, body: Body | undefined, open: Tunnel['open'] | undefined): void {
     const { status, statusText, fields: headers, control } = head
     const reason = this.#trustReason && control.length > 0 ? reasonOf(control) : undefined
     const tunnel = open && { protocol: head.upgrade, open }
@@ -212,10 +254,11 @@ class Sending implements Call {
     this.#isOver = true
   }
 
-  failed({ kind, detail, cause, isStale }: Failure): void {
+  failed({ kind, detail, cause, isStale, isDelivered = kind === 'protocol' || kind === 'reset' }: Failure): void {
     if (this.#isOver) return
     const { aborted } = this.#exchange
-    if (isStale && !this.#wasStale && aborted === undefined && IDEMPOTENT.has(this.method) && isRepeatable(this.body)) {
+    const isSafe = !isDelivered || IDEMPOTENT.has(this.method)
+    if (isStale && !this.#wasStale && aborted === undefined && isSafe && isRepeatable(this.body)) {
       // The node closed the connection as it was used: it is there, and takes another one.
       this.#wasStale = true
       this.start(true)
@@ -227,7 +270,7 @@ class Sending implements Call {
       cause instanceof SidecarError
         ? cause
         : new SidecarError(`upstream_${kind}`, `${originOf(this.#destination)}: ${detail}`, {
-            delivered: kind !== 'connect',
+            delivered: isDelivered,
             cause,
           })
     this.#reject(error)
@@ -239,6 +282,11 @@ class Sending implements Call {
     if (!this.#pool.withdraw(this)) this.#break?.(reason)
     this.#reject(reason)
   }
+}
+
+function unwritten(error: unknown): unknown {
+  if (!(error instanceof UnwritableError)) return error
+  return new SidecarError('bad_request', error.message, { cause: error })
 }
 
 function reasonOf(control: readonly string[]): string | undefined {

@@ -6,7 +6,7 @@
  * has, and the layers between stay the same.
  */
 
-import type { ServiceNode, PolicyDocument } from '@holdfast/registry-client/protocol'
+import type { ServiceNode, PolicyDocument, Protocol } from '@holdfast/registry-client/protocol'
 import type { SidecarError } from './errors.ts'
 
 /** `outbound`: from a local caller to some node. `inbound`: from somebody to the local service. */
@@ -55,6 +55,8 @@ export interface Destination {
   readonly id: string
   readonly host: string
   readonly port: number
+  /** What it speaks; `http` unless said. */
+  readonly protocol?: Protocol
 }
 
 /** What is known of the service when its request was accepted; from memory, never asked for on the way. */
@@ -126,6 +128,8 @@ export interface Arrival {
   readonly upgrade?: string | undefined
   /** Whether the caller said that it takes trailers. */
   readonly takesTrailers?: boolean
+  /** Whether it is a call of gRPC, which is told of failures in its own words. */
+  readonly isGrpc?: boolean
   /** Tells the caller something before the answer: a status of 1xx other than 101. */
   readonly inform?: (head: ReplyHead) => void
 }
@@ -140,6 +144,7 @@ export class Exchange {
   readonly body: Body | undefined
   readonly upgrade: string | undefined
   readonly takesTrailers: boolean
+  readonly isGrpc: boolean
   readonly inform: (head: ReplyHead) => void
 
   target: string
@@ -160,6 +165,8 @@ export class Exchange {
   readonly tried = new Set<string>()
   /** Where it was sent last. */
   destination: Destination | undefined = undefined
+  /** How a call of gRPC ended, once that is known: a number from 0 to 16. */
+  grpcStatus: string | undefined = undefined
   /** Bytes of the body that have arrived so far. */
   bytesIn = 0
 
@@ -182,6 +189,7 @@ export class Exchange {
     this.body = arrival.body
     this.upgrade = arrival.upgrade
     this.takesTrailers = arrival.takesTrailers ?? false
+    this.isGrpc = arrival.isGrpc ?? false
     this.inform = arrival.inform ?? nothing
   }
 

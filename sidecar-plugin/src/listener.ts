@@ -5,10 +5,12 @@ import { UnwritableError } from './http1/head-text.ts'
 import type { RequestHead } from './http1/head.ts'
 import type { Malformed, MalformedKind } from './http1/malformed.ts'
 import { ServerConnection, type ConnectionLimits, type ServerHost } from './http1/server-connection.ts'
-import { discard, Exchange, type Body, type Direction, type Reply, type Service } from './layer.ts'
+import type { RequestFields } from './http2/fields.ts'
+import { ServerSession, type SessionHost, type SessionLimits } from './http2/server-session.ts'
+import { discard, Exchange, type Body, type Direction, type Reply, type ReplyHead, type Service } from './layer.ts'
 
 /** Bounds on what a stranger may send or hold, in the unit the name ends in. */
-export interface ListenerLimits extends ConnectionLimits {
+export interface ListenerLimits extends ConnectionLimits, SessionLimits {
   readonly connections: number
 }
 
@@ -27,6 +29,14 @@ export const DEFAULT_LISTENER_LIMITS: ListenerLimits = {
   keepAliveMs: 65_000,
   lingerMs: 2_000,
   connections: 10_000,
+  /** More let one connection hold more memory: each may fill a window. Fewer make callers of long calls wait. */
+  streams: 100,
+  /** Smaller makes long ways slow: no stream sends more than this per round trip. */
+  windowBytes: 262_144,
+  /** Fewer cut callers whose own callers went away all at once. */
+  resets: 500,
+  /** Fewer cut callers who measure a connection's delay all the time. */
+  controls: 500,
 }
 
 export interface ListenerOptions {
@@ -57,15 +67,31 @@ const REASON_OF: Partial<Record<MalformedKind, Reason>> = {
 
 const NO_CONTROL: ReadonlyMap<string, string> = new Map()
 
+/** What is needed of a connection, whatever it speaks. */
+interface Connection {
+  /** Whether no request is under way on it. */
+  readonly isIdle: boolean
+  check(nowMs: number): void
+  destroy(): void
+}
+
+/** Where one request came from, and its answer goes. */
+interface Caller {
+  readonly peer: string
+  inform(head: ReplyHead): void
+  answer(reply: Reply): void
+  fail(error: SidecarError): void
+}
+
 /**
- * An HTTP/1.1 server that turns what arrives into exchanges and replies into answers. It decides nothing about a
+ * A server of HTTP/1.1 and HTTP/2 that turns what arrives into exchanges and replies into answers. It decides nothing about a
  * request: refusing, naming and routing are the layers' business.
  */
-export class Listener implements ServerHost {
+export class Listener implements ServerHost, SessionHost {
   readonly limits: ListenerLimits
   readonly #options: ListenerOptions
   readonly #server: Server
-  readonly #connections = new Set<ServerConnection>()
+  readonly #connections = new Set<Connection>()
   readonly #emptied = new Set<() => void>()
   readonly #cut = new AbortController()
   #stopTicks: () => void = () => {}
@@ -168,28 +194,29 @@ export class Listener implements ServerHost {
     for (const connection of this.#connections) connection.destroy()
   }
 
-  arrived(connection: ServerConnection, head: RequestHead, body: Body | undefined): Exchange {
+  arrived(caller: Caller, head: RequestHead | RequestFields, body: Body | undefined): Exchange {
     const { clock, random, direction, serve } = this.#options
     this.#nowMs = this.#arrivedMs = clock.now()
     const exchange = new Exchange({
       direction,
       id: head.requestId?.slice(0, 128) || randomId(random),
       startedMs: this.#nowMs,
-      peer: connection.peer,
+      peer: caller.peer,
       method: head.method,
       target: head.target,
       headers: head.fields,
       authority: head.host ?? '',
       control: head.control.length > 0 ? controlOf(head.control) : NO_CONTROL,
       body,
-      upgrade: upgradeOf(head),
+      upgrade: head.upgrade === undefined ? undefined : upgradeOf(head),
       takesTrailers: head.takesTrailers,
-      inform: (reply) => connection.inform(reply),
+      isGrpc: 'isGrpc' in head && head.isGrpc,
+      inform: (reply) => caller.inform(reply),
     })
     if (Buffer.isBuffer(body)) exchange.bytesIn = body.length
     this.#inFlight++
     exchange.whenEnded(this.#ended)
-    void this.#serve(connection, serve(exchange))
+    void this.#serve(caller, serve(exchange))
     return exchange
   }
 
@@ -199,7 +226,16 @@ export class Listener implements ServerHost {
     return problemReply(new SidecarError(reason, fault.message))
   }
 
-  closed(connection: ServerConnection): void {
+  preferred(connection: ServerConnection, socket: Socket): void {
+    this.#connections.delete(connection)
+    this.#connections.add(new ServerSession(socket, connection.peer, this))
+  }
+
+  abused(kind: 'resets' | 'controls' | 'frames'): void {
+    this.#options.onMalformed?.('bad_request', kind)
+  }
+
+  closed(connection: Connection): void {
     this.#connections.delete(connection)
     if (this.#connections.size > 0) return
     for (const resolve of this.#emptied) resolve()
@@ -208,7 +244,7 @@ export class Listener implements ServerHost {
 
   readonly #ended = () => void this.#inFlight--
 
-  async #serve(connection: ServerConnection, served: Promise<Reply>): Promise<void> {
+  async #serve(caller: Caller, served: Promise<Reply>): Promise<void> {
     let reply: Reply
     try {
       reply = await served
@@ -216,16 +252,16 @@ export class Listener implements ServerHost {
       reply = problemReply(asSidecarError(error))
     }
     try {
-      connection.answer(reply)
+      caller.answer(reply)
     } catch (error) {
       discard(reply)
-      this.#answerUnwritable(connection, error, reply)
+      this.#answerUnwritable(caller, error, reply)
     }
   }
 
-  #answerUnwritable(connection: ServerConnection, error: unknown, reply: Reply): void {
-    if (!(error instanceof UnwritableError) || reply.own) return connection.fail(asSidecarError(error))
-    connection.answer(
+  #answerUnwritable(caller: Caller, error: unknown, reply: Reply): void {
+    if (!(error instanceof UnwritableError) || reply.own) return caller.fail(asSidecarError(error))
+    caller.answer(
       problemReply(
         new SidecarError('upstream_protocol', 'the answer has a head that cannot be passed on', {
           delivered: true,

@@ -135,7 +135,8 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     trustReason: false,
     fields: serviceFields,
     fieldNames: ['x-request-id', 'x-forwarded-for'],
-    limits: { ...options.limits?.forward, keepAliveMs: LOCAL_KEEP_ALIVE_MS },
+    // On this host a connection that ends is heard of, and servers of gRPC take too many pings for abuse.
+    limits: { ...options.limits?.forward, keepAliveMs: LOCAL_KEEP_ALIVE_MS, quietMs: Infinity },
   })
   const { inbound: inboundAt, outbound: outboundAt, admin: adminAt, peers: peersAt } = config.listeners
   const file =

@@ -27,6 +27,7 @@ export class Stats {
   #retries = 0
   #malformed = 0
   readonly #requestCount: Counter
+  readonly #grpcCount: Counter
   readonly #seconds: Histogram
   readonly #sources: Counter
   readonly #retryCount: Counter
@@ -40,6 +41,12 @@ export class Stats {
       name: 'holdfast_sidecar_requests_total',
       help: 'Requests by direction, service, class of status, and reason of the sidecar if it answered by itself.',
       labelNames: ['direction', 'service', 'status', 'reason'],
+      registers,
+    })
+    this.#grpcCount = new Counter({
+      name: 'holdfast_sidecar_grpc_calls_total',
+      help: 'Calls of gRPC by direction, service and grpc-status.',
+      labelNames: ['direction', 'service', 'status'],
       registers,
     })
     this.#seconds = new Histogram({
@@ -63,7 +70,7 @@ export class Stats {
     })
     this.#malformedCount = new Counter({
       name: 'holdfast_sidecar_malformed_total',
-      help: 'Connections that sent what is not HTTP/1.1, by the answer to it and by what was wrong.',
+      help: 'Connections that sent what is not HTTP, by the answer to it and by what was wrong.',
       labelNames: ['reason', 'kind'],
       registers,
     })
@@ -109,6 +116,8 @@ export class Stats {
       status: `${Math.floor(reply.status / 100)}xx`,
       reason: reason ?? '',
     })
+    if (exchange.grpcStatus !== undefined)
+      this.#grpcCount.inc({ direction, service: this.#label(exchange), status: grpcLabel(exchange.grpcStatus) })
     this.#seconds.observe({ direction }, durationMs / 1000)
   }
 
@@ -146,4 +155,9 @@ export class Stats {
     }
     return name
   }
+}
+
+/** One of the seventeen: a service may say anything, and each thing said is a line for ever. */
+function grpcLabel(status: string): string {
+  return /^(?:[0-9]|1[0-6])$/.test(status) ? status : 'other'
 }

@@ -6,6 +6,7 @@ import type { TestContext } from 'node:test'
 import { setImmediate as turn } from 'node:timers/promises'
 import type { RequestListener } from 'node:http'
 import { systemClock } from '@holdfast/registry-client/clock'
+import type { Protocol } from '@holdfast/registry-client/protocol'
 import { Forward, type ForwardLimits } from '../../sidecar-plugin/src/forward.ts'
 import { stack, type Ending, type Exchange, type Layer } from '../../sidecar-plugin/src/layer.ts'
 import { answers } from '../../sidecar-plugin/src/layers/answers.ts'
@@ -22,6 +23,8 @@ export interface Wire {
   /** Each exchange as it began. */
   readonly exchanges: Exchange[]
   readonly endings: Ending[]
+  /** The kinds of what was refused. */
+  readonly malformed: string[]
   stop(): Promise<void>
 }
 
@@ -33,6 +36,8 @@ export async function startWire(
     trustReason?: boolean
     /** Instead of the service's. */
     destinationPort?: number
+    /** What the service speaks. */
+    protocol?: Protocol
     layers?: Layer[]
     /** A service that is no node:http server. */
     service?: { port: number; stop(): void }
@@ -46,10 +51,16 @@ export async function startWire(
   })
   const exchanges: Exchange[] = []
   const endings: Ending[] = []
+  const malformed: string[] = []
   const name: Layer = (inner) => (exchange) => {
     exchanges.push(exchange)
     exchange.whenEnded((ending) => endings.push(ending))
-    exchange.destination = { id: 'node', host: '127.0.0.1', port: options.destinationPort ?? service.port }
+    exchange.destination = {
+      id: 'node',
+      host: '127.0.0.1',
+      port: options.destinationPort ?? service.port,
+      protocol: options.protocol ?? 'http',
+    }
     return inner(exchange)
   }
   const listener = new Listener({
@@ -57,6 +68,7 @@ export async function startWire(
     clock: systemClock,
     random: seededRandom(1),
     serve: stack([answers(quietLog), name, cleanHead(), ...(options.layers ?? [])], forward.serve),
+    onMalformed: (_reason, kind) => malformed.push(kind),
     ...(options.listener && { limits: options.listener }),
   })
   const port = await listener.listen('127.0.0.1', 0)
@@ -67,6 +79,7 @@ export async function startWire(
     forward,
     exchanges,
     endings,
+    malformed,
     stop: async () => {
       listener.close()
       forward.close()

@@ -9,8 +9,11 @@ import { Transport, type TransportOwner } from './transport.ts'
 
 /** Why a request got no answer, or not all of it. */
 export interface Failure {
-  /** `connect`: no connection came about. `protocol`: what was answered is not HTTP/1.1. `reset`: it broke off. */
-  readonly kind: 'connect' | 'protocol' | 'reset'
+  /**
+   * `connect`: no connection came about. `refused`: the other side proves that it has not looked at the request.
+   * `protocol`: what was answered is not HTTP. `reset`: it broke off.
+   */
+  readonly kind: 'connect' | 'refused' | 'protocol' | 'reset'
   readonly detail: string
   readonly cause?: unknown
   /**
@@ -18,26 +21,33 @@ export interface Failure {
    * likely closed it while the request was on its way.
    */
   readonly isStale: boolean
+  /** Whether any of it was sent; by its kind unless said. */
+  readonly isDelivered?: boolean
+}
+
+/** What a layer is told of an answer's head. */
+export type AnswerHead = Pick<ResponseHead, 'status' | 'fields' | 'control' | 'upgrade'> & {
+  readonly statusText: string | undefined
 }
 
 /** A request to be sent, and what becomes of it. */
-export interface Call {
+export interface Call<Head = string> {
   readonly method: string
-  /** With the empty line. */
-  readonly head: string
+  /** Of HTTP/1.1, with the empty line. */
+  readonly head: Head
   readonly body: Body | undefined
   /** The protocols that were asked for. */
   readonly upgrade: string | undefined
   /** It was given to a connection. @param abort closes that, and fails what still arrives on it */
   sentOn(abort: (error: SidecarError) => void): void
   /** An answer before the answer. */
-  informed(head: ResponseHead): void
+  informed(head: AnswerHead): void
   /**
    * The answer's head has arrived.
    * @param body its content: whole if that came with the head
    * @param tunnel where to pour what goes in, when the connection has become one
    */
-  answered(head: ResponseHead, body: Body | undefined, tunnel: ((incoming: Content) => void) | undefined): void
+  answered(head: AnswerHead, body: Body | undefined, tunnel: ((incoming: Content) => void) | undefined): void
   /** Once, unless it has {@link ended}. */
   failed(failure: Failure): void
   /** The answer has arrived whole. */

@@ -210,14 +210,15 @@ function framingOf(seen: Seen, minor: number, otherwise: Framing): Framing {
 }
 
 /** RFC 9112, section 3.2: the origin, absolute, authority and asterisk form. */
-function isTarget(method: string, target: string): boolean {
+export function isTarget(method: string, target: string): boolean {
   if (method === 'CONNECT') return /^(?:\[[0-9a-f:.]+\]|[^/?#@:[\]]+):\d{1,5}$/i.test(target)
   if (target.charCodeAt(0) === 0x2f) return true
   if (target === '*') return method === 'OPTIONS'
   return /^[a-z][a-z0-9+.-]*:\/\/[^/?#]/i.test(target)
 }
 
-function isHost(value: string): boolean {
+/** Whether a `Host` may hold this. */
+export function isHost(value: string): boolean {
   for (let at = 0; at < value.length; at++) if (HOST[value.charCodeAt(at)] !== 1) return false
   return true
 }

@@ -21,6 +21,9 @@ export type MalformedKind =
   | 'too_many_fields'
   | 'head_too_large'
   | 'head_too_slow'
+  | 'frames'
+  | 'resets'
+  | 'controls'
 
 /**
  * A message that is not HTTP/1.1 as a proxy must read it. Nothing of it is repaired: what one reader of a chain frames

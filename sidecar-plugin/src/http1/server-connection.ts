@@ -1,4 +1,5 @@
 import type { Socket } from 'node:net'
+import { matchPreface, PREFACE } from '../http2/preface.ts'
 import { SidecarError } from '../errors.ts'
 import { discard, type Body, type Exchange, type Reply, type ReplyHead } from '../layer.ts'
 import { HeadReader } from './head-reader.ts'
@@ -37,6 +38,8 @@ export interface ServerHost {
   /** What was sent is not HTTP/1.1. @returns the answer to it */
   malformed(fault: Malformed): Reply
   closed(connection: ServerConnection): void
+  /** The connection began as one of HTTP/2, and is this one's no more. @param socket with all that has arrived */
+  preferred(connection: ServerConnection, socket: Socket): void
 }
 
 /**
@@ -47,6 +50,8 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   readonly #host: ServerHost
   readonly #transport: Transport | undefined
   readonly #reader: HeadReader
+  /** How much of the preface of HTTP/2 has arrived; undefined once it cannot be that. */
+  #preface: number | undefined = 0
   /** Read already, and not yet anybody's turn. */
   #stash: Buffer | undefined
   #movedMs: number
@@ -84,7 +89,11 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
 
   /** Whether no request is under way, nor the beginning of one. */
   get isIdle(): boolean {
-    return this.#exchange === undefined && !this.#reader.hasBegun && this.#stash === undefined
+    return this.#exchange === undefined && !this.#hasBegun && this.#stash === undefined
+  }
+
+  get #hasBegun(): boolean {
+    return this.#reader.hasBegun || (this.#preface !== undefined && this.#preface > 0)
   }
 
   destroy(): void {
@@ -98,7 +107,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
       if (nowMs - this.#lingersSinceMs >= limits.lingerMs) this.destroy()
     } else if (this.#exchange) {
       if (nowMs - this.#movedMs >= limits.idleMs) this.destroy()
-    } else if (this.#reader.hasBegun) {
+    } else if (this.#hasBegun) {
       if (nowMs - this.#headSinceMs >= limits.headMs)
         this.#refuse(new Malformed('head_too_slow', `the head took more than ${limits.headMs} ms`))
     } else if (nowMs - this.#movedMs >= limits.keepAliveMs) this.destroy()
@@ -171,7 +180,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
 
   received(bytes: Buffer, length: number): boolean {
     this.#movedMs = this.#host.nowMs
-    return this.#read(bytes, 0, length)
+    return this.#preface === undefined ? this.#read(bytes, 0, length) : this.#recognize(this.#preface, bytes, length)
   }
 
   drained(): void {
@@ -235,6 +244,27 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
 
   broke(error: SidecarError): void {
     this.fail(error)
+  }
+
+  /** HTTP/2 or not, by the first bytes (RFC 9113, section 3.3). Nothing later on a connection is taken for it. */
+  #recognize(before: number, bytes: Buffer, length: number): boolean {
+    const matched = matchPreface(before, bytes, length)
+    if (matched < 0) {
+      this.#preface = undefined
+      if (before === 0) return this.#read(bytes, 0, length)
+      const begun = Buffer.concat([PREFACE.subarray(0, before), bytes.subarray(0, length)])
+      return this.#read(begun, 0, begun.length)
+    }
+    if (before === 0) this.#headSinceMs = this.#host.nowMs
+    this.#preface = matched
+    if (matched < PREFACE.length) return true
+    const read = Buffer.concat([PREFACE.subarray(0, before), bytes.subarray(0, length)])
+    // Not from within the read, after which the socket still looks at the connection.
+    process.nextTick(() => {
+      const socket = this.#transport!.release(read)
+      if (socket) this.#host.preferred(this, socket)
+    })
+    return false
   }
 
   /** Whether the request has content that its caller sends only when told to, which did not happen. */

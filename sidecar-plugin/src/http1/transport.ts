@@ -28,6 +28,9 @@ const OWN_BUFFERS = 64
 /** What is copied to what stands around it: one small write is cheaper than three gathered ones. */
 const COPIED_BYTES = 16_384
 
+/** Takes what nobody reads any more. */
+const DROPPED = Buffer.allocUnsafeSlow(4_096)
+
 const free: Buffer[] = []
 let lent = 0
 
@@ -95,6 +98,28 @@ export class Transport {
     const transport = new Transport(owner)
     transport.#socket.connect({ host, port }, connected)
     return transport
+  }
+
+  /**
+   * Gives the connection away. The owner hears nothing more of it.
+   * @param read what has been read of it already, for whom it is given to
+   * @returns undefined when it has closed
+   */
+  release(read: Buffer): Socket | undefined {
+    const released = this.#socket as unknown as Handed
+    const handle = released._handle
+    if (this.isClosed || handle === null) return undefined
+    released._handle = null
+    this.#isClosed = true
+    this.#giveBack()
+    // The handle goes on reading into the shared buffer where it is not given another. Whoever takes the connection reads
+    // by itself; what arrives when it does no more is dropped.
+    const onread = { buffer: DROPPED, callback: () => true }
+    const socket = new Socket({ handle, allowHalfOpen: false, noDelay: true, onread } as ConstructorParameters<
+      typeof Socket
+    >[0])
+    socket.unshift(read)
+    return socket
   }
 
   get remoteAddress(): string {

@@ -25,6 +25,7 @@ export function accessLog(options: { clock: Clock; write: (line: string) => void
           node: exchange.destination?.id,
           peer: exchange.peer || undefined,
           status: reply.status,
+          grpcStatus: exchange.grpcStatus,
           reason: ending.error?.reason ?? reply.reason,
           attempts: exchange.attempts,
           durationMs: Math.round((clock.now() - exchange.startedMs) * 1000) / 1000,

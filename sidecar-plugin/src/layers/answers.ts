@@ -1,4 +1,5 @@
 import { asSidecarError, problemReply } from '../errors.ts'
+import { grpcReply } from '../http2/grpc.ts'
 import type { Layer } from '../layer.ts'
 import type { Log } from '@holdfast/registry-client/log'
 
@@ -14,7 +15,7 @@ export function answers(log: Log): Layer {
       const error = asSidecarError(thrown)
       if (error.reason === 'internal_error')
         log.error({ err: error.cause, requestId: exchange.id, service: exchange.service }, 'a layer failed')
-      return problemReply(error)
+      return exchange.isGrpc ? grpcReply(error) : problemReply(error)
     }
   }
 }

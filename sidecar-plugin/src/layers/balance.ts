@@ -1,5 +1,5 @@
 import type { Clock } from '@holdfast/registry-client/clock'
-import { asSidecarError, SidecarError } from '../errors.ts'
+import { asSidecarError, REASONS, SidecarError } from '../errors.ts'
 import type { Layer, Reply } from '../layer.ts'
 import type { Picker } from '../registry.ts'
 
@@ -39,7 +39,10 @@ export function balance(options: { picker: Picker; clock: Clock }): Layer {
 }
 
 function isSidecarFailure(reply: Reply): boolean {
-  return reply.reason !== undefined && (reply.status >= 500 || reply.reason === 'not_here')
+  if (reply.reason === undefined) return false
+  // By the reason: of a failed call of gRPC the status says nothing.
+  const status = (REASONS as Readonly<Record<string, { status: number }>>)[reply.reason]?.status ?? reply.status
+  return status >= 500 || reply.reason === 'not_here'
 }
 
 function pickFrom(picker: Picker, service: string, namespace: string, not: ReadonlySet<string>) {

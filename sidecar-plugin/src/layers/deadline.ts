@@ -1,6 +1,8 @@
 import { parseDuration, type Clock } from '@holdfast/registry-client/clock'
 import type { PolicyDocument } from '@holdfast/registry-client/protocol'
 import { SidecarError } from '../errors.ts'
+import { fieldOf } from '../http1/head-text.ts'
+import { parseGrpcTimeout } from '../http2/grpc.ts'
 import type { Exchange, Layer } from '../layer.ts'
 
 /**
@@ -19,7 +21,7 @@ export interface DeadlineOptions {
 /**
  * Gives an exchange up when its time is over: answers 504 `deadline` and aborts what goes on upstream.
  *
- * A **stated** timeout (the policy's, or the caller's `x-holdfast-timeout`, or what remains of it at the next sidecar:
+ * A **stated** timeout (the policy's, or the caller's `x-holdfast-timeout` or `grpc-timeout`, or what remains of it at the next sidecar:
  * the least of them) is of the whole exchange, the answer's body included. The **default** limits only silence before
  * the answer's head: bytes of the request that still arrive extend it, and once the head is there it is over. A limit
  * that nobody asked for must not cut an event stream or a long upload.
@@ -31,6 +33,7 @@ export function deadline(options: DeadlineOptions): Layer {
   return (inner) => async (exchange) => {
     const statedMs = least(
       parseDuration(exchange.control.get('timeout')),
+      exchange.isGrpc ? parseGrpcTimeout(fieldOf(exchange.headers, 'grpc-timeout')) : undefined,
       remaining(exchange),
       policyTimeoutMs(exchange.known?.policy),
     )

@@ -135,7 +135,7 @@ export class LocalServices {
     if (entry === undefined) return undefined
     const { keeper, spec } = entry
     return {
-      destination: { id: keeper.id, host: this.#options.localHost, port: spec.port },
+      destination: { id: keeper.id, host: this.#options.localHost, port: spec.port, protocol: spec.protocol ?? 'http' },
       begin: () => keeper.begin(),
     }
   }
