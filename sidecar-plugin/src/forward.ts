@@ -198,7 +198,7 @@ class Sending implements Call {
   }
 
   informed({ status, statusText, fields: headers }: ResponseHead): void {
-    this.#exchange.inform({ status, statusText, headers })
+    this.#exchange.caller?.inform({ status, statusText, headers })
   }
 
   answered(head: ResponseHead, body: Body | undefined, open: Tunnel['open'] | undefined): void {

@@ -5,6 +5,7 @@ import { UnwritableError } from './http1/head-text.ts'
 import type { RequestHead } from './http1/head.ts'
 import type { Malformed, MalformedKind } from './http1/malformed.ts'
 import { ServerConnection, type ConnectionLimits, type ServerHost } from './http1/server-connection.ts'
+import { RequestIds } from './request-ids.ts'
 import { discard, Exchange, type Body, type Direction, type Reply, type Service } from './layer.ts'
 
 /** Bounds on what a stranger may send or hold, in the unit the name ends in. */
@@ -68,6 +69,7 @@ export class Listener implements ServerHost {
   readonly #connections = new Set<ServerConnection>()
   readonly #emptied = new Set<() => void>()
   readonly #cut = new AbortController()
+  readonly #ids: RequestIds
   #stopTicks: () => void = () => {}
   #nowMs: number
   #inFlight = 0
@@ -80,6 +82,7 @@ export class Listener implements ServerHost {
     this.#options = options
     this.limits = { ...DEFAULT_LISTENER_LIMITS, ...options.limits }
     this.#nowMs = options.clock.now()
+    this.#ids = new RequestIds(options.random)
     this.#server = createServer({ pauseOnConnect: true, noDelay: true, allowHalfOpen: true }, (socket) =>
       this.#accept(socket),
     )
@@ -169,11 +172,11 @@ export class Listener implements ServerHost {
   }
 
   arrived(connection: ServerConnection, head: RequestHead, body: Body | undefined): Exchange {
-    const { clock, random, direction, serve } = this.#options
+    const { clock, direction, serve } = this.#options
     this.#nowMs = this.#arrivedMs = clock.now()
     const exchange = new Exchange({
       direction,
-      id: head.requestId?.slice(0, 128) || randomId(random),
+      id: head.requestId?.slice(0, 128) || this.#ids.next(),
       startedMs: this.#nowMs,
       peer: connection.peer,
       method: head.method,
@@ -184,7 +187,7 @@ export class Listener implements ServerHost {
       body,
       upgrade: upgradeOf(head),
       takesTrailers: head.takesTrailers,
-      inform: (reply) => connection.inform(reply),
+      caller: connection,
     })
     if (Buffer.isBuffer(body)) exchange.bytesIn = body.length
     this.#inFlight++
@@ -288,14 +291,4 @@ function controlOf(control: readonly string[]): ReadonlyMap<string, string> {
 function upgradeOf({ upgrade, framing }: RequestHead): string | undefined {
   if (upgrade === undefined || framing !== 'none') return undefined
   return /(?:^|[,\s])h2c?(?:$|[,\s])/i.test(upgrade) ? undefined : upgrade
-}
-
-/** 128 bits in hexadecimal. */
-function randomId(random: Random): string {
-  let id = ''
-  for (let part = 0; part < 4; part++)
-    id += Math.floor(random() * 0x1_0000_0000)
-      .toString(16)
-      .padStart(8, '0')
-  return id
 }
