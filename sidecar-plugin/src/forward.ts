@@ -240,7 +240,7 @@ class Sending<Head> implements Call<Head> {
   }
 
   informed({ status, statusText, fields: headers }: AnswerHead): void {
-    this.#exchange.inform({ status, headers, ...(statusText !== undefined && { statusText }) })
+    this.#exchange.caller?.inform({ status, headers, ...(statusText !== undefined && { statusText }) })
   }
 
   answered(head: AnswerHead, body: Body | undefined, open: Tunnel['open'] | undefined): void {

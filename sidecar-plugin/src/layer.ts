@@ -105,6 +105,12 @@ export interface Tunnel {
   open(incoming: Content): void
 }
 
+/** The connection that a request came by. */
+export interface Caller {
+  /** Tells it something before the answer: a status of 1xx other than 101. */
+  inform(head: ReplyHead): void
+}
+
 /** What a listener knows of a request when its head has arrived. */
 export interface Arrival {
   readonly direction: Direction
@@ -130,8 +136,7 @@ export interface Arrival {
   readonly takesTrailers?: boolean
   /** Whether it is a call of gRPC, which is told of failures in its own words. */
   readonly isGrpc?: boolean
-  /** Tells the caller something before the answer: a status of 1xx other than 101. */
-  readonly inform?: (head: ReplyHead) => void
+  readonly caller?: Caller
 }
 
 /** One request on its way through the stack. Layers fill in what they decide; those further out read it afterwards. */
@@ -145,7 +150,7 @@ export class Exchange {
   readonly upgrade: string | undefined
   readonly takesTrailers: boolean
   readonly isGrpc: boolean
-  readonly inform: (head: ReplyHead) => void
+  readonly caller: Caller | undefined
 
   target: string
   headers: readonly string[]
@@ -190,7 +195,7 @@ export class Exchange {
     this.upgrade = arrival.upgrade
     this.takesTrailers = arrival.takesTrailers ?? false
     this.isGrpc = arrival.isGrpc ?? false
-    this.inform = arrival.inform ?? nothing
+    this.caller = arrival.caller
   }
 
   /** Why nobody waits for the answer any more; undefined as long as somebody does. */
@@ -236,8 +241,6 @@ export class Exchange {
     this.#whenEnded = undefined
   }
 }
-
-function nothing(): void {}
 
 /** Answers an exchange, or throws a {@link SidecarError}. Settles soon after the exchange was aborted. */
 export type Service = (exchange: Exchange) => Promise<Reply>

@@ -7,7 +7,8 @@ import type { Malformed, MalformedKind } from './http1/malformed.ts'
 import { ServerConnection, type ConnectionLimits, type ServerHost } from './http1/server-connection.ts'
 import type { RequestFields } from './http2/fields.ts'
 import { ServerSession, type SessionHost, type SessionLimits } from './http2/server-session.ts'
-import { discard, Exchange, type Body, type Direction, type Reply, type ReplyHead, type Service } from './layer.ts'
+import { RequestIds } from './request-ids.ts'
+import { discard, Exchange, type Body, type Caller, type Direction, type Reply, type Service } from './layer.ts'
 
 /** Bounds on what a stranger may send or hold, in the unit the name ends in. */
 export interface ListenerLimits extends ConnectionLimits, SessionLimits {
@@ -76,9 +77,8 @@ interface Connection {
 }
 
 /** Where one request came from, and its answer goes. */
-interface Caller {
+interface Answered extends Caller {
   readonly peer: string
-  inform(head: ReplyHead): void
   answer(reply: Reply): void
   fail(error: SidecarError): void
 }
@@ -94,6 +94,7 @@ export class Listener implements ServerHost, SessionHost {
   readonly #connections = new Set<Connection>()
   readonly #emptied = new Set<() => void>()
   readonly #cut = new AbortController()
+  readonly #ids: RequestIds
   #stopTicks: () => void = () => {}
   #nowMs: number
   #inFlight = 0
@@ -106,6 +107,7 @@ export class Listener implements ServerHost, SessionHost {
     this.#options = options
     this.limits = { ...DEFAULT_LISTENER_LIMITS, ...options.limits }
     this.#nowMs = options.clock.now()
+    this.#ids = new RequestIds(options.random)
     this.#server = createServer({ pauseOnConnect: true, noDelay: true, allowHalfOpen: true }, (socket) =>
       this.#accept(socket),
     )
@@ -194,12 +196,12 @@ export class Listener implements ServerHost, SessionHost {
     for (const connection of this.#connections) connection.destroy()
   }
 
-  arrived(caller: Caller, head: RequestHead | RequestFields, body: Body | undefined): Exchange {
-    const { clock, random, direction, serve } = this.#options
+  arrived(caller: Answered, head: RequestHead | RequestFields, body: Body | undefined): Exchange {
+    const { clock, direction, serve } = this.#options
     this.#nowMs = this.#arrivedMs = clock.now()
     const exchange = new Exchange({
       direction,
-      id: head.requestId?.slice(0, 128) || randomId(random),
+      id: head.requestId?.slice(0, 128) || this.#ids.next(),
       startedMs: this.#nowMs,
       peer: caller.peer,
       method: head.method,
@@ -211,7 +213,7 @@ export class Listener implements ServerHost, SessionHost {
       upgrade: head.upgrade === undefined ? undefined : upgradeOf(head),
       takesTrailers: head.takesTrailers,
       isGrpc: 'isGrpc' in head && head.isGrpc,
-      inform: (reply) => caller.inform(reply),
+      caller,
     })
     if (Buffer.isBuffer(body)) exchange.bytesIn = body.length
     this.#inFlight++
@@ -244,7 +246,7 @@ export class Listener implements ServerHost, SessionHost {
 
   readonly #ended = () => void this.#inFlight--
 
-  async #serve(caller: Caller, served: Promise<Reply>): Promise<void> {
+  async #serve(caller: Answered, served: Promise<Reply>): Promise<void> {
     let reply: Reply
     try {
       reply = await served
@@ -259,7 +261,7 @@ export class Listener implements ServerHost, SessionHost {
     }
   }
 
-  #answerUnwritable(caller: Caller, error: unknown, reply: Reply): void {
+  #answerUnwritable(caller: Answered, error: unknown, reply: Reply): void {
     if (!(error instanceof UnwritableError) || reply.own) return caller.fail(asSidecarError(error))
     caller.answer(
       problemReply(
@@ -324,14 +326,4 @@ function controlOf(control: readonly string[]): ReadonlyMap<string, string> {
 function upgradeOf({ upgrade, framing }: RequestHead): string | undefined {
   if (upgrade === undefined || framing !== 'none') return undefined
   return /(?:^|[,\s])h2c?(?:$|[,\s])/i.test(upgrade) ? undefined : upgrade
-}
-
-/** 128 bits in hexadecimal. */
-function randomId(random: Random): string {
-  let id = ''
-  for (let part = 0; part < 4; part++)
-    id += Math.floor(random() * 0x1_0000_0000)
-      .toString(16)
-      .padStart(8, '0')
-  return id
 }

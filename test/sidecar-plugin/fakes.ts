@@ -15,6 +15,7 @@ import {
   encodeView,
   type NodeStatus,
   type PolicyDocument,
+  type Protocol,
   type View,
 } from '@holdfast/registry-client/protocol'
 import { Exchange, type Arrival, type Content, type Ending, type Reply } from '../../sidecar-plugin/src/layer.ts'
@@ -67,6 +68,7 @@ export interface FakeNode {
   readonly id: string
   readonly port?: number
   readonly status?: NodeStatus
+  readonly protocol?: Protocol
 }
 
 export function viewOf(service: string, nodes: readonly FakeNode[], policy: PolicyDocument | null = null): View {
@@ -74,7 +76,14 @@ export function viewOf(service: string, nodes: readonly FakeNode[], policy: Poli
     namespace: 'default',
     service,
     cursor: 'epoch:1',
-    nodes: nodes.map(({ id, port = 1, status = 'up' }) => ({ id, host: '127.0.0.1', port, weight: 100, status })),
+    nodes: nodes.map(({ id, port = 1, status = 'up', protocol = 'http' }) => ({
+      id,
+      host: '127.0.0.1',
+      port,
+      protocol,
+      weight: 100,
+      status,
+    })),
     policy,
   })
 }

@@ -48,7 +48,12 @@ function start() {
 test('a service is served from the moment it is added, whatever the registry says', () => {
   const { services } = start()
   services.add(spec('stock'), true)
-  assert.deepEqual(services.find('stock', 'default')?.destination, { id: 'n', host: '127.0.0.1', port: 8080 })
+  assert.deepEqual(services.find('stock', 'default')?.destination, {
+    id: 'n',
+    host: '127.0.0.1',
+    port: 8080,
+    protocol: 'http',
+  })
   assert.equal(services.find('stock', 'shop'), undefined)
   assert.equal(services.find('other', 'default'), undefined)
 })
