@@ -117,7 +117,7 @@ export class ClientStream implements StreamOwner, WriterOwner {
 
   #informed(raw: readonly string[]): void {
     try {
-      const head = readResponse(raw, this.#session.limits.headFields)
+      const head = readResponse(raw, this.#session.limits)
       this.#movedMs = this.#session.nowMs
       if (!this.#isAnswered) this.#call?.informed(head)
     } catch (error) {
@@ -130,7 +130,7 @@ export class ClientStream implements StreamOwner, WriterOwner {
     if (call === undefined) return
     let head
     try {
-      head = readResponse(raw, this.#session.limits.headFields)
+      head = readResponse(raw, this.#session.limits)
       if (head.status < 200) throw new Malformed('status_line', 'an answer that ends before it begins')
     } catch (error) {
       return this.#malformed(error)

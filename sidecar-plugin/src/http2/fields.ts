@@ -12,6 +12,11 @@ import { isGrpc } from './grpc.ts'
 
 const CONTROL_PREFIX = 'x-holdfast-'
 
+export interface FieldLimits {
+  readonly headBytes: number
+  readonly headFields: number
+}
+
 /** A request as it arrived, without its content. */
 export interface RequestFields {
   readonly method: string
@@ -45,7 +50,8 @@ export interface ResponseFields {
  * @param hasContent whether anything may follow
  * @throws Malformed
  */
-export function readRequest(raw: readonly string[], maxFields: number, hasContent: boolean): RequestFields {
+export function readRequest(raw: readonly string[], limits: FieldLimits, hasContent: boolean): RequestFields {
+  checkSize(raw, limits)
   const pseudo = pseudoFields(raw)
   const method = pseudo.get(':method')
   const authority = pseudo.get(':authority')
@@ -68,12 +74,10 @@ export function readRequest(raw: readonly string[], maxFields: number, hasConten
   let takesTrailers = false
   let requestId: string | undefined
   let contentType: string | undefined
-  let count = 0
   for (let i = 0; i < raw.length; i += 2) {
     const name = raw[i]!
     const value = raw[i + 1]!
     if (name.startsWith(':')) continue
-    if (++count > maxFields) throw new Malformed('too_many_fields', `more than ${maxFields} fields`)
     check(name, value)
     switch (name) {
       case 'host':
@@ -141,13 +145,13 @@ export function readRequest(raw: readonly string[], maxFields: number, hasConten
  * Reads an answer's fields.
  * @throws Malformed
  */
-export function readResponse(raw: readonly string[], maxFields: number): ResponseFields {
+export function readResponse(raw: readonly string[], limits: FieldLimits): ResponseFields {
+  checkSize(raw, limits)
   const status = Number(pseudoFields(raw).get(':status'))
   if (!(status >= 100 && status <= 599) || status === 101) throw new Malformed('status_line', `a status of ${status}`)
   const fields: string[] = []
   const control: string[] = []
   let length: number | undefined
-  if (raw.length / 2 - 1 > maxFields) throw new Malformed('too_many_fields', `more than ${maxFields} fields`)
   for (let i = 0; i < raw.length; i += 2) {
     const name = raw[i]!
     const value = raw[i + 1]!
@@ -233,6 +237,21 @@ const SINGLE: ReadonlySet<string> = new Set(
     'x-content-type-options'
   ).split(' '),
 )
+
+/**
+ * Section 10.5.1, with sizes as section 6.5.2 has them. The library holds only those to it who have acknowledged the
+ * limit.
+ */
+function checkSize(raw: readonly string[], { headBytes, headFields }: FieldLimits): void {
+  let fields = 0
+  let bytes = 0
+  for (let i = 0; i < raw.length; i += 2) {
+    if (!raw[i]!.startsWith(':')) fields++
+    bytes += raw[i]!.length + raw[i + 1]!.length + 32
+  }
+  if (fields > headFields) throw new Malformed('too_many_fields', `more than ${headFields} fields`)
+  if (bytes > headBytes) throw new Malformed('head_too_large', `a head of more than ${headBytes} bytes`)
+}
 
 /** Section 8.3: each once, known, and before all others. */
 function pseudoFields(raw: readonly string[]): ReadonlyMap<string, string> {

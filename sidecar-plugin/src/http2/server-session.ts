@@ -49,8 +49,11 @@ export interface SessionHost {
  */
 const NOTICE_MS = 1_000
 
-/** The highest stream there can be: says that the connection ends, and refuses nothing yet. */
-const ANY_STREAM = 2 ** 31 - 1
+/**
+ * GOAWAY with the highest stream there can be: says that the connection ends, and refuses nothing yet. The library
+ * takes no stream after any GOAWAY that it sends itself, so it does not hear of this one.
+ */
+const NOTICE = Buffer.from([0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0])
 
 /** What the library ends a connection for; everything else is the other side's end of it. */
 const FAULTS: ReadonlySet<string> = new Set(['ERR_HTTP2_ERROR', 'ERR_HTTP2_TOO_MANY_INVALID_FRAMES'])
@@ -165,6 +168,7 @@ export class ServerSession {
 
   #begin(stream: ServerHttp2Stream, flags: number, raw: readonly string[]): void {
     if (this.#host.isClosing && this.#noticedMs === undefined) this.#notice()
+    stream.on('error', () => {})
     // Given up in the moment in which it was opened.
     if (stream.destroyed) return this.#reset()
     this.#hasServed = true
@@ -193,7 +197,8 @@ export class ServerSession {
   #notice(): void {
     if (this.#session.destroyed || this.#session.closed) return
     this.#noticedMs = this.#host.nowMs
-    this.#session.goaway(constants.NGHTTP2_NO_ERROR, ANY_STREAM)
+    // Whole frames go into each of the library's own writes, so this stands between two of them.
+    this.#socket.write(NOTICE)
   }
 
   #close(): void {

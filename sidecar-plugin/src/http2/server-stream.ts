@@ -31,7 +31,6 @@ export class ServerStream implements StreamOwner, WriterOwner {
     this.#stream = stream
     this.#hasContent = hasContent
     this.#movedMs = session.nowMs
-    stream.on('error', () => {})
     stream.once('close', () => this.#closed())
     stream.on('trailers', (_headers, _flags, fields?: readonly string[]) => {
       if (this.#content) this.#content.trailers = readTrailers(fields ?? [])
@@ -43,7 +42,7 @@ export class ServerStream implements StreamOwner, WriterOwner {
     const session = this.#session
     let head: RequestFields
     try {
-      head = readRequest(raw, session.limits.headFields, this.#hasContent)
+      head = readRequest(raw, session.limits, this.#hasContent)
     } catch (error) {
       if (!(error instanceof Malformed)) throw error
       this.#refuse(error)
