@@ -8,6 +8,7 @@
 
 import type { ServiceNode, PolicyDocument } from '@holdfast/registry-client/protocol'
 import type { SidecarError } from './errors.ts'
+import type { Fields } from './fields.ts'
 
 /** `outbound`: from a local caller to some node. `inbound`: from somebody to the local service. */
 export type Direction = 'outbound' | 'inbound'
@@ -22,8 +23,8 @@ export interface Sink {
    * @returns false to be given no more until then, but for what is on its way already
    */
   write(piece: Buffer): boolean
-  /** That was all. @param trailers flat, `[name, value, …]` */
-  end(trailers: readonly string[]): void
+  /** That was all. */
+  end(trailers: Fields): void
   /** There is more, and it will not come. */
   fail(error: SidecarError): void
 }
@@ -78,8 +79,8 @@ export interface Ending {
 export interface ReplyHead {
   readonly status: number
   readonly statusText?: string
-  /** Flat, end-to-end fields only, without `x-holdfast-*`. */
-  readonly headers: readonly string[]
+  /** End-to-end fields only, without those `x-holdfast-*` that this sidecar adds. */
+  readonly headers: Fields
 }
 
 /** The answer to an exchange. */
@@ -121,8 +122,8 @@ export interface Arrival {
   readonly method: string
   /** As received; in origin form behind the layer `clean-head`, but for CONNECT and `OPTIONS *`. */
   readonly target: string
-  /** Flat, `[name, value, …]`, with case, order and duplicates kept. End-to-end fields only. */
-  readonly headers: readonly string[]
+  /** End-to-end fields only. */
+  readonly headers: Fields
   /** What stands for the host; behind `clean-head`, that of an absolute URL. */
   readonly authority: string
   /** The `x-holdfast-*` fields by what follows the prefix. Not relayed. */
@@ -148,7 +149,7 @@ export class Exchange {
   readonly caller: Caller | undefined
 
   target: string
-  headers: readonly string[]
+  headers: Fields
   authority: string
   control: ReadonlyMap<string, string>
   service = ''

@@ -1,7 +1,6 @@
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net'
 import { every, sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
 import { asSidecarError, problemReply, SidecarError, type Reason } from './errors.ts'
-import { UnwritableError } from './http1/head-text.ts'
 import type { RequestHead } from './http1/head.ts'
 import type { Malformed, MalformedKind } from './http1/malformed.ts'
 import { ServerConnection, type ConnectionLimits, type ServerHost } from './http1/server-connection.ts'
@@ -221,21 +220,10 @@ export class Listener implements ServerHost {
     try {
       connection.answer(reply)
     } catch (error) {
+      // Made by a layer, and none that can be written: nothing of it has been.
       discard(reply)
-      this.#answerUnwritable(connection, error, reply)
+      connection.answer(problemReply(asSidecarError(error)))
     }
-  }
-
-  #answerUnwritable(connection: ServerConnection, error: unknown, reply: Reply): void {
-    if (!(error instanceof UnwritableError) || reply.own) return connection.fail(asSidecarError(error))
-    connection.answer(
-      problemReply(
-        new SidecarError('upstream_protocol', 'the answer has a head that cannot be passed on', {
-          delivered: true,
-          cause: error,
-        }),
-      ),
-    )
   }
 
   #accept(socket: Socket): void {

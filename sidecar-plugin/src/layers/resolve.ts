@@ -35,7 +35,8 @@ export function resolve(options: { resolver: Resolver; limitMs: number }): Layer
     }
     const { source, age } = exchange.known
     const reply = await inner(exchange)
-    return { ...reply, headers: [...reply.headers, 'x-holdfast-view', `${source}; age=${Math.floor(age / 1000)}`] }
+    const headers = reply.headers.with('x-holdfast-view', `${source}; age=${Math.floor(age / 1000)}`)
+    return { ...reply, headers }
   }
 }
 
