@@ -54,6 +54,8 @@ export class Forward {
   readonly #options: ForwardOptions
   readonly #limits: ForwardLimits
   readonly #pools = new Map<string, Pool>()
+  /** The same by the object that names the node, which is the same for all requests of a view. */
+  readonly #known = new WeakMap<Destination, Pool>()
   readonly #now: { ms: number }
   readonly #stopTicks: () => void
 
@@ -109,6 +111,14 @@ export class Forward {
   }
 
   #pool(destination: Destination): Pool {
+    const known = this.#known.get(destination)
+    if (known?.isClosed === false) return known
+    const pool = this.#poolOf(destination)
+    this.#known.set(destination, pool)
+    return pool
+  }
+
+  #poolOf(destination: Destination): Pool {
     const origin = originOf(destination)
     let pool = this.#pools.get(origin)
     if (pool) return pool

@@ -154,6 +154,8 @@ export class Exchange {
   control: ReadonlyMap<string, string>
   service = ''
   namespace = ''
+  /** Both, as `service.namespace`. */
+  name = ''
   /** Set by `resolve`. */
   known: Known | undefined = undefined
   /** Milliseconds of the clock when a stated timeout ends; undefined when none was stated. Set by `deadline`. */

@@ -379,7 +379,7 @@ export function nodeIdOf(host: string, port: number): string {
 
 /** What one sidecar tells the next: whose request it is, what is left of a stated timeout, and whether it has a choice. */
 function peerFields(exchange: Exchange, clock: Clock): string[] {
-  const fields = ['x-request-id', exchange.id, 'x-holdfast-service', `${exchange.service}.${exchange.namespace}`]
+  const fields = ['x-request-id', exchange.id, 'x-holdfast-service', exchange.name]
   if (exchange.deadlineMs !== undefined)
     fields.push('x-holdfast-deadline', String(Math.max(1, Math.ceil(exchange.deadlineMs - clock.now()))))
   if (exchange.elsewhere) fields.push('x-holdfast-elsewhere', 'true')

@@ -45,6 +45,7 @@ export function exchangeFor({
   })
   exchange.service = over.service ?? 'stock'
   exchange.namespace = over.namespace ?? 'default'
+  exchange.name = `${exchange.service}.${exchange.namespace}`
   return {
     exchange,
     end: (ending: Partial<Ending> = {}) => exchange.end({ error: undefined, bytesIn: 0, bytesOut: 0, ...ending }),

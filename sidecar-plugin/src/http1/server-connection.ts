@@ -50,6 +50,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   readonly #reader: HeadReader
   /** Read already, and not yet anybody's turn. */
   #stash: Buffer | undefined
+  #peer: string | undefined
   #movedMs: number
   #headSinceMs = 0
   #exchange: Exchange | undefined
@@ -80,7 +81,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   }
 
   get peer(): string {
-    return this.#transport?.remoteAddress ?? ''
+    return (this.#peer ??= this.#transport?.remoteAddress ?? '')
   }
 
   /** Whether no request is under way, nor the beginning of one. */

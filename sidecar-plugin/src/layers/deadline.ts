@@ -69,7 +69,8 @@ class Limit {
     this.#extends = doesExtend
     this.#seen = exchange.bytesIn
     this.endMs = exchange.startedMs + ms
-    this.#cancel = clock.after(this.endMs - clock.now(), () => this.#expire())
+    // Whole milliseconds: the system keeps a list of timers for each duration there is.
+    this.#cancel = clock.after(Math.ceil(this.endMs - clock.now()), () => this.#expire())
   }
 
   cancel(): void {
