@@ -103,7 +103,8 @@ export function limitsOf(options: ConnectOptions): ConnectLimits {
 function urlsOf(urls: readonly string[], name: string): string[] {
   return urls.map((url) => {
     if (!/^https?:\/\/[^/?#]+[^?#]*$/.test(url) || !URL.canParse(url))
-      throw new TypeError(`${name}: not an http URL: ${url}`)
+      // Whatever stands before an @ may be a password, in whatever was meant to be a URL.
+      throw new TypeError(`${name}: not an http URL: ${url.replace(/^.*@/s, '***@')}`)
     return url.replace(/\/+$/, '')
   })
 }

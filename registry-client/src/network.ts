@@ -162,10 +162,23 @@ function codeOf(error: NodeJS.ErrnoException): string {
   return (first as NodeJS.ErrnoException).code ?? ''
 }
 
-/** The innermost reason of a network error: `fetch` hides it as a cause, a dual-stack connect in a list. */
+/**
+ * The innermost reason of a network error: `fetch` hides it as a cause, a dual-stack connect in a list. Without the
+ * passwords of URLs, which an error may repeat.
+ */
 export function reasonOf(error: unknown): string {
-  if (!(error instanceof Error)) return String(error)
+  if (!(error instanceof Error)) return maskUrl(String(error))
   if (error instanceof AggregateError && error.errors.length > 0) return reasonOf(error.errors[0])
   if (error.cause instanceof Error) return reasonOf(error.cause)
-  return error.message || ((error as NodeJS.ErrnoException).code ?? error.name)
+  return maskUrl(error.message || ((error as NodeJS.ErrnoException).code ?? error.name))
+}
+
+const CREDENTIALS = /\b((?:https?|wss?):\/\/)(?:([^\s/?#:@"\\]+):)?[^\s/?#"\\]*@/gi
+
+/**
+ * A URL, or a text with URLs in it, as it may be shown: a password is for the one that is asked, and neither logs nor
+ * answers show it. A name that stands alone is masked too, since it may be a token.
+ */
+export function maskUrl(text: string): string {
+  return text.replace(CREDENTIALS, (_, scheme: string, user?: string) => `${scheme}${user ? `${user}:` : ''}***@`)
 }
