@@ -5,6 +5,7 @@ import type { Disk } from './disk.ts'
 import type { Log } from './log.ts'
 import type { Network } from './network.ts'
 import { isNamespace, LIMITS } from './protocol.ts'
+import { show } from './shown.ts'
 
 export interface ConnectOptions {
   /** Base URLs of registries that hold the same state. */
@@ -103,8 +104,7 @@ export function limitsOf(options: ConnectOptions): ConnectLimits {
 function urlsOf(urls: readonly string[], name: string): string[] {
   return urls.map((url) => {
     if (!/^https?:\/\/[^/?#]+[^?#]*$/.test(url) || !URL.canParse(url))
-      // Whatever stands before an @ may be a password, in whatever was meant to be a URL.
-      throw new TypeError(`${name}: not an http URL: ${url.replace(/^.*@/s, '***@')}`)
+      throw new TypeError(`${name}: not an http URL: ${show(url)}`)
     return url.replace(/\/+$/, '')
   })
 }

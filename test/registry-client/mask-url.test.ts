@@ -60,6 +60,7 @@ test('a client shows the password of no endpoint, but asks with it', async (t) =
   const made = world()
   const endpoints = [`http://user:${SECRET}@one:7400`, `http://user:${SECRET}@two:7400`]
   const client = await made.start({ endpoints })
+  t.after(() => client.close())
   const first = made.network.stream
   assert.ok(first.url.startsWith(`http://user:${SECRET}@`), first.url)
   const shown: unknown[] = [client.status()]
@@ -92,13 +93,13 @@ test('nor does one whose registry is really not there', async (t) => {
   const endpoints = [`http://user:${SECRET}@127.0.0.1:${await freePort()}`]
   const { log } = made
   const client = await connect({ endpoints, log })
+  t.after(() => client.close())
   const error = await failure(client.resolve('stock', { deadline: 300 }))
   const registering = await client.register({ service: 'shop', port: 80 })
   for (const item of [error, registering, client.status(), ...messages, ...log.lines])
     assert.ok(!all(item).includes(SECRET), all(item))
   assert.match(error.message, /user:\*\*\*@127\.0\.0\.1/)
   assert.ok(log.lines.length > 0)
-  await client.close()
 })
 
 test('an endpoint that cannot be one is refused without its password', async () => {
@@ -133,6 +134,17 @@ test('the command line shows no password of a registry that does not answer', as
     await running
     assert.match(said.join('\n'), /user:\*\*\*@127\.0\.0\.1/, command.join(' '))
     assert.ok(!said.join('\n').includes(SECRET), said.join('\n'))
+  }
+})
+
+test('nor of one whose URL cannot be used', async () => {
+  for (const url of [`http://user:${SECRET}@host/?query`, `user:${SECRET}@host`, `x:user:${SECRET}@host`]) {
+    let said = ''
+    const say = (text: string) => void (said += text)
+    const { signal } = new AbortController()
+    assert.equal(await run(['status', '--registry', url], {}, signal, { out: say, error: say, columns: undefined }), 2)
+    assert.match(said, /\*\*\*@host/)
+    assert.ok(!said.includes(SECRET), said)
   }
 })
 
