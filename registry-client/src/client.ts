@@ -294,8 +294,12 @@ export class RegistryClient {
    * Whether services would resolve if the registry died now: from memory as this process is, from file after a restart,
    * from a peer on a new host. Files are really read and peers really asked; nothing is changed by it.
    * @param services default: all that memory holds
+   * @param options `signal` ends it, with its reason
    */
-  async rehearse(services?: readonly ServiceName[]): Promise<Rehearsal[]> {
+  async rehearse(
+    services?: readonly ServiceName[],
+    options: { readonly signal?: AbortSignal } = {},
+  ): Promise<Rehearsal[]> {
     const names = services ?? [...this.#memory.entries()].flatMap(([, entry]) => (isUnknown(entry) ? [] : [entry]))
     return rehearse(
       names.map((item) => {
@@ -311,6 +315,7 @@ export class RegistryClient {
         ...(!this.#peers.isEmpty && { peers: this.#peers }),
         clock: this.#clock,
       },
+      options.signal ?? new AbortController().signal,
     )
   }
 

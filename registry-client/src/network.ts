@@ -18,6 +18,8 @@ export interface HttpCall {
   readonly body?: string
   /** A longer answer is cut off, and none. Default 64 MiB. */
   readonly maxBytes?: number
+  /** Told of each piece of the answer's body as it comes. */
+  readonly received?: (bytes: number) => void
   readonly signal: AbortSignal
 }
 
@@ -73,7 +75,7 @@ const agents = new Map<string, Agent>()
 
 export const systemNetwork: Network = {
   // Not `fetch`, which refuses a registry on any of some eighty ports that browsers are kept from.
-  async request({ method, url, headers, body, maxBytes = MAX_ANSWER_BYTES, signal }) {
+  async request({ method, url, headers, body, maxBytes = MAX_ANSWER_BYTES, received, signal }) {
     const target = new URL(url)
     const { protocol } = target
     const { default: http } = protocol === 'https:' ? await import('node:https') : await import('node:http')
@@ -94,6 +96,7 @@ export const systemNetwork: Network = {
           let bytes = 0
           response.on('data', (chunk: Buffer) => {
             bytes += chunk.length
+            received?.(chunk.length)
             if (bytes > maxBytes) response.destroy(new Error(`an answer of over ${maxBytes} bytes`))
             else chunks.push(chunk)
           })

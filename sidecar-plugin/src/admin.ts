@@ -24,8 +24,11 @@ export interface AdminSubject {
   views(): readonly object[]
   /** Undefined when neither memory nor file holds one. */
   view(service: string, namespace: string): Promise<object | undefined>
-  /** @param services default: all that are known */
-  rehearse(services: readonly string[] | undefined, namespace: string): Promise<readonly object[]>
+  /**
+   * @param services default: all that are known
+   * @param signal whoever asked has gone
+   */
+  rehearse(services: readonly string[] | undefined, namespace: string, signal: AbortSignal): Promise<readonly object[]>
   explain(service: string, namespace: string, request: AskedRequest): object | undefined
   config(): object
   stats(): object
@@ -134,12 +137,14 @@ function addRoutes(app: FastifyInstance, subject: AdminSubject, home: string): v
     const { service } = request.params
     return found(await subject.view(serviceOf(service), namespaceOf(namespace, home)), service)
   })
-  app.get('/v1/rehearsal', async (request) => {
+  app.get('/v1/rehearsal', async (request, reply) => {
     const { service, namespace } = queryOf(request, ['service', 'namespace'])
     const names = service?.split(',').map((name, index) => serviceOf(name, `query.service.${index}`))
     if (names && names.length > REHEARSED_MAX)
       throw invalid([{ path: 'query.service', message: `at most ${REHEARSED_MAX} services, got ${names.length}` }])
-    return { services: await subject.rehearse(names, namespaceOf(namespace, home)) }
+    const gone = new AbortController()
+    reply.raw.once('close', () => gone.abort())
+    return { services: await subject.rehearse(names, namespaceOf(namespace, home), gone.signal) }
   })
   app.get('/v1/explain', (request) => {
     const query = queryOf(request, ['service', 'namespace', 'method', 'path'], HEADER_PARAMETER)

@@ -247,7 +247,11 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
         // An operator's word for a service that the registry said nothing of is nothing to peers: it has no cursor.
         return known ? shownKnown(known, served, client.reachable) : served && shownView(served)
       },
-      rehearse: (names, of) => client.rehearse(names?.map((service) => ({ service, namespace: of }))),
+      rehearse: (names, of, signal) =>
+        client.rehearse(
+          names?.map((service) => ({ service, namespace: of })),
+          { signal },
+        ),
       explain: (service, of, request) => {
         const known = client.peek(service, { namespace: of })
         if (known === undefined) return undefined

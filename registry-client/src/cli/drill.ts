@@ -143,6 +143,7 @@ function cell({ resolves, usable, nodes, age }: LevelRehearsal): string {
   return resolves ? `${usable}/${nodes} ${formatDuration(Math.round((age ?? 0) / 1_000) * 1_000 || 0)}` : '-'
 }
 
-function shortfall({ resolves, reason, usable, nodes }: LevelRehearsal, minUsable: number): string {
-  return resolves ? `${usable} of ${nodes} nodes usable, ${minUsable} wanted` : (reason ?? '')
+function shortfall({ resolves, reason, usable, nodes, unanswered = [] }: LevelRehearsal, minUsable: number): string {
+  const why = resolves ? `${usable} of ${nodes} nodes usable, ${minUsable} wanted` : (reason ?? '')
+  return [why, ...unanswered].join('; ')
 }
