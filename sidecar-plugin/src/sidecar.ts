@@ -30,7 +30,6 @@ import { DEFAULT_ATTEMPTS, retry } from './layers/retry.ts'
 import { Listener, type ListenerLimits } from './listener.ts'
 import { LocalServices } from './local/local-services.ts'
 import type { LocalSpec } from './local/local-spec.ts'
-import { masked } from './masked.ts'
 import { PeerListener } from './peer-listener.ts'
 import { policyReader } from './policy-reader.ts'
 import { LocalRegistration } from './local/local-registration.ts'
@@ -271,7 +270,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
         })
       },
       config: () => shownConfig(config),
-      stats: () => ({ ...stats.snapshot(), registrations: countStates(services), client: masked(client.status()) }),
+      stats: () => ({ ...stats.snapshot(), registrations: countStates(services), client: client.status() }),
       metrics: () => stats.registry.metrics(),
       drain: askDrain,
     },
