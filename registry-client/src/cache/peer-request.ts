@@ -9,7 +9,7 @@ import type { PeerView } from './peer-choice.ts'
 /** The view of over a hundred thousand nodes. */
 export const MAX_ANSWER_BYTES = 32 * 1_048_576
 /** Time is counted by these, so that a process that stood still for a while does not take that for a peer's silence. */
-const TICK_MS = 250
+const TICK_MS = 100
 /** A peer answers from memory or from one file; what is silent for longer is in trouble itself. */
 const PATIENCE_MS = 1_000
 /** What comes more slowly is cut off. */

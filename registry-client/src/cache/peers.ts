@@ -6,6 +6,7 @@
  * gives way to the registry.
  */
 
+import { setMaxListeners } from 'node:events'
 import { Backoff, sleep, type Clock, type Random } from '../clock.ts'
 import type { Log } from '../log.ts'
 import { maskUrl, type Network } from '../network.ts'
@@ -125,6 +126,8 @@ export class Peers {
     mute?: Map<string, string>,
   ): Promise<PeersAnswer> {
     const { urls, network, clock, log } = this.#options
+    // One for each peer of each service asked about: many listeners are no leak here.
+    setMaxListeners(0, signal)
     if (!(await slots.enter(signal))) return { found: undefined, unanswered: ['too many ask at once'] }
     const choice = new PeerChoice()
     const holdings = new Map<PeerView, Holding>()
