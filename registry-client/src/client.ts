@@ -13,7 +13,8 @@ import { Connection } from './registry/connection.ts'
 import { channels, type ConnectionMessage, type ResolveMessage } from './diagnostics.ts'
 import { FileCache } from './files/file-cache.ts'
 import { FollowedServices, isUnknown, keyOf, type Followed } from './cache/followed-services.ts'
-import { MemoryCache, type Entry } from './cache/memory-cache.ts'
+import type { Entry } from './cache/entry.ts'
+import { MemoryCache } from './cache/memory-cache.ts'
 import { OutageProbes } from './selection/outage-probes.ts'
 import { Peers } from './cache/peers.ts'
 import type { Cursor, View } from './protocol.ts'
@@ -36,7 +37,10 @@ export interface ServiceOptions {
 }
 
 export interface ResolveOptions extends ServiceOptions {
-  /** The oldest view to accept, as `10m`; a number counts milliseconds. Default: any age. */
+  /**
+   * The oldest view to accept, as `10m`; a number counts milliseconds. What is older is confirmed by the registry first,
+   * if it can be reached; 0 asks it in any case. Default: any age.
+   */
   readonly maxStale?: string | number
   /**
    * A place of the store's history that the answer has to reflect: a revision of the history that the client follows, or
@@ -145,7 +149,10 @@ export class RegistryClient {
 
   /** Called by {@link connect}. */
   async open(): Promise<void> {
-    await this.#files?.open({ changed: (namespace, service) => void this.#services.fileChanged(namespace, service) })
+    await this.#files?.open({
+      changed: (namespace, service) => void this.#services.fileChanged(namespace, service),
+      replaces: (view, found) => this.#services.replacesFile(view, found),
+    })
     this.#probes?.reachable(false)
     this.#connection.open()
   }
@@ -182,7 +189,9 @@ export class RegistryClient {
     const minimum = minimumOf(options.minRevision)
     const served = this.#follow(service, options)
     const { entry } = served
-    const isYoung = () => entry.ageMs(this.#clock) <= maxStaleMs
+    const calledMs = this.#clock.now()
+    // What was known to be current after the call came is as young as an answer can be.
+    const isYoung = () => entry.ageMs(this.#clock) <= maxStaleMs || entry.confirmed.heardMs >= calledMs
     const isThere = () => minimum === undefined || reaches(entry.asOf, minimum)
     // An operator's word is as new as now.
     const answers = () => entry.served !== undefined && (entry.override !== undefined || (isYoung() && isThere()))
@@ -198,7 +207,8 @@ export class RegistryClient {
     // Whoever waits for a service watches it meanwhile: evicted, it would wait in vain.
     this.#memory.pin(served.key, entry)
     try {
-      const wanted = minimum && (() => placeOf(minimum, entry))
+      const isWanting = minimum !== undefined || (entry.served !== undefined && !isYoung())
+      const wanted = isWanting ? () => minimum && placeOf(minimum, entry) : undefined
       if (await this.#services.until(served, answers, deadlineMs, signal, wanted)) {
         if (entry.origin === 'registry') this.#calls.registry.hits++
         return answer(true)
@@ -359,6 +369,7 @@ export class RegistryClient {
       peers: this.#peers.status(),
       services: this.#memory.size,
       unknown: unknown.remembered,
+      ahead: this.#services.ahead,
       ...countServices(this.#memory.entries(), this.#clock),
       outageProbes: this.#probes?.status(),
       registrations: this.#registrar.registrations.length,

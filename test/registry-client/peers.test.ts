@@ -73,7 +73,9 @@ describe('a host that is new in the middle of an outage', () => {
     const again = await made.start()
     await made.clock.advance(5_000)
     const found = await again.resolve('stock')
-    assert.deepEqual([idsOf(found.view), found.source, found.age], [['a'], 'file', 65_000])
+    // Read from the file, which knows who said it.
+    assert.deepEqual([idsOf(found.view), found.source, found.age], [['a'], 'peer', 65_000])
+    assert.equal(again.metrics().levels.file.hits, 1)
     await again.close()
   })
 

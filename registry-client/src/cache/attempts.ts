@@ -2,7 +2,7 @@
 
 import type { Clock } from '../clock.ts'
 import type { ConnectionStatus } from '../registry/connection.ts'
-import type { Entry } from './memory-cache.ts'
+import type { Entry } from './entry.ts'
 import type { PeersStatus } from './peers.ts'
 import { formatCursor } from '../protocol.ts'
 import type { Attempt, Minimum } from './resolved.ts'

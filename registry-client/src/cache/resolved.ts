@@ -1,7 +1,7 @@
 /** How a call for a service is answered: a view with where it came from, or an error that says what was tried. */
 
 import type { Clock } from '../clock.ts'
-import type { Entry } from './memory-cache.ts'
+import type { Entry } from './entry.ts'
 import { parseCursor, type Cursor, type PolicyDocument, type ServiceNode, type View } from '../protocol.ts'
 import { show } from '../shown.ts'
 

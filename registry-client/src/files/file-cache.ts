@@ -11,13 +11,13 @@ import { CacheDirectory } from './cache-directory.ts'
 import { CORRUPT, OWN_SCHEMA, PREVIOUS, serviceOf, viewPath } from './cache-paths.ts'
 import { every, sleep, type Clock } from '../clock.ts'
 import type { Disk } from '../disk.ts'
-import { FaultLog } from './fault-log.ts'
+import { codeOf, FaultLog } from './fault-log.ts'
 import type { FileCacheStatus } from './file-cache-status.ts'
 import { limitedDisk } from './limited-disk.ts'
 import type { Log } from '../log.ts'
 import { NamespaceWatches } from './namespace-watches.ts'
 import { OverrideFiles } from './override-file.ts'
-import { isAfter, type Cursor, type View } from '../protocol.ts'
+import { isAfter, type View } from '../protocol.ts'
 import { ViewFiles, type Bad, type Found, type Good, type Held } from './view-files.ts'
 import { CorruptFileError, OtherSchemaError } from './view-text.ts'
 import { WriteQueue } from './write-queue.ts'
@@ -51,11 +51,18 @@ export interface Loaded {
    * the future says nothing of its age, and counts as dating from 1970.
    */
   readonly ageMs: number
+  /** `peer`: a peer said it, and the registry had not confirmed it when it was written. */
+  readonly origin: 'file' | 'peer'
 }
 
 export interface FileCacheEvents {
   /** A file of this service holds something that this process has not read. */
   changed(namespace: string, service: string): void
+  /**
+   * A file that holds another history is about to be written over, which this process may not have read yet.
+   * @returns whether the view is still to be written. Left out: it always is
+   */
+  replaces?(view: View, found: Loaded): boolean
 }
 
 export interface FileCacheOptions {
@@ -83,6 +90,10 @@ interface Slot {
   dateAnew: boolean
   confirmedMs: number
   forgotten: boolean
+  /** Whether all of its files could be read. */
+  isRead: boolean
+  /** Whether this process has written its file since it began to follow the service. */
+  isWritten: boolean
   /** What was reported of its files, so that it is reported once. */
   complaint: string | undefined
 }
@@ -189,21 +200,37 @@ export class FileCache {
     this.#counts.reads++
     const current = await this.#readCurrent(slot)
     let found: Held | undefined = current.kind === 'good' ? current : undefined
+    slot.isRead = !isPassing(current)
     const own = viewPath(this.#directory, namespace, service)
     for (const file of [slot.file + PREVIOUS, own + OWN_SCHEMA, own + PREVIOUS])
       if (found === undefined && file !== slot.file) {
         const other = await this.#read(slot, file)
         if (other.kind === 'good') found = other
+        slot.isRead &&= !isPassing(other)
       }
     // What waits to be written, or was in the file before, may be what it should hold.
     for (const held of [slot.known, slot.writing, slot.next])
-      if (held && (found === undefined || isAfter(held.view.cursor, found.view.cursor))) found = held
+      if (held && (found === undefined || supersedes(held, found))) found = held
     if (!slot.writing && !slot.next) {
       if (current.kind === 'good') slot.known = current
-      if (found && found !== current) this.#mend(slot, found)
+      if (found && found !== current && slot.isRead) this.#mend(slot, found)
     }
     if (found) this.#counts.hits++
-    return found && { view: found.view, ageMs: Math.max(0, this.#clock.now() - found.heardMs) }
+    return found && this.#loadedOf(found)
+  }
+
+  /** Whether the last `load` could read all that there was: it left no file that may be readable later. */
+  isRead(namespace: string, service: string): boolean {
+    return this.#slots.get(keyOf(namespace, service))?.isRead ?? false
+  }
+
+  /** Whether this process has written a service's file since it was loaded first: it knows then what was there before. */
+  isWritten(namespace: string, service: string): boolean {
+    return this.#slots.get(keyOf(namespace, service))?.isWritten ?? false
+  }
+
+  #loadedOf({ view, heardMs, isHearsay }: Held): Loaded {
+    return { view, ageMs: Math.max(0, this.#clock.now() - heardMs), origin: isHearsay ? 'peer' : 'file' }
   }
 
   /**
@@ -214,7 +241,7 @@ export class FileCache {
     const own = viewPath(this.#directory, namespace, service)
     for (const file of [own, own + OWN_SCHEMA, own + PREVIOUS, own + OWN_SCHEMA + PREVIOUS]) {
       const found = await this.#views.read(file, namespace, service)
-      if (found.kind === 'good') return { view: found.view, ageMs: Math.max(0, this.#clock.now() - found.heardMs) }
+      if (found.kind === 'good') return this.#loadedOf(found)
     }
     return undefined
   }
@@ -239,13 +266,14 @@ export class FileCache {
   /**
    * Saves a view soon, off everyone's path; of several in a short time only the last is written.
    * @param ageMs how long ago it was known to be current, for a view that did not come from the registry just now
+   * @param origin who said it
    */
-  save(view: View, ageMs = 0): void {
+  save(view: View, ageMs = 0, origin: 'registry' | 'peer' = 'registry'): void {
     if (this.#closing) return
     const slot = this.#slot(view.namespace, view.service)
     slot.forgotten = false
     if (slot.next) this.#counts.coalesced++
-    slot.next = { view, heardMs: this.#clock.now() - ageMs }
+    slot.next = { view, heardMs: this.#clock.now() - ageMs, isHearsay: origin === 'peer' }
     this.#queue.want(slot)
   }
 
@@ -257,7 +285,7 @@ export class FileCache {
     if (nowMs - slot.confirmedMs < CONFIRM_INTERVAL_MS) return
     slot.confirmedMs = nowMs
     // Only a file that holds this very view may be dated anew: an old one after a failed write, or none, is written.
-    if (slot.known === undefined || !sameCursor(slot.known.view.cursor, view.cursor)) return this.save(view)
+    if (slot.known === undefined || !isSame(slot.known, { view, isHearsay: false })) return this.save(view)
     slot.known = { ...slot.known, heardMs: nowMs }
     slot.dateAnew = true
     this.#queue.want(slot)
@@ -269,6 +297,7 @@ export class FileCache {
     const slot = this.#slots.get(keyOf(namespace, service))
     if (slot === undefined) return
     slot.forgotten = true
+    slot.isWritten = false
     if (!slot.next && !this.#queue.isRunning(slot)) this.#drop(slot)
   }
 
@@ -298,6 +327,8 @@ export class FileCache {
         dateAnew: false,
         confirmedMs: -Infinity,
         forgotten: false,
+        isRead: false,
+        isWritten: false,
         complaint: undefined,
       }
       this.#slots.set(key, slot)
@@ -338,13 +369,18 @@ export class FileCache {
   }
 
   async #write(slot: Slot, held: Held): Promise<void> {
+    const { namespace, service } = slot
     const found = await this.#whatIsThere(slot)
+    // It may hold what must not be lost: tried again, until it can be read.
+    if (isPassing(found)) throw found.error
     if (found.kind === 'good') {
-      if (isAfter(found.view.cursor, held.view.cursor)) return this.#events.changed(slot.namespace, slot.service)
-      if (sameCursor(found.view.cursor, held.view.cursor)) {
+      if (supersedes(found, held)) return this.#events.changed(namespace, service)
+      if (isSame(found, held)) {
         slot.known = { ...found, heardMs: Math.max(held.heardMs, found.heardMs) }
         return this.#date(slot)
       }
+      const isForeign = found.view.cursor.epoch !== held.view.cursor.epoch
+      if (isForeign && this.#events.replaces?.(held.view, this.#loadedOf(found)) === false) return
     }
     if (found.kind === 'absent' && !this.#bounds.admits()) return
     slot.known = await this.#views.replace(slot.file, found, held)
@@ -354,6 +390,7 @@ export class FileCache {
       return
     }
     slot.confirmedMs = this.#clock.now()
+    slot.isWritten = true
     this.#counts.written++
     this.#recent.add(slot)
   }
@@ -475,8 +512,23 @@ function keyOf(namespace: string, service: string): string {
   return `${namespace}/${service}`
 }
 
-function sameCursor(a: Cursor, b: Cursor): boolean {
-  return a.epoch === b.epoch && a.revision === b.revision
+/** Whether one of two views says more: what the registry said before what a peer did, then the later place. */
+function supersedes(one: Held, other: Held): boolean {
+  if (one.isHearsay !== other.isHearsay) return other.isHearsay
+  return isAfter(one.view.cursor, other.view.cursor)
+}
+
+function isSame(one: Pick<Held, 'view' | 'isHearsay'>, other: Pick<Held, 'view' | 'isHearsay'>): boolean {
+  const [a, b] = [one.view.cursor, other.view.cursor]
+  return a.epoch === b.epoch && a.revision === b.revision && one.isHearsay === other.isHearsay
+}
+
+/** What no later try will read either: a link, a directory, a pipe, a giant, a file of somebody who does not let us. */
+const LASTING: ReadonlySet<string> = new Set(['ELOOP', 'EISDIR', 'EINVAL', 'EFBIG', 'EACCES', 'EPERM', 'ENOTDIR'])
+
+/** Whether a file could not be read, and perhaps will be later. */
+function isPassing(found: Found): found is Bad {
+  return found.kind === 'bad' && found.content === undefined && !LASTING.has(codeOf(found.error))
 }
 
 function coded(code: string, reason: string): Error {

@@ -32,6 +32,8 @@ import { HEAD_CHARS, OtherSchemaError, parseView, renderView } from './view-text
 const CLOCK_TOLERANCE_MS = 10_000
 /** A date that is closer than this to the one wanted is let be: of eight processes on one directory one does the work. */
 const DATE_PRECISION_MS = 15_000
+/** The earliest date of a file. */
+const LEAST_DATE_MS = 1_000
 /** Another version's file that was not dated for so long belongs to nobody any more. */
 const OTHER_SCHEMA_MS = 86_400_000
 
@@ -39,6 +41,8 @@ const OTHER_SCHEMA_MS = 86_400_000
 export interface Held {
   readonly view: View
   readonly heardMs: number
+  /** Whether a peer said it, and not the registry. */
+  readonly isHearsay: boolean
 }
 
 /** A view in a file. */
@@ -89,8 +93,8 @@ export class ViewFiles {
       content = await this.#disk.read(file)
       if (content === undefined) return { kind: 'absent' }
       if (!content.trusted) throw new UntrustedFileError()
-      const view = parseView(content.text, namespace, service)
-      return { kind: 'good', view, head: headOf(content), heardMs: this.#heardMs(content.modifiedMs) }
+      const { view, isHearsay } = parseView(content.text, namespace, service)
+      return { kind: 'good', view, isHearsay, head: headOf(content), heardMs: this.#heardMs(content.modifiedMs) }
     } catch (error) {
       const silentMs = Math.abs(this.#clock.wall() - (content?.modifiedMs ?? 0))
       return {
@@ -108,11 +112,11 @@ export class ViewFiles {
   }
 
   /** Puts a view in the place of what was found there. Undefined if something else is there by now: that is left alone. */
-  async replace(file: string, found: Found, { view, heardMs }: Held): Promise<Good | undefined> {
+  async replace(file: string, found: Found, { view, heardMs, isHearsay }: Held): Promise<Good | undefined> {
     const disk = this.#disk
     const directory = path.dirname(file)
     const temporary = temporaryPath(file)
-    const { text, head } = renderView(view)
+    const { text, head } = renderView(view, isHearsay)
     const modifiedMs = this.#dateOf(heardMs)
     try {
       await disk.create(temporary, text, modifiedMs).catch(async (error: unknown) => {
@@ -135,7 +139,7 @@ export class ViewFiles {
     if (found.kind === 'bad') this.#account(-(found.content?.bytes ?? 0))
     // Without this a power cut could undo the renaming although we reported the file as written.
     await disk.sync(directory)
-    return { kind: 'good', view, heardMs, head }
+    return { kind: 'good', view, heardMs, isHearsay, head }
   }
 
   /** Dates a view's file by when the view was confirmed; false if it is not this view's file any more. */
@@ -180,7 +184,8 @@ export class ViewFiles {
   }
 
   #dateOf(heardMs: number): number {
-    return this.#clock.wall() - (this.#clock.now() - heardMs)
+    // Node takes a date before 1970 for now, and at 1970 a file says of itself that its age is not known.
+    return Math.max(LEAST_DATE_MS, this.#clock.wall() - (this.#clock.now() - heardMs))
   }
 }
 
