@@ -171,6 +171,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
           nodes: known.view.nodes.size,
         }
       },
+      isAtHand: (service, of) => client.peek(service, { namespace: of }) !== undefined,
     })
 
   // Each stack in the order in which a request meets it.

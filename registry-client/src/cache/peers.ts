@@ -10,10 +10,10 @@ import { setMaxListeners } from 'node:events'
 import { Backoff, sleep, type Clock, type Random } from '../clock.ts'
 import type { Log } from '../log.ts'
 import { maskUrl, type Network } from '../network.ts'
-import { Slots } from '../slots.ts'
 import { ByteBudget, type Holding } from './byte-budget.ts'
 import { PeerChoice, type PeerView } from './peer-choice.ts'
 import { askPeer, MAX_ANSWER_BYTES } from './peer-request.ts'
+import { Slots } from './slots.ts'
 
 /** Services asked about at once; at the start of a host, many are missing at the same moment. */
 const MAX_SEEKING = 32
