@@ -215,7 +215,7 @@ export class RegistryClient {
       }
       if (this.#closed) throw closedError(service)
       this.#calls.registry.misses++
-      const code = entry.view === undefined ? 'unresolved' : isYoung() ? 'behind' : 'stale'
+      const code = entry.served === undefined ? 'unresolved' : isYoung() ? 'behind' : 'stale'
       throw new ResolveError(code, service, attemptsAt(entry, minimum, this.#levels()))
     } finally {
       this.#memory.unpin(served.key, entry)

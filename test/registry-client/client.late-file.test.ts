@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { world, worldWithFile, type World } from '../support/client-world.ts'
+import type { ResolveError } from '@holdfast/registry-client'
+import { failure, world, worldWithFile, type World } from '../support/client-world.ts'
 import { settle } from '../support/manual-clock.ts'
 import { idsOf, snapshotOf } from '../support/sample-views.ts'
 
@@ -40,12 +41,15 @@ describe('a file that is read after the registry of a new epoch spoke', () => {
         make(made)
         const client = await made.start()
         await made.network.stream.accept()
-        const resolving = client.resolve('stock').catch(() => undefined)
+        const resolving = client.resolve('stock').then(
+          ({ view }) => (view.nodes.size > 0 ? 'nodes' : 'none'),
+          ({ code }: ResolveError) => code,
+        )
         await made.clock.advance(1_100)
         await made.network.stream.event('snapshot', snapshotOf(cursor, nodes), 'new:7')
         await made.network.stream.event('ping', {}, 'new:7')
         await made.clock.advance(20_000)
-        await resolving
+        assert.match(await resolving, /^(nodes|unresolved)$/)
         await made.network.stream.event('ping', {}, 'new:8')
         assert.deepEqual(idsOf((await client.resolve('stock')).view).sort(), ['a', 'b', ...nodes])
         assert.deepEqual(
@@ -114,6 +118,46 @@ describe('a file that is read after the registry of a new epoch spoke', () => {
     assert.deepEqual(idsOf((await client.resolve('stock')).view), ['a', 'b'])
     await client.close()
     assert.match(made.disk.files.get(FILE)!.content, /"e:5"/)
+  })
+
+  test('a file that cannot be read once is read before the registry is asked', async () => {
+    const made = await worldWithFile('a', 'b')
+    let left = 2
+    made.disk.fail = (operation, file) =>
+      operation === 'read' && file.startsWith(FILE) && left-- > 0 ? 'EMFILE' : undefined
+    const client = await made.start()
+    await made.network.stream.accept()
+    const resolving = client.resolve('stock')
+    await made.clock.advance(300)
+    assert.deepEqual(idsOf((await resolving).view), ['a', 'b'])
+    assert.deepEqual(made.network.stream.subscribed, [{ namespace: 'default', service: 'stock', cursor: 'e:5' }])
+    await client.close()
+    assert.equal(made.clock.pending, 0)
+  })
+
+  test('without proof nobody is told that there are no nodes, nor that the name is not known, before the file was read', async () => {
+    for (const cursor of ['new:0', 'new:7']) {
+      const made = await worldWithFile('a', 'b')
+      made.disk.fail = (operation, file) => (operation === 'read' && file.startsWith(FILE) ? 'EIO' : undefined)
+      const client = await made.start()
+      await made.network.stream.accept()
+      const resolving = failure(client.resolve('stock'))
+      await made.clock.advance(300)
+      await made.network.stream.event('snapshot', snapshotOf(cursor), 'new:7')
+      await made.clock.advance(5_000)
+      const { code, tried } = await resolving
+      assert.equal(code, 'unresolved')
+      assert.deepEqual(tried.slice(0, 2), [
+        { level: 'memory', outcome: 'nothing' },
+        { level: 'file', outcome: 'not read yet, or not readable' },
+      ])
+      assert.match(tried[2]!.outcome, cursor === 'new:0' ? /never heard of it/ : /names no node/)
+      assert.equal(client.peek('stock'), undefined)
+      made.disk.fail = () => undefined
+      await made.clock.advance(10_000)
+      assert.deepEqual(idsOf((await client.resolve('stock')).view), ['a', 'b'])
+      await client.close()
+    }
   })
 
   test('a disk that never reads keeps nothing from being answered, and loses nothing', async () => {

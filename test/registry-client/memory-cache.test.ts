@@ -14,6 +14,7 @@ function world(maxNodes = 1_000, maxServices = 1_000) {
   const memory = new MemoryCache({ maxNodes, maxServices, clock, evicted: (key) => evicted.push(key) })
   const entry = (key: string, nodes = 0) => {
     const made = new Entry('default', key)
+    made.isFileKnown = true
     memory.add(key, made)
     memory.unpin(key, made)
     const ids = Array.from({ length: nodes }, (_, index) => `n${index}`)

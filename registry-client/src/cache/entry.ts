@@ -40,6 +40,8 @@ export class Entry {
   readonly removed = new Set<string>()
   /** Since when this life of the stream has not accounted for every node. */
   awaited: { readonly session: Session; readonly sinceMs: number } | undefined
+  /** Whether it is known what the service's files hold, which a slow or a failing disk may put off. */
+  isFileKnown = false
   /** What an operator's file says instead of the registry. */
   override: View | undefined
   /** How many watch the service: while anyone does, it is not evicted. */
@@ -59,9 +61,9 @@ export class Entry {
     this.service = service
   }
 
-  /** What answers a caller. */
+  /** What answers a caller. Without proof nobody is told that there are no nodes before the files were read. */
   get served(): View | undefined {
-    return this.override ?? this.carried ?? this.view
+    return this.override ?? this.carried ?? (this.isFileKnown || isProven(this.view) ? this.view : undefined)
   }
 
   /** Whether the registry's last word leaves nodes out without proof, and they are served all the same. */
@@ -104,6 +106,11 @@ export class Entry {
     this.touched = false
     return this.#usedMs
   }
+}
+
+/** Whether a view names nodes, or the removal of the last one. */
+function isProven(view: View | undefined): boolean {
+  return view !== undefined && (view.nodes.size > 0 || view.emptied !== undefined)
 }
 
 function later(a: Cursor | undefined, b: Cursor): Cursor {

@@ -9,7 +9,7 @@ import { Confirmations } from './confirmations.ts'
 import { channels, type FileMessage, type ViewMessage } from '../diagnostics.ts'
 import { Entry } from './entry.ts'
 import type { FileCache, Loaded } from '../files/file-cache.ts'
-import { FileReadings, Patience } from './file-readings.ts'
+import { FileReadings, FirstReadings } from './file-readings.ts'
 import type { Offer, Verdict } from './gate.ts'
 import { IdleServices } from './idle-services.ts'
 import type { Log } from '../log.ts'
@@ -87,7 +87,7 @@ export class FollowedServices {
   readonly #unknown: UnknownNames
   readonly #idle: IdleServices
   #datedMs = -Infinity
-  readonly #patience: Patience
+  readonly #firstReadings: FirstReadings
   #closed = false
   /** Frames received, and snapshots asked for because one did not continue a view. */
   readonly #frames = { snapshots: 0, changes: 0, restarts: 0 }
@@ -105,7 +105,7 @@ export class FollowedServices {
     this.#log = options.log
     this.#unknown = new UnknownNames(options.clock)
     this.#quarantines = new Quarantines(options.clock, options.log)
-    this.#patience = new Patience(options.clock)
+    this.#firstReadings = new FirstReadings(options.clock)
     this.#confirmations = new Confirmations({
       isSent: ({ namespace, service }) => this.#subscriptions.covers(keyOf(namespace, service)),
       covered: (entry) => {
@@ -181,7 +181,7 @@ export class FollowedServices {
   /** Lets everyone who waits go, and everything that was held. */
   close(): void {
     this.#closed = true
-    this.#patience.end()
+    this.#firstReadings.close()
     for (const services of this.#byName.values())
       for (const served of services.values()) {
         this.#stopSeeking(served)
@@ -198,6 +198,7 @@ export class FollowedServices {
     const known = this.#memory.get(key)
     if (known) return this.#followed.get(known)!
     const entry = new Entry(namespace, service)
+    entry.isFileKnown = this.#files === undefined
     const followed: Followed = {
       key,
       entry,
@@ -215,7 +216,8 @@ export class FollowedServices {
     this.#memory.add(key, entry)
     this.#confirmations.begin(entry)
     // Loaded first and subscribed with its cursor then, so that only what changed is sent; but always subscribed.
-    const reading = this.#files ? this.#patience.wait(followed.readings.run()) : Promise.resolve()
+    const isRead = () => entry.isFileKnown || !this.#holds(entry)
+    const reading = this.#files ? this.#firstReadings.wait(followed.readings, isRead) : Promise.resolve()
     followed.loading = reading.then(() => {
       followed.loading = undefined
       if (!this.#holds(entry)) return
@@ -232,7 +234,7 @@ export class FollowedServices {
   /** Never rejects: what cannot be read is the file cache's business. */
   async #read(served: Followed): Promise<void> {
     const files = this.#files!
-    const { entry, readings } = served
+    const { entry } = served
     const { namespace, service } = entry
     const loaded = await files.load(namespace, service)
     const isRead = files.isRead(namespace, service)
@@ -252,7 +254,7 @@ export class FollowedServices {
     if (isNews) this.#memory.override(keyOf(namespace, service), entry, override)
     if (!this.#holds(entry)) return
     if (loaded) this.#offerFile(served, loaded)
-    readings.isComplete ||= isRead
+    if (isRead) this.#noteFileKnown(entry)
     if (isNews) this.#publish(entry)
   }
 
@@ -269,15 +271,21 @@ export class FollowedServices {
     if (served === undefined || !this.#holds(served.entry)) return true
     if (!this.#isFileKnown(served)) {
       this.#offerFile(served, found)
-      served.readings.isComplete = true
+      this.#noteFileKnown(served.entry)
     }
     // What was accepted before its file was known may not be any more.
     const now = served.entry.view?.cursor
     return now?.epoch === view.cursor.epoch && now.revision === view.cursor.revision
   }
 
-  #isFileKnown({ entry, readings }: Followed): boolean {
-    return readings.isComplete || this.#files!.isWritten(entry.namespace, entry.service)
+  #isFileKnown({ entry }: Followed): boolean {
+    return entry.isFileKnown || this.#files!.isWritten(entry.namespace, entry.service)
+  }
+
+  #noteFileKnown(entry: Entry): void {
+    const before = entry.served
+    entry.isFileKnown = true
+    if (entry.served !== before) this.#publish(entry)
   }
 
   /**
