@@ -115,7 +115,6 @@ export class FileCache {
   readonly #recent = new Set<Slot>()
   #round: Iterator<Slot> | undefined
   #events: FileCacheEvents = { changed() {} }
-  #isOpen = false
   #closing = false
   #isLooking = false
   #cancelLook: () => void = () => {}
@@ -172,9 +171,11 @@ export class FileCache {
   /** Prepares the directory and looks at it from then on. One that cannot be used is reported, and is no error. */
   async open(events: FileCacheEvents): Promise<void> {
     this.#events = events
-    this.#isOpen = true
     const opened = new AbortController()
-    void this.#prepare().then(() => opened.abort())
+    void this.#prepare().then(() => {
+      if (!this.#closing) this.#watches.open()
+      opened.abort()
+    })
     // A disk that hangs must not keep a program from starting.
     await sleep(this.#clock, OPEN_LIMIT_MS, opened.signal)
     if (!this.#closing) this.#cancelLook = every(this.#clock, LOOK_MS, () => void this.#look())
@@ -332,13 +333,13 @@ export class FileCache {
         complaint: undefined,
       }
       this.#slots.set(key, slot)
-      if (this.#isOpen && !this.#closing) this.#watches.ensure(namespace)
+      this.#watches.follow(namespace)
     }
     return slot
   }
 
   #drop(slot: Slot): void {
-    this.#slots.delete(keyOf(slot.namespace, slot.service))
+    if (this.#slots.delete(keyOf(slot.namespace, slot.service))) this.#watches.release(slot.namespace)
     this.#recent.delete(slot)
     this.#faults.end(keyOf(slot.namespace, slot.service))
   }
@@ -452,8 +453,7 @@ export class FileCache {
     if (this.#isLooking) return
     this.#isLooking = true
     try {
-      const namespaces = new Set([...this.#slots.values()].map(({ namespace }) => namespace))
-      for (const namespace of namespaces) this.#watches.ensure(namespace)
+      const namespaces = await this.#watches.look()
       const isFollowed = (namespace: string, service: string) => this.#slots.has(keyOf(namespace, service))
       for (const { namespace, service } of await this.#overrides.changed(namespaces, isFollowed))
         this.#tell(namespace, service)

@@ -95,12 +95,15 @@ export class OverrideFiles {
   }
 
   forget(namespace: string, service: string): void {
-    this.#seen.get(namespace)?.delete(service)
+    const services = this.#seen.get(namespace)
+    services?.delete(service)
+    if (services?.size === 0) this.#seen.delete(namespace)
   }
 
   /**
    * Services whose file is not what was read of it, as found by looking. Costs one listing for each namespace in which
    * names have come or gone, and one `stat` for each override.
+   * @param namespaces those with a directory; of the others only what was read before is looked at
    * @param isFollowed whether anyone wants to know of a service
    */
   async changed(
@@ -108,9 +111,12 @@ export class OverrideFiles {
     isFollowed: (namespace: string, service: string) => boolean,
   ): Promise<{ namespace: string; service: string }[]> {
     const found: { namespace: string; service: string }[] = []
-    for (const namespace of namespaces) {
+    const present = new Set(namespaces)
+    for (const namespace of this.#looks.keys()) if (!present.has(namespace)) this.#looks.delete(namespace)
+    for (const namespace of new Set([...present, ...this.#seen.keys()])) {
       const services = new Set(this.#seen.get(namespace)?.keys())
-      for (const service of await this.#listed(namespace)) if (isFollowed(namespace, service)) services.add(service)
+      for (const service of present.has(namespace) ? await this.#listed(namespace) : [])
+        if (isFollowed(namespace, service)) services.add(service)
       for (const service of services) {
         const stat = await this.#options.disk.stat(this.#pathOf(namespace, service), true).catch(() => undefined)
         const stamp = this.#seen.get(namespace)?.get(service)?.stamp
