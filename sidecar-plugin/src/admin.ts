@@ -1,10 +1,10 @@
-import type { Socket } from 'node:net'
 import Fastify, { type FastifyError, type FastifyInstance, type FastifyRequest } from 'fastify'
 import { problemsOf, type Problem } from '@holdfast/registry-client/settings'
 import { isNamespace, isServiceName } from '@holdfast/registry-client/protocol'
 import type { z } from 'zod'
 import { localBodySchema, localSpecOf, type LocalSpec } from './local/local-spec.ts'
 import type { LocalReport } from './local/local-services.ts'
+import { refuseBytes } from './refuse-bytes.ts'
 
 /** A request that somebody thinks of. */
 export interface AskedRequest {
@@ -73,7 +73,7 @@ export function createAdmin(subject: AdminSubject, home: string): FastifyInstanc
     requestTimeout: 30_000,
     routerOptions: { maxParamLength: 512 },
     exposeHeadRoutes: false,
-    clientErrorHandler: refuseBytes,
+    clientErrorHandler: (error, socket) => void refuseBytes(error, socket),
   })
   app.removeAllContentTypeParsers()
   // Whatever it is called: curl calls a body a form unless told otherwise.
@@ -180,25 +180,6 @@ function addRoutes(app: FastifyInstance, subject: AdminSubject, home: string): v
     subject.drain()
     return reply.code(202).send({ status: 'draining' })
   })
-}
-
-/** What is not HTTP has no route, and is answered in the same form. */
-function refuseBytes(error: NodeJS.ErrnoException, socket: Socket): void {
-  if (error.code === 'ECONNRESET' || !socket.writable) {
-    socket.destroy()
-    return
-  }
-  const [status, code, phrase] =
-    error.code === 'HPE_HEADER_OVERFLOW'
-      ? [431, 'header_too_large', 'Request Header Fields Too Large']
-      : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
-        ? [408, 'request_timeout', 'Request Timeout']
-        : [400, 'invalid_request', 'Bad Request']
-  const body = JSON.stringify({ type: `urn:holdfast:problem:${code}`, status, code, title: phrase })
-  socket.end(
-    `HTTP/1.1 ${status} ${phrase}\r\ncontent-type: application/problem+json\r\n` +
-      `content-length: ${body.length}\r\nconnection: close\r\n\r\n${body}`,
-  )
 }
 
 function found(shown: object | undefined, service: string): object {

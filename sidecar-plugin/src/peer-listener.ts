@@ -7,10 +7,11 @@
  */
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
-import type { AddressInfo } from 'node:net'
+import type { AddressInfo, Socket } from 'node:net'
 import type { Clock } from '@holdfast/registry-client/clock'
 import type { Log } from '@holdfast/registry-client/log'
 import { isNamespace, isServiceName } from '@holdfast/registry-client/protocol'
+import { refuseBytes, refuseSocket } from './refuse-bytes.ts'
 
 export interface PeerListenerOptions {
   readonly clock: Clock
@@ -113,6 +114,14 @@ export class PeerListener {
         })
       },
     )
+    this.#server.on('clientError', (error, socket) => {
+      if (refuseBytes(error, socket as Socket)) this.#counts.refused++
+    })
+    // Node lets go of a socket that asks for a tunnel, and would close it without a word.
+    this.#server.on('connect', (_request, socket) => {
+      this.#counts.refused++
+      refuseSocket(socket as Socket, 405, 'method_not_allowed', 'Method Not Allowed')
+    })
     this.#server.maxConnections = connections
     this.#server.timeout = timeoutMs
   }
