@@ -218,7 +218,7 @@ function changeable(value: unknown, path: string, seen = new Set<unknown>()): st
 }
 
 describe('what is handed out cannot be changed', () => {
-  const policy = { timeout: '1s', retry: { attempts: 2, on: ['reset', 'refused'] } }
+  const policy = { timeout: '1s', retry: { attempts: 2, on: ['connect_failure', '5xx'] } }
   const labelled = { labels: { version: 'v1' }, override: { weight: 5 } }
 
   async function everyKind(): Promise<{ client: RegistryClient; made: World }> {

@@ -3,27 +3,20 @@
  * read on, through the memory cache's gate, to its selector, its watchers and its file.
  */
 
+import { AwaitedPlaces, type Place } from './awaited-places.ts'
 import type { Clock } from '../clock.ts'
 import type { Connection, Held, Session } from '../registry/connection.ts'
 import { Confirmations } from './confirmations.ts'
-import { channels, type FileMessage, type ViewMessage } from '../diagnostics.ts'
+import { channels, type ViewMessage } from '../diagnostics.ts'
 import { Entry } from './entry.ts'
 import type { FileCache, Loaded } from '../files/file-cache.ts'
-import { FileReadings, FirstReadings } from './file-readings.ts'
+import { FileLevel } from './file-level.ts'
 import type { Offer, Verdict } from './gate.ts'
 import { IdleServices } from './idle-services.ts'
 import type { Log } from '../log.ts'
 import type { MemoryCache } from './memory-cache.ts'
 import type { Peers } from './peers.ts'
-import {
-  fold,
-  isAfter,
-  type Cursor,
-  type Frame,
-  type PolicyDocument,
-  type StreamEvent,
-  type View,
-} from '../protocol.ts'
+import { fold, type Frame, type PolicyDocument, type StreamEvent, type View } from '../protocol.ts'
 import { Quarantines } from './quarantines.ts'
 import type { Selector, SelectorStrategy } from '../selection/selector.ts'
 import { UnknownNames } from './unknown-names.ts'
@@ -44,9 +37,6 @@ export interface Followed {
   restarted: Session | undefined
   /** The first reading of the file, as long as it is waited for. */
   loading: Promise<void> | undefined
-  readonly readings: FileReadings
-  /** The places in the history that are waited for. */
-  readonly wanted: Set<() => Cursor | undefined>
   /** Ends the asking of peers. */
   seeking: AbortController | undefined
 }
@@ -70,6 +60,7 @@ export class FollowedServices {
   readonly #options: FollowedServicesOptions
   readonly #memory: MemoryCache
   readonly #files: FileCache | undefined
+  readonly #fileLevel: FileLevel | undefined
   readonly #subscriptions: FollowedServicesOptions['subscriptions']
   readonly #clock: Clock
   readonly #log: Log
@@ -82,12 +73,10 @@ export class FollowedServices {
   /** The life of the stream that spoke last. */
   #session: Session | undefined
   readonly #quarantines: Quarantines
-  /** Those of which someone waits for a place in the history. */
-  readonly #wanting = new Set<Followed>()
+  readonly #awaited = new AwaitedPlaces<Followed>()
   readonly #unknown: UnknownNames
   readonly #idle: IdleServices
   #datedMs = -Infinity
-  readonly #firstReadings: FirstReadings
   #closed = false
   /** Frames received, and snapshots asked for because one did not continue a view. */
   readonly #frames = { snapshots: 0, changes: 0, restarts: 0 }
@@ -105,7 +94,15 @@ export class FollowedServices {
     this.#log = options.log
     this.#unknown = new UnknownNames(options.clock)
     this.#quarantines = new Quarantines(options.clock, options.log)
-    this.#firstReadings = new FirstReadings(options.clock)
+    if (options.files)
+      this.#fileLevel = new FileLevel({
+        files: options.files,
+        clock: options.clock,
+        holds: (entry) => this.#holds(entry),
+        override: (entry, view) => this.#memory.override(keyOf(entry.namespace, entry.service), entry, view),
+        offer: (entry, offer, isAnew) => (isAnew ? this.#replay(entry, offer) : this.#offer(entry, offer)),
+        changed: (entry) => this.#publish(entry),
+      })
     this.#confirmations = new Confirmations({
       isSent: ({ namespace, service }) => this.#subscriptions.covers(keyOf(namespace, service)),
       covered: (entry) => {
@@ -181,7 +178,7 @@ export class FollowedServices {
   /** Lets everyone who waits go, and everything that was held. */
   close(): void {
     this.#closed = true
-    this.#firstReadings.close()
+    this.#fileLevel?.close()
     for (const services of this.#byName.values())
       for (const served of services.values()) {
         this.#stopSeeking(served)
@@ -206,8 +203,6 @@ export class FollowedServices {
       watchers: new Watchers(),
       restarted: undefined,
       loading: undefined,
-      readings: new FileReadings(() => this.#read(followed)),
-      wanted: new Set(),
       seeking: undefined,
     }
     this.#followed.set(entry, followed)
@@ -216,8 +211,7 @@ export class FollowedServices {
     this.#memory.add(key, entry)
     this.#confirmations.begin(entry)
     // Loaded first and subscribed with its cursor then, so that only what changed is sent; but always subscribed.
-    const isRead = () => entry.isFileKnown || !this.#holds(entry)
-    const reading = this.#files ? this.#firstReadings.wait(followed.readings, isRead) : Promise.resolve()
+    const reading = this.#fileLevel?.begin(entry) ?? Promise.resolve()
     followed.loading = reading.then(() => {
       followed.loading = undefined
       if (!this.#holds(entry)) return
@@ -231,71 +225,21 @@ export class FollowedServices {
     return followed
   }
 
-  /** Never rejects: what cannot be read is the file cache's business. */
-  async #read(served: Followed): Promise<void> {
-    const files = this.#files!
-    const { entry } = served
-    const { namespace, service } = entry
-    const loaded = await files.load(namespace, service)
-    const isRead = files.isRead(namespace, service)
-    // Before the view is served, since an operator's word wins from the first answer on.
-    const override = await files.override(namespace, service, entry.view ?? loaded?.view, entry.override)
-    // Evicted, or everything closed, while the disk was read.
-    if (!this.#holds(entry)) return
-    if (channels.file.hasSubscribers)
-      channels.file.publish({
-        namespace,
-        service,
-        view: loaded?.view,
-        ageMs: loaded?.ageMs,
-        overridden: override !== undefined,
-      } satisfies FileMessage)
-    const isNews = override !== entry.override
-    if (isNews) this.#memory.override(keyOf(namespace, service), entry, override)
-    if (!this.#holds(entry)) return
-    if (loaded) this.#offerFile(served, loaded)
-    if (isRead) this.#noteFileKnown(entry)
-    if (isNews) this.#publish(entry)
-  }
-
   /** A file of a service may hold something new. */
   async fileChanged(namespace: string, service: string): Promise<void> {
     const served = this.find(namespace, service)
-    if (this.#files && served && !served.loading && !this.#closed) await served.readings.run()
+    if (served && !served.loading && !this.#closed) await this.#fileLevel?.changed(served.entry)
   }
 
   /** Whether a view is to be written over the file of another history. */
   replacesFile(view: View, found: Loaded): boolean {
-    const served = this.find(view.namespace, view.service)
+    const entry = this.find(view.namespace, view.service)?.entry
     // Let go since: it was saved for a reason.
-    if (served === undefined || !this.#holds(served.entry)) return true
-    if (!this.#isFileKnown(served)) {
-      this.#offerFile(served, found)
-      this.#noteFileKnown(served.entry)
-    }
-    // What was accepted before its file was known may not be any more.
-    const now = served.entry.view?.cursor
-    return now?.epoch === view.cursor.epoch && now.revision === view.cursor.revision
+    return entry === undefined || !this.#holds(entry) || this.#fileLevel!.replaces(entry, view, found)
   }
 
-  #isFileKnown({ entry }: Followed): boolean {
-    return entry.isFileKnown || this.#files!.isWritten(entry.namespace, entry.service)
-  }
-
-  #noteFileKnown(entry: Entry): void {
-    const before = entry.served
-    entry.isFileKnown = true
-    if (entry.served !== before) this.#publish(entry)
-  }
-
-  /**
-   * What a service's file holds. Until it has been read in full, which a slow or a failing disk may put off, it counts
-   * as though it had been read before anyone spoke: what the registry has said meanwhile is judged once more after it.
-   */
-  #offerFile(served: Followed, { view, ageMs, origin }: Loaded): void {
-    const { entry } = served
-    const offer: Offer = { view, origin, confirmed: { heardMs: this.#clock.now() - ageMs } }
-    if (this.#isFileKnown(served)) return this.#offer(entry, offer)
+  /** What the registry has said so far is judged once more after what counts as said before it. */
+  #replay(entry: Entry, offer: Offer): void {
     const word = entry.heard ?? (entry.origin === 'registry' ? entry.view : undefined)
     const said = word && this.#session && ({ view: word, origin: 'registry', confirmed: this.#session } satisfies Offer)
     this.#judge(entry, said ? [offer, said] : [offer], true)
@@ -331,11 +275,10 @@ export class FollowedServices {
   held(key: string): Held {
     const entry = this.#memory.peek(key)
     if (entry === undefined) return {}
-    const wanted = latest(this.#followed.get(entry)!.wanted)
     const cursor = (entry.heard ?? entry.view)?.cursor
     // Hearsay is no base for a change: the whole view, of a registry that is as far as the peer was.
     if (entry.origin === 'peer' && !entry.heard) return { reach: entry.view?.cursor }
-    return { cursor, reach: wanted }
+    return { cursor, reach: this.#awaited.latest(this.#followed.get(entry)!) }
   }
 
   /** One event of the stream. */
@@ -343,7 +286,7 @@ export class FollowedServices {
     this.#session = session
     if (event.event !== 'ping') this.#frame(event.frame, session)
     this.#confirmations.heard(event, session, () => this.#entries())
-    if (event.id) for (const served of this.#wanting) served.watchers.wake()
+    if (event.id) for (const served of this.#awaited.services) served.watchers.wake()
     if (event.event === 'ping') this.#tidy(session)
   }
 
@@ -480,27 +423,22 @@ export class FollowedServices {
     test: () => boolean,
     deadlineMs: number,
     signal: AbortSignal | undefined,
-    wanted?: () => Cursor | undefined,
+    wanted?: Place,
   ): Promise<boolean> {
     const waiting = served.watchers.until(test, deadlineMs, signal, this.#clock)
     this.#seek(served)
     if (wanted) {
-      served.wanted.add(wanted)
-      this.#wanting.add(served)
+      this.#awaited.add(served, wanted)
       // While its file is read it is not subscribed yet; then it is with this.
-      if (!served.loading) this.#ask(served, wanted())
+      if (!served.loading) {
+        if (wanted()) this.#subscriptions.ask(served.key)
+        else this.#subscriptions.refresh()
+      }
     }
     const held = await waiting
     if (served.watchers.size === 0) this.#stopSeeking(served)
-    if (wanted) served.wanted.delete(wanted)
-    if (served.wanted.size === 0) this.#wanting.delete(served)
+    if (wanted) this.#awaited.delete(served, wanted)
     return held
-  }
-
-  /** To be told now how far the registry is, and that it be at the place wanted. */
-  #ask({ key }: Followed, wanted: Cursor | undefined): void {
-    if (wanted) this.#subscriptions.ask(key)
-    else this.#subscriptions.refresh()
   }
 }
 
@@ -516,16 +454,6 @@ function isKnown(view: View): boolean {
 
 export function keyOf(namespace: string, service: string): string {
   return `${namespace}/${service}`
-}
-
-function latest(places: Iterable<() => Cursor | undefined>): Cursor | undefined {
-  let last: Cursor | undefined
-  for (const place of places) {
-    const cursor = place()
-    // Of places in two histories either; the registry knows one of them.
-    if (cursor && (last === undefined || isAfter(cursor, last))) last = cursor
-  }
-  return last
 }
 
 /** Of the strategies that a policy may name, those that this version executes; the others fall back to taking turns. */
