@@ -13,8 +13,9 @@ export function checkObject(input: unknown, name: string): void {
   if (typeof input !== 'object' || input === null) throw new TypeError(`${name}: must be an object, got ${show(input)}`)
 }
 
-export function checkList(input: unknown, name: string): void {
+export function checkList(input: unknown, most: number, name: string): void {
   if (!Array.isArray(input)) throw new TypeError(`${name}: must be a list, got ${show(input)}`)
+  if (input.length > most) throw new TypeError(`${name}: at most ${most}, got ${input.length}`)
 }
 
 /** @throws TypeError that names the first method that is missing */

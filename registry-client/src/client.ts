@@ -64,6 +64,8 @@ export interface PickOptions extends ServiceOptions {
 }
 
 const NO_OPTIONS = {}
+/** More than a client follows by default, several times over. */
+const MAX_REHEARSED = 100_000
 const DEFAULT_DEADLINE_MS = 5_000
 /** How long a registration waits for a registry that cannot be reached before it returns as pending. */
 const PATIENCE_MS = 3_000
@@ -325,14 +327,14 @@ export class RegistryClient {
   /**
    * Whether services would resolve if the registry died now: from memory as this process is, from file after a restart,
    * from a peer on a new host. Files are really read and peers really asked; nothing is changed by it.
-   * @param services default: all that memory holds
+   * @param services at most 100,000; default: all that memory holds
    * @param options `signal` ends it, with its reason
    */
   async rehearse(
     services?: readonly ServiceName[],
     options: { readonly signal?: AbortSignal } = {},
   ): Promise<Rehearsal[]> {
-    if (services !== undefined) checkList(services, 'services')
+    if (services !== undefined) checkList(services, MAX_REHEARSED, 'services')
     checkObject(options, 'options')
     checkSignal(options.signal)
     const names = services ?? [...this.#memory.entries()].flatMap(([, entry]) => (isUnknown(entry) ? [] : [entry]))

@@ -9,7 +9,7 @@ import { DEFAULT_NAMESPACE, LIMITS } from './protocol.ts'
 import { show } from './shown.ts'
 
 export interface ConnectOptions {
-  /** Base URLs of registries that hold the same state. */
+  /** Base URLs of registries that hold the same state, at most 100. */
   readonly endpoints: readonly string[]
   /**
    * Base URLs of sidecars, or of other programs that answer `GET /v1/views/{service}`: asked, while the registry cannot
@@ -81,6 +81,8 @@ const DEFAULT_MAX_CACHE_BYTES = 1_073_741_824
 const MIN_CACHE_BYTES = 1_048_576
 /** Longer than the pauses of a job that runs every half hour; shorter, and each of its runs would begin with a stale view. */
 const DEFAULT_IDLE_MS = 3_600_000
+/** A request may have to try all of them. */
+const MAX_ENDPOINTS = 100
 /** Each service that is missing is asked of all of them. */
 const MAX_PEERS = 16
 
@@ -98,10 +100,9 @@ export function settingsOf(options: ConnectOptions): ConnectSettings {
   const { maxNodes = DEFAULT_MAX_NODES, maxServices = DEFAULT_MAX_SERVICES, idleAfter = DEFAULT_IDLE_MS } = options
   const { log = silentLog, clock = systemClock, random = systemRandom } = options
   const { network = systemNetwork, disk = systemDisk } = options
-  const urls = urlsOf(endpoints, 'endpoints')
+  const urls = urlsOf(endpoints, MAX_ENDPOINTS, 'endpoints')
   if (urls.length === 0) throw new TypeError('endpoints: at least one is needed')
-  const peerUrls = urlsOf(peers, 'peers')
-  if (peerUrls.length > MAX_PEERS) throw new TypeError(`peers: at most ${MAX_PEERS}, got ${peerUrls.length}`)
+  const peerUrls = urlsOf(peers, MAX_PEERS, 'peers')
   if (cacheDir !== undefined && (typeof cacheDir !== 'string' || cacheDir === '' || cacheDir.includes('\0')))
     throw new TypeError(`cacheDir: must be a path; leave it out to keep nothing on disk; got ${show(cacheDir)}`)
   checkNamespace(namespace)
@@ -136,8 +137,8 @@ export function settingsOf(options: ConnectOptions): ConnectSettings {
   }
 }
 
-function urlsOf(urls: readonly string[], name: string): string[] {
-  checkList(urls, name)
+function urlsOf(urls: readonly string[], most: number, name: string): string[] {
+  checkList(urls, most, name)
   return urls.map((url: unknown) => {
     if (typeof url !== 'string' || !URL_PATTERN.test(url) || !URL.canParse(url))
       throw new TypeError(`${name}: not an http URL: ${show(url)}`)
