@@ -11,14 +11,16 @@ import { CacheDirectory } from './cache-directory.ts'
 import { CORRUPT, OWN_SCHEMA, PREVIOUS, serviceOf, viewPath } from './cache-paths.ts'
 import { every, sleep, type Clock } from '../clock.ts'
 import type { Disk } from '../disk.ts'
-import { codeOf, FaultLog } from './fault-log.ts'
+import { FaultLog } from './fault-log.ts'
 import type { FileCacheStatus } from './file-cache-status.ts'
+import { FileLooks } from './file-looks.ts'
 import { limitedDisk } from './limited-disk.ts'
 import type { Log } from '../log.ts'
 import { NamespaceWatches } from './namespace-watches.ts'
 import { OverrideFiles } from './override-file.ts'
-import { isAfter, type View } from '../protocol.ts'
-import { ViewFiles, type Bad, type Found, type Good, type Held } from './view-files.ts'
+import type { View } from '../protocol.ts'
+import { createSlot, type Slot } from './slot.ts'
+import { isPassing, isSame, supersedes, ViewFiles, type Bad, type Found, type Held } from './view-files.ts'
 import { CorruptFileError, OtherSchemaError } from './view-text.ts'
 import { WriteQueue } from './write-queue.ts'
 
@@ -35,8 +37,6 @@ const CONCURRENT_WRITES = 2
 const CONCURRENT_OPERATIONS = 3
 /** Events are hints: what they missed is found by looking. */
 const LOOK_MS = 5_000
-/** Files that are looked at again at each look: ten thousand within ten minutes. */
-const LOOK_FILES = 100
 /** How long a start waits for a disk that does not answer. */
 const OPEN_LIMIT_MS = 1_000
 const CLOSE_LIMIT_MS = 5_000
@@ -74,30 +74,6 @@ export interface FileCacheOptions {
   readonly maxBytes?: number | undefined
 }
 
-/** One service. */
-interface Slot {
-  readonly namespace: string
-  readonly service: string
-  /** The name in use: its own while another version of this library uses the one that belongs to all. */
-  file: string
-  /** To be written. */
-  next: Held | undefined
-  /** Being written. */
-  writing: Held | undefined
-  /** What is in the file, as it was written or read last. */
-  known: Good | undefined
-  /** The known view was confirmed: date its file. */
-  dateAnew: boolean
-  confirmedMs: number
-  forgotten: boolean
-  /** Whether all of its files could be read. */
-  isRead: boolean
-  /** Whether this process has written its file since it began to follow the service. */
-  isWritten: boolean
-  /** What was reported of its files, so that it is reported once. */
-  complaint: string | undefined
-}
-
 export class FileCache {
   readonly #directory: string
   readonly #disk: Disk
@@ -111,9 +87,7 @@ export class FileCache {
   readonly #bounds: CacheDirectory
   readonly #faults: FaultLog
   readonly #counts = { reads: 0, hits: 0, written: 0, coalesced: 0, failed: 0, corrupt: 0, mended: 0 }
-  /** To be looked at at the next look: what was written since the last, and what could not be read. */
-  readonly #recent = new Set<Slot>()
-  #round: Iterator<Slot> | undefined
+  readonly #looks: FileLooks
   #events: FileCacheEvents = { changed() {} }
   #closing = false
   #isLooking = false
@@ -140,6 +114,12 @@ export class FileCache {
       clock,
       account: (bytes) => this.#bounds.account(bytes),
       unkept: (error) => this.#faults.count(error),
+    })
+    this.#looks = new FileLooks({
+      slots: this.#slots,
+      views: this.#views,
+      isBusy: (slot) => slot.next !== undefined || this.#queue.isRunning(slot),
+      changed: ({ namespace, service }) => this.#tell(namespace, service),
     })
     this.#bounds = new CacheDirectory({
       directory,
@@ -306,6 +286,7 @@ export class FileCache {
   async close(): Promise<void> {
     this.#closing = true
     this.#cancelLook()
+    this.#looks.close()
     await this.#queue.close(CLOSE_LIMIT_MS)
     const lost = [...this.#slots.values()].filter((slot) => slot.next || this.#queue.isRunning(slot)).length
     if (lost > 0) this.#log.warn({ directory: this.#directory, views: lost }, 'closed with views that are not on disk')
@@ -318,20 +299,7 @@ export class FileCache {
     const key = keyOf(namespace, service)
     let slot = this.#slots.get(key)
     if (slot === undefined) {
-      slot = {
-        namespace,
-        service,
-        file: viewPath(this.#directory, namespace, service),
-        next: undefined,
-        writing: undefined,
-        known: undefined,
-        dateAnew: false,
-        confirmedMs: -Infinity,
-        forgotten: false,
-        isRead: false,
-        isWritten: false,
-        complaint: undefined,
-      }
+      slot = createSlot(namespace, service, viewPath(this.#directory, namespace, service))
       this.#slots.set(key, slot)
       this.#watches.follow(namespace)
     }
@@ -340,7 +308,7 @@ export class FileCache {
 
   #drop(slot: Slot): void {
     if (this.#slots.delete(keyOf(slot.namespace, slot.service))) this.#watches.release(slot.namespace)
-    this.#recent.delete(slot)
+    this.#looks.forget(slot)
     this.#faults.end(keyOf(slot.namespace, slot.service))
   }
 
@@ -393,7 +361,7 @@ export class FileCache {
     slot.confirmedMs = this.#clock.now()
     slot.isWritten = true
     this.#counts.written++
-    this.#recent.add(slot)
+    this.#looks.soon(slot)
   }
 
   async #date(slot: Slot): Promise<void> {
@@ -433,7 +401,7 @@ export class FileCache {
     const reason = (error as Error).message
     const complaint = `${file}: ${reason} ${content?.modifiedMs}`
     // It may be whole, and readable the next time.
-    if (content === undefined) this.#recent.add(slot)
+    if (content === undefined) this.#looks.soon(slot)
     if (slot.complaint === complaint) return
     slot.complaint = complaint
     this.#faults.count(error)
@@ -457,38 +425,12 @@ export class FileCache {
       const isFollowed = (namespace: string, service: string) => this.#slots.has(keyOf(namespace, service))
       for (const { namespace, service } of await this.#overrides.changed(namespaces, isFollowed))
         this.#tell(namespace, service)
-      await this.#lookAtFiles()
+      await this.#looks.look()
       // Not waited for: it takes its time, and what was overruled must not wait for it.
       void this.#bounds.lookIfDue()
     } finally {
       this.#isLooking = false
     }
-  }
-
-  /** Those written since the last look, then the next of all in turn; more of them when one was not what it should be. */
-  async #lookAtFiles(): Promise<void> {
-    const recent = [...this.#recent]
-    this.#recent.clear()
-    let found = 0
-    for (const slot of recent) found += await this.#lookAt(slot)
-    for (let left = this.#slots.size; left > 0 && !this.#closing;) {
-      const before = found
-      for (let i = 0; i < LOOK_FILES && left > 0; i++, left--) {
-        this.#round ??= this.#slots.values()
-        const item = this.#round.next()
-        if (item.done) this.#round = undefined
-        else found += await this.#lookAt(item.value)
-      }
-      if (found === before) return
-    }
-  }
-
-  async #lookAt(slot: Slot): Promise<number> {
-    if (slot.next || this.#queue.isRunning(slot)) return 0
-    const isSame = slot.known && (await this.#views.isStill(slot.file, slot.known).catch(() => false))
-    if (isSame || (slot.known === undefined && slot.complaint === undefined)) return 0
-    this.#tell(slot.namespace, slot.service)
-    return 1
   }
 
   /** A file event. */
@@ -497,10 +439,9 @@ export class FileCache {
     const slot = target && this.#slots.get(keyOf(target.namespace, target.service))
     if (slot === undefined) return
     const isView = target!.kind === 'view'
-    // Views are renamed into their place, and only dated there. While one is written its file is looked at anyway.
-    if (isView && (event === 'change' || slot.next || this.#queue.isRunning(slot))) return
-    const isOurs = isView && slot.known && (await this.#views.isStill(slot.file, slot.known).catch(() => false))
-    if (!isOurs) this.#tell(slot.namespace, slot.service)
+    // Views are renamed into their place, and only dated there.
+    if (isView && (event === 'change' || (await this.#looks.isAsKnown(slot)))) return
+    this.#tell(slot.namespace, slot.service)
   }
 
   #tell(namespace: string, service: string): void {
@@ -510,25 +451,6 @@ export class FileCache {
 
 function keyOf(namespace: string, service: string): string {
   return `${namespace}/${service}`
-}
-
-/** Whether one of two views says more: what the registry said before what a peer did, then the later place. */
-function supersedes(one: Held, other: Held): boolean {
-  if (one.isHearsay !== other.isHearsay) return other.isHearsay
-  return isAfter(one.view.cursor, other.view.cursor)
-}
-
-function isSame(one: Pick<Held, 'view' | 'isHearsay'>, other: Pick<Held, 'view' | 'isHearsay'>): boolean {
-  const [a, b] = [one.view.cursor, other.view.cursor]
-  return a.epoch === b.epoch && a.revision === b.revision && one.isHearsay === other.isHearsay
-}
-
-/** What no later try will read either: a link, a directory, a pipe, a giant, a file of somebody who does not let us. */
-const LASTING: ReadonlySet<string> = new Set(['ELOOP', 'EISDIR', 'EINVAL', 'EFBIG', 'EACCES', 'EPERM', 'ENOTDIR'])
-
-/** Whether a file could not be read, and perhaps will be later. */
-function isPassing(found: Found): found is Bad {
-  return found.kind === 'bad' && found.content === undefined && !LASTING.has(codeOf(found.error))
 }
 
 function coded(code: string, reason: string): Error {

@@ -25,7 +25,7 @@ import { PREVIOUS, temporaryPath } from './cache-paths.ts'
 import type { Clock } from '../clock.ts'
 import type { Disk, FileContent } from '../disk.ts'
 import { codeOf } from './fault-log.ts'
-import type { View } from '../protocol.ts'
+import { isAfter, type View } from '../protocol.ts'
 import { HEAD_CHARS, OtherSchemaError, parseView, renderView } from './view-text.ts'
 
 /** What clocks of hosts that share a directory, and small corrections of one clock, may be apart. */
@@ -187,6 +187,25 @@ export class ViewFiles {
     // Node takes a date before 1970 for now, and at 1970 a file says of itself that its age is not known.
     return Math.max(LEAST_DATE_MS, this.#clock.wall() - (this.#clock.now() - heardMs))
   }
+}
+
+/** Whether one of two views says more: what the registry said before what a peer did, then the later place. */
+export function supersedes(one: Held, other: Held): boolean {
+  if (one.isHearsay !== other.isHearsay) return other.isHearsay
+  return isAfter(one.view.cursor, other.view.cursor)
+}
+
+export function isSame(one: Pick<Held, 'view' | 'isHearsay'>, other: Pick<Held, 'view' | 'isHearsay'>): boolean {
+  const [a, b] = [one.view.cursor, other.view.cursor]
+  return a.epoch === b.epoch && a.revision === b.revision && one.isHearsay === other.isHearsay
+}
+
+/** What no later try will read either: a link, a directory, a pipe, a giant, a file of somebody who does not let us. */
+const LASTING: ReadonlySet<string> = new Set(['ELOOP', 'EISDIR', 'EINVAL', 'EFBIG', 'EACCES', 'EPERM', 'ENOTDIR'])
+
+/** Whether a file could not be read, and perhaps will be later. */
+export function isPassing(found: Found): found is Bad {
+  return found.kind === 'bad' && found.content === undefined && !LASTING.has(codeOf(found.error))
 }
 
 class UntrustedFileError extends Error {
