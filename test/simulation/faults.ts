@@ -123,15 +123,18 @@ const KINDS: Readonly<Record<FaultKind, number>> = {
 /** What a run may have beside its faults: clients that ask each other, that hold little, that ask for what is young. */
 export type Trait = 'peers' | 'bounds' | 'young'
 
-/** What the product does not withstand yet, and no run has until it does. */
+/**
+ * What no run has yet, since the client does not withstand it: files that are read late (they are dated by the end of the
+ * reading of their override, may end in a view that no ping confirms, and a service is told empty before them), liars
+ * (who are believed of services that the registry never heard of, and take the room of what is known), and a registry
+ * that takes back what it has said while nodes are kept in quarantine.
+ */
 const NOT_YET: ReadonlySet<FaultKind | Trait> = new Set<FaultKind | Trait>([
   'bad reads',
   'bad start',
-  'new host',
   'liar',
   'deaf',
   'peers',
-  'bounds',
   'young',
 ])
 
@@ -221,7 +224,7 @@ function actionOf(kind: FaultKind, random: Random, stage: Stage): FaultAction {
     case 'liar':
       return { kind, process: any(stage.clients), lie: any(LIES), ms: 20_000 + upTo(200_000) }
     case 'deaf':
-      return { kind, process: any(stage.replicas), ms: upTo(30_000) }
+      return { kind, process: any(stage.replicas), ms: 10_000 + upTo(50_000) }
     case 'etcd stop':
     case 'etcd freeze':
       return { kind, member: Math.floor(random() * stage.members.length), ms: upTo(40_000) }

@@ -16,8 +16,8 @@ import type { HostDisk } from './sim-disk.ts'
 
 /** A stream that is slow or blocked may be that late before it counts as lost, and a registry behind its store. */
 const LATE_MS = 35_000
-/** Whoever was frozen reads what has waited for it as though it came now. */
-const FROZEN_MS = 60_000
+/** Whoever was frozen reads what has waited for it as though it came now; whoever talks to a deaf replica trusts it. */
+const UNAWARE_MS = 60_000
 /** Once a registry that is not behind has answered: two pings, and a file's next writing. */
 const LIE_MS = 30_000
 const LYING_FILE_MS = 60_000
@@ -30,8 +30,8 @@ export interface HearsayOptions {
   readonly model: Model
   readonly lies: Lies
   readonly nowMs: () => number
-  /** When any process was frozen last. */
-  readonly thawedMs: () => number
+  /** When a process last did not know how late it was. */
+  readonly unawareMs: () => number
   readonly violated: (violation: Violation) => void
 }
 
@@ -79,8 +79,8 @@ export class Hearsay {
 
   #checkAge(who: string, service: string, view: View, age: number): void {
     this.checks++
-    const { nowMs, model, thawedMs } = this.#options
-    if (nowMs() - thawedMs() < FROZEN_MS) return
+    const { nowMs, model, unawareMs } = this.#options
+    if (nowMs() - unawareMs() < UNAWARE_MS) return
     const { epoch, revision } = view.cursor
     const next = model.epochs
       .get(epoch)
@@ -141,8 +141,10 @@ export class Hearsay {
   lookBehind(clients: readonly ClientProcess[], replicas: readonly Replica[]): void {
     const nowMs = this.#options.nowMs()
     const ahead = new Map<string, number>()
-    for (const { client: library, name, followed, carriedSinceMs, process } of clients) {
+    for (const { client: library, name, host, followed, carriedSinceMs, process } of clients) {
       if (library?.reachable !== true || process!.isFrozen) continue
+      // Another process on its host may know better, and date the files.
+      if (clients.some((other) => other.host === host && other.name !== name)) continue
       const { endpoint } = library.status().connection
       const hub = replicas.find(({ address }) => endpoint === `http://${address}`)?.parts?.hub
       for (const service of followed) {

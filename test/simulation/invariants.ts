@@ -45,6 +45,8 @@ export class Violation extends Error {
 /** Beyond what any process of a run needs at once. */
 const MAX_TIMERS = 400
 const MAX_CONNECTIONS = 40
+/** Services of which a client asks its peers at once. */
+const MAX_ASKED = 32
 const MAX_FILES_PER_SERVICE = 12
 /** Beyond the time in which a file is waited for before its service is subscribed. */
 const SUBSCRIBE_MS = 3_000
@@ -192,7 +194,8 @@ export class Invariants {
     const { name } = client
     const shown = this.#shown.get(name)!
     if (answer === undefined) {
-      if (before!.answer.overridden || before!.cursor.revision === 0 || this.#mayForget(client, before!)) {
+      const { overridden } = before!.answer
+      if (overridden || before!.isLie || before!.cursor.revision === 0 || this.#mayForget(client, before!)) {
         shown.delete(service)
         return
       }
@@ -217,7 +220,8 @@ export class Invariants {
           `${name} knew ${service} at ${text(before.cursor)}, and shows a lie at ${text(cursor)}`,
         )
       const isBack = epochIndex === before.epochIndex && cursor.revision < before.cursor.revision
-      if (isBack || epochIndex < before.epochIndex)
+      // A peer may know more than a registry that is behind; its word ends all the same.
+      if (before.answer.source !== 'peer' && (isBack || epochIndex < before.epochIndex))
         this.#violated('cursor', `${name} went from ${text(before.cursor)} back to ${text(cursor)} of ${service}`)
       if (!before.answer.overridden) this.#checkProof(name, service, before.answer.view, view)
     }
@@ -249,6 +253,8 @@ export class Invariants {
   #mayForget({ bounds, client, followed }: ClientProcess, before: Shown): boolean {
     if (bounds === undefined) return false
     if (client!.reachable && !before.isQuarantined) return true
+    // A liar knows every name that anyone may think up, and nobody knows it for one.
+    if (before.answer.source === 'peer') return true
     const others = [...followed].flatMap((service) => client!.peek(service) ?? [])
     // An entry holds three views at most: what is served, what was, and what was heard.
     const nodes = [before.answer, ...others].reduce((sum, { view }) => sum + 1 + 3 * view.nodes.size, 0)
@@ -296,7 +302,7 @@ export class Invariants {
       if (client.lives !== lives) return
       if (outcome instanceof Error) {
         if (outcome instanceof ResolveError && outcome.code === 'closed') return
-        if (known && known.cursor.revision > 0 && !known.answer.overridden)
+        if (known && !known.isLie && known.cursor.revision > 0 && !known.answer.overridden)
           this.#violated('outage', `${client.name} knew ${service} and cannot resolve it: ${outcome.message}`)
         else if (found && wasWell && isDiskWell())
           this.#violated(
@@ -414,15 +420,16 @@ export class Invariants {
 
   checkBounds(counts: {
     readonly timers: Iterable<readonly [name: string, count: number]>
-    readonly connections: Iterable<readonly [name: string, count: number]>
+    readonly connections: Iterable<readonly [name: string, count: number, peers: number]>
     readonly files: Iterable<readonly [name: string, count: number, services: number]>
   }): void {
     this.checks++
     for (const [name, count] of counts.timers)
       if (count > MAX_TIMERS) this.#violated('bounds', `${name} has ${count} timers, at most ${MAX_TIMERS} expected`)
-    for (const [name, count] of counts.connections)
-      if (count > MAX_CONNECTIONS)
-        this.#violated('bounds', `${name} has ${count} connections, at most ${MAX_CONNECTIONS} expected`)
+    for (const [name, count, peers] of counts.connections) {
+      const max = MAX_CONNECTIONS + peers * MAX_ASKED
+      if (count > max) this.#violated('bounds', `${name} has ${count} connections, at most ${max} expected`)
+    }
     for (const [name, count, services] of counts.files)
       if (count > services * MAX_FILES_PER_SERVICE)
         this.#violated('bounds', `${name} has ${count} files of ${services} services`)

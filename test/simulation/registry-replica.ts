@@ -104,14 +104,26 @@ export interface ReplicaOptions {
 
 /** While a replica is deaf, its streams are not told what its store learns, and it does not know that. */
 class Deafness {
+  readonly #nowMs: () => number
   #depth = 0
+  #endedMs = -Infinity
   #held: (() => void)[] = []
+
+  constructor(nowMs: () => number) {
+    this.#nowMs = nowMs
+  }
+
+  /** When it heard nothing last. */
+  get lastMs(): number {
+    return this.#depth > 0 ? this.#nowMs() : this.#endedMs
+  }
 
   begin(): void {
     this.#depth++
   }
 
   end(): void {
+    this.#endedMs = this.#nowMs()
     if (--this.#depth === 0) for (const run of this.#held.splice(0)) run()
   }
 
@@ -131,7 +143,7 @@ class Deafness {
 }
 
 export class Replica {
-  readonly deafness = new Deafness()
+  readonly deafness: Deafness
   readonly name: string
   readonly host: Host
   readonly address: string
@@ -142,6 +154,7 @@ export class Replica {
 
   constructor(options: ReplicaOptions) {
     this.#options = options
+    this.deafness = new Deafness(() => options.scheduler.nowMs)
     this.name = options.name
     this.host = new Host(options.name)
     this.address = `${options.name}:7400`

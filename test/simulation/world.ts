@@ -122,7 +122,7 @@ export class World {
     const lies = (this.#lies = new Lies(this.#model))
     const violated = (violation: Violation) => this.#violated(violation)
     this.#files = new CacheFiles({ evidence, lies, violated })
-    this.#hearsay = new Hearsay({ model: this.#model, lies, nowMs, thawedMs: () => this.#thawedMs(), violated })
+    this.#hearsay = new Hearsay({ model: this.#model, lies, nowMs, unawareMs: () => this.#unawareMs(), violated })
     this.#invariants = new Invariants({
       model: this.#model,
       evidence,
@@ -369,11 +369,12 @@ export class World {
     }
   }
 
-  #thawedMs(): number {
+  /** When a process last did not know how late it was. */
+  #unawareMs(): number {
     const times = [...this.#replicas, ...this.#clients].map(({ process }) =>
       process?.isFrozen === true ? this.#scheduler.nowMs : (process?.thawedMs ?? -Infinity),
     )
-    return Math.max(...times)
+    return Math.max(...times, ...this.#replicas.map(({ deafness }) => deafness.lastMs))
   }
 
   #clientStarted(client: ClientProcess): void {
@@ -396,7 +397,7 @@ export class World {
       )
       this.#invariants.checkBounds({
         timers: processes.map((item) => [item.name, item.timers]),
-        connections: processes.map((item) => [item.name, this.#network.openedBy(item)]),
+        connections: processes.map((item) => [item.name, this.#network.openedBy(item), this.#clients.length - 1]),
         files: [...this.#disks].map(([name, { files }]) => [name, files.size, 6]),
       })
       this.#lookLater()
