@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { world, type World } from '../support/client-world.ts'
+import { failure, resolved, world, type World } from '../support/client-world.ts'
 import { settle } from '../support/manual-clock.ts'
 import { changeOf, idsOf, removalOf, snapshotOf } from '../support/sample-views.ts'
 import { answer } from '../support/scripted-network.ts'
@@ -89,6 +89,34 @@ describe('what a peer claimed to know', () => {
       assert.equal(client.status().quarantined.length, expected.length)
       await client.close()
     }
+  })
+
+  test('ends with the registry’s word that it never heard of the service; and its file goes', async () => {
+    const { made, client } = await deceived()
+    assert.ok(made.disk.files.has(FILE))
+    await made.network.stream.accept()
+    await made.network.stream.event('snapshot', snapshotOf('e:0'), 'e:10')
+    assert.deepEqual(idsOf((await client.resolve('stock')).view), ['liar'])
+    await made.network.stream.event('ping', {}, 'e:10')
+    assert.equal((await failure(client.resolve('stock'))).code, 'unknown_service')
+    assert.deepEqual(client.status().quarantined, [])
+    await made.clock.advance(1_000)
+    assert.deepEqual([...made.disk.files.keys()], [])
+    await client.close()
+  })
+
+  test('makes room before what the registry said: a liar knows every name', async () => {
+    const made = world()
+    made.network.respond = (call) => {
+      const [, service] = /views\/(\w+)/.exec(call.path) ?? []
+      return answer(200, { ...snapshotOf('e:5', ['liar'], { service: service! }), source: 'memory', age: 0 })
+    }
+    const client = await made.start({ peers: ['http://peer:7503'], cacheDir: undefined, maxServices: 2 })
+    await resolved(made, client, 'a')
+    await made.network.stream.cut('dead')
+    for (const name of ['one', 'two', 'three']) assert.equal((await client.resolve(name)).source, 'peer')
+    assert.equal(client.peek('stock')?.nodes[0]?.id, 'a')
+    await client.close()
   })
 
   test('of a history that never was, lapses beside what the registry names', async () => {

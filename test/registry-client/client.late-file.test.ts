@@ -3,7 +3,7 @@ import { describe, test } from 'node:test'
 import type { ResolveError } from '@holdfast/registry-client'
 import { failure, world, worldWithFile, type World } from '../support/client-world.ts'
 import { settle } from '../support/manual-clock.ts'
-import { idsOf, snapshotOf } from '../support/sample-views.ts'
+import { idsOf, removalOf, snapshotOf } from '../support/sample-views.ts'
 
 const FILE = '/cache/default/stock.json'
 
@@ -158,6 +158,21 @@ describe('a file that is read after the registry of a new epoch spoke', () => {
       assert.deepEqual(idsOf((await client.resolve('stock')).view), ['a', 'b'])
       await client.close()
     }
+  })
+
+  test('an emptiness with a proof is not told either, since the file may hold more than that proof accounts for', async () => {
+    const made = await worldWithFile('a', 'b')
+    TROUBLES['EMFILE for ten seconds']!(made)
+    const client = await made.start()
+    await made.network.stream.accept()
+    const resolving = failure(client.resolve('stock', { deadline: '2s' }))
+    await made.clock.advance(300)
+    await made.network.stream.event('snapshot', snapshotOf('new:7', [], { emptied: removalOf('c', 7) }), 'new:7')
+    await made.clock.advance(2_000)
+    assert.equal((await resolving).code, 'unresolved')
+    await made.clock.advance(15_000)
+    assert.deepEqual(idsOf((await client.resolve('stock')).view), ['a', 'b'])
+    await client.close()
   })
 
   test('a disk that never reads keeps nothing from being answered, and loses nothing', async () => {

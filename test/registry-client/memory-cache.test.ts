@@ -4,6 +4,7 @@ import fc from 'fast-check'
 import { fold, type Removal, type View } from '@holdfast/registry-client/protocol'
 import type { Session } from '../../registry-client/src/registry/connection.ts'
 import { Entry, type Origin } from '../../registry-client/src/cache/entry.ts'
+import { judge } from '../../registry-client/src/cache/gate.ts'
 import { MemoryCache } from '../../registry-client/src/cache/memory-cache.ts'
 import { ManualClock } from '../support/manual-clock.ts'
 import { idsOf, nodeOf, removalOf, viewOf } from '../support/sample-views.ts'
@@ -88,7 +89,6 @@ describe('the gate', () => {
     for (const [release, expected] of [
       [viewOf('e:8', ['b']), ['b']],
       [viewOf('e:8', [], { emptied: removalOf('a', 8) }), []],
-      [viewOf('e:5', ['a']), ['a']],
     ] as const) {
       const { memory, entry } = world()
       const made = entry('stock')
@@ -102,6 +102,24 @@ describe('the gate', () => {
       assert.deepEqual(idsOf(made.view), expected)
       assert.equal(made.quarantined, false)
     }
+  })
+
+  test('while it is kept aside the registry does not go back either', () => {
+    const { verdicts, entry } = offers(
+      ['registry', viewOf('e:5', ['a'])],
+      ['registry', viewOf('e:7')],
+      ['registry', viewOf('e:5', ['a'])],
+      ['registry', viewOf('e:8', ['a', 'b'])],
+    )
+    assert.deepEqual(verdicts, ['accepted', 'unproven', 'older', 'accepted'])
+    const revisions: (number | undefined)[] = []
+    for (const revision of [9, 8, 7]) {
+      entry.carried = viewOf('f:9', ['a'])
+      entry.heard = viewOf('f:9')
+      judge(entry, { view: viewOf(`f:${revision}`), origin: 'registry', confirmed: { heardMs: 0 } }, 0)
+      revisions.push(entry.heard.cursor.revision)
+    }
+    assert.deepEqual(revisions, [9, 9, 9])
   })
 
   test('an empty file without proof empties nothing either', () => {

@@ -42,6 +42,8 @@ export class Entry {
   awaited: { readonly session: Session; readonly sinceMs: number } | undefined
   /** Whether it is known what the service's files hold, which a slow or a failing disk may put off. */
   isFileKnown = false
+  /** Whether it has ever served nodes: what says that there are none was judged against them. */
+  hadNodes = false
   /** What an operator's file says instead of the registry. */
   override: View | undefined
   /** How many watch the service: while anyone does, it is not evicted. */
@@ -61,9 +63,12 @@ export class Entry {
     this.service = service
   }
 
-  /** What answers a caller. Without proof nobody is told that there are no nodes before the files were read. */
+  /**
+   * What answers a caller. Nobody is told that there are no nodes before the files were read: they may hold some of which
+   * even the proof that is at hand says nothing.
+   */
   get served(): View | undefined {
-    return this.override ?? this.carried ?? (this.isFileKnown || isProven(this.view) ? this.view : undefined)
+    return this.override ?? this.carried ?? (this.isFileKnown || this.hadNodes ? this.view : undefined)
   }
 
   /** Whether the registry's last word leaves nodes out without proof, and they are served all the same. */
@@ -106,11 +111,6 @@ export class Entry {
     this.touched = false
     return this.#usedMs
   }
-}
-
-/** Whether a view names nodes, or the removal of the last one. */
-function isProven(view: View | undefined): boolean {
-  return view !== undefined && (view.nodes.size > 0 || view.emptied !== undefined)
 }
 
 function later(a: Cursor | undefined, b: Cursor): Cursor {

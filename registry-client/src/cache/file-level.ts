@@ -7,6 +7,7 @@ import type { FileCache, Loaded } from '../files/file-cache.ts'
 import { FileReadings, FirstReadings } from './file-readings.ts'
 import type { Offer } from './gate.ts'
 import type { View } from '../protocol.ts'
+import type { Session } from '../registry/connection.ts'
 
 export interface FileLevelOptions {
   readonly files: FileCache
@@ -46,7 +47,7 @@ export class FileLevel {
   /** Whether a view is to be written over the file of another history. */
   replaces(entry: Entry, view: View, found: Loaded): boolean {
     if (!this.#isKnown(entry)) {
-      this.#offer(entry, found)
+      this.#offer(entry, found, { heardMs: this.#options.clock.now() - found.ageMs })
       this.#noteKnown(entry)
     }
     // What was accepted before its file was known may not be any more.
@@ -63,6 +64,7 @@ export class FileLevel {
     const { files, holds } = this.#options
     const { namespace, service } = entry
     const loaded = await files.load(namespace, service)
+    const confirmed = { heardMs: this.#options.clock.now() - (loaded?.ageMs ?? 0) }
     const isRead = files.isRead(namespace, service)
     // Before the view is served, since an operator's word wins from the first answer on.
     const override = await files.override(namespace, service, entry.view ?? loaded?.view, entry.override)
@@ -76,7 +78,7 @@ export class FileLevel {
     const isNews = override !== entry.override
     if (isNews) this.#options.override(entry, override)
     if (!holds(entry)) return
-    if (loaded) this.#offer(entry, loaded)
+    if (loaded) this.#offer(entry, loaded, confirmed)
     if (isRead) this.#noteKnown(entry)
     if (isNews) this.#options.changed(entry)
   }
@@ -85,8 +87,7 @@ export class FileLevel {
    * What a service's file holds. Until it has been read in full, which a slow or a failing disk may put off, it counts
    * as though it had been read before anyone spoke.
    */
-  #offer(entry: Entry, { view, ageMs, origin }: Loaded): void {
-    const confirmed = { heardMs: this.#options.clock.now() - ageMs }
+  #offer(entry: Entry, { view, origin }: Loaded, confirmed: Session): void {
     this.#options.offer(entry, { view, origin, confirmed }, !this.#isKnown(entry))
   }
 

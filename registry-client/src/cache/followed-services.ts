@@ -370,14 +370,17 @@ export class FollowedServices {
 
   /** What follows from a view that is served from now on, or was already. */
   #keep(key: string, entry: Entry, { view, origin, confirmed }: Offer, verdict: Verdict): void {
-    if (origin === 'registry') this.#confirmations.settle(entry)
+    if (origin === 'registry' && entry.confirmed === confirmed) this.#confirmations.settle(entry)
     // Dated by someone else from now on, whose date does not grow; the stream's next word makes it this stream's again.
     else this.#confirmations.doubt(entry)
     if (verdict !== 'accepted' || origin === 'file') return
     if (isKnown(view)) {
       this.#unknown.forget(key)
       this.#files?.save(view, this.#clock.now() - confirmed.heardMs, origin)
-    } else this.#unknown.note(key)
+    } else {
+      this.#unknown.note(key)
+      if (origin === 'registry') this.#files?.discard(entry.namespace, entry.service)
+    }
   }
 
   #announce(entry: Entry, { view: offered, origin }: Offer, verdict: Verdict): void {

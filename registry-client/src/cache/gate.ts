@@ -8,7 +8,7 @@
  */
 
 import type { Entry, Origin, QuarantineReason } from './entry.ts'
-import { accountsFor, carryOver, unaccounted, type Removal, type ServiceNode, type View } from '../protocol.ts'
+import { accountsFor, carryOver, isAfter, unaccounted, type Removal, type ServiceNode, type View } from '../protocol.ts'
 import type { Session } from '../registry/connection.ts'
 
 /**
@@ -42,7 +42,11 @@ export function judge(entry: Entry, offer: Offer, nowMs: number): Verdict {
   const { view: next, origin, confirmed, removed = [], isSettled = false } = offer
   const { view } = entry
   if (view !== undefined && origin === 'peer') return 'older'
-  if (origin === 'registry') entry.heard = next
+  if (origin === 'registry') {
+    // It was further already, as another replica.
+    if (entry.carried && isBefore(next, entry.heard)) return 'older'
+    entry.heard = next
+  }
   if (view === undefined) return accept(entry, offer)
   const isHearsay = entry.origin === 'peer'
   const sameEpoch = view.cursor.epoch === next.cursor.epoch
@@ -64,6 +68,8 @@ export function judge(entry: Entry, offer: Offer, nowMs: number): Verdict {
     if (origin === 'registry' && !isHearsay) follow(entry, view)
     return 'older'
   }
+  // A store forgets no service: what it never heard of nobody has from it.
+  if (isHearsay && sameEpoch && isSettled && next.cursor.revision === 0) return accept(entry, offer)
   if (!sameEpoch)
     for (const removal of removed) {
       const node = view.nodes.get(removal.id)
@@ -87,9 +93,14 @@ function accept(entry: Entry, { view, origin, confirmed }: Offer): Verdict {
   entry.awaited = undefined
   entry.removed.clear()
   entry.view = view
+  entry.hadNodes ||= view.nodes.size > 0
   entry.origin = origin
   entry.confirmed = confirmed
   return 'accepted'
+}
+
+function isBefore(view: View, other: View | undefined): boolean {
+  return other !== undefined && isAfter(other.cursor, view.cursor)
 }
 
 /** The registry continues what is held. */

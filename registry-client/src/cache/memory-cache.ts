@@ -34,23 +34,28 @@ const MAX_NAMES = 1_000
 export class MemoryCache {
   readonly #options: MemoryCacheOptions
   readonly #pinned = new Map<string, Entry>()
+  /** What only a peer has said. A liar knows every name, so it makes room first. */
+  readonly #hearsay: Recency
   /** What the registry would say again. */
   readonly #known: Recency
   /** What it would not: views in quarantine, and those that an operator has overruled. They make room last. */
   readonly #kept: Recency
   /** Names of which nothing is known, with a bound of their own: no number of them costs a view. */
   readonly #names: Recency
+  readonly #lists: readonly Recency[]
   readonly #evicted = { nodes: 0, services: 0, names: 0 }
 
   constructor(options: MemoryCacheOptions) {
     this.#options = options
+    this.#hearsay = new Recency(options.clock)
     this.#known = new Recency(options.clock)
     this.#kept = new Recency(options.clock)
     this.#names = new Recency(options.clock)
+    this.#lists = [this.#known, this.#kept, this.#hearsay, this.#names]
   }
 
   get size(): number {
-    return this.#pinned.size + this.#known.size + this.#kept.size + this.#names.size
+    return this.#lists.reduce((size, list) => size + list.size, this.#pinned.size)
   }
 
   status(): MemoryCacheStatus {
@@ -60,14 +65,15 @@ export class MemoryCache {
   }
 
   get(key: string): Entry | undefined {
-    const entry = this.#pinned.get(key) ?? this.#known.get(key) ?? this.#kept.get(key) ?? this.#names.get(key)
+    let entry = this.#pinned.get(key)
+    for (let list = 0; entry === undefined && list < this.#lists.length; list++) entry = this.#lists[list]!.get(key)
     if (entry) entry.touched = true
     return entry
   }
 
   /** As `get`, without counting as use. */
   peek(key: string): Entry | undefined {
-    return this.#pinned.get(key) ?? this.#known.peek(key) ?? this.#kept.peek(key) ?? this.#names.peek(key)
+    return this.#pinned.get(key) ?? this.#listOf(key)?.peek(key)
   }
 
   /** Takes in an entry and pins it. */
@@ -111,22 +117,23 @@ export class MemoryCache {
 
   *entries(): IterableIterator<[string, Entry]> {
     yield* this.#pinned
-    for (const list of [this.#known, this.#kept, this.#names]) yield* list.entries()
+    for (const list of this.#lists) yield* list.entries()
   }
 
   clear(): void {
     this.#pinned.clear()
-    for (const list of [this.#known, this.#kept, this.#names]) list.clear()
+    for (const list of this.#lists) list.clear()
   }
 
   #listOf(key: string): Recency | undefined {
-    return [this.#known, this.#kept, this.#names].find((list) => list.peek(key) !== undefined)
+    return this.#lists.find((list) => list.has(key))
   }
 
   /** Where an entry belongs by what it holds now. */
   #place(entry: Entry): Recency {
     if (entry.quarantined || entry.override) return this.#kept
-    return hasView(entry) ? this.#known : this.#names
+    if (!hasView(entry)) return this.#names
+    return entry.origin === 'peer' ? this.#hearsay : this.#known
   }
 
   #add(key: string, entry: Entry): void {
@@ -148,12 +155,16 @@ export class MemoryCache {
   #trim(): void {
     const { maxNodes, maxServices } = this.#options
     while (this.#names.size > Math.min(MAX_NAMES, maxServices)) this.#drop(this.#names, 'names')
+    const inOrder = [this.#hearsay, this.#known, this.#kept]
     for (;;) {
-      const services = this.#known.size + this.#kept.size
+      const services = inOrder.reduce((sum, list) => sum + list.size, 0)
+      const nodes = inOrder.reduce((sum, list) => sum + list.nodes, 0)
       // One that is larger than everything stays, alone.
-      const isFull = this.#known.nodes + this.#kept.nodes > maxNodes && services > 1
-      if (services <= maxServices && !isFull) return
-      this.#drop(this.#known.size > 0 ? this.#known : this.#kept, services > maxServices ? 'services' : 'nodes')
+      if (services <= maxServices && (nodes <= maxNodes || services <= 1)) return
+      this.#drop(
+        inOrder.find((list) => list.size > 0)!,
+        services > maxServices ? 'services' : 'nodes',
+      )
     }
   }
 
@@ -195,6 +206,10 @@ class Recency {
 
   peek(key: string): Entry | undefined {
     return this.#entries.peek(key)
+  }
+
+  has(key: string): boolean {
+    return this.#entries.has(key)
   }
 
   entries(): Generator<[string, Entry]> {

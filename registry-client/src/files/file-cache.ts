@@ -258,6 +258,16 @@ export class FileCache {
     this.#queue.want(slot)
   }
 
+  /** The registry never heard of a service: a file that holds what a peer said of it goes. */
+  discard(namespace: string, service: string): void {
+    const slot = this.#slots.get(keyOf(namespace, service))
+    if (this.#closing || slot === undefined) return
+    if (slot.next?.isHearsay) slot.next = undefined
+    if (slot.known?.isHearsay !== true && slot.writing?.isHearsay !== true) return
+    slot.discard = true
+    this.#queue.want(slot)
+  }
+
   /** The registry confirmed that a saved view is still current. */
   confirm(view: View): void {
     const slot = this.#slot(view.namespace, view.service)
@@ -319,6 +329,7 @@ export class FileCache {
     slot.next = undefined
     let restMs = WRITE_INTERVAL_MS
     try {
+      if (slot.discard) await this.#discard(slot)
       if (held) await this.#write(slot, held)
       else if (slot.dateAnew) await this.#date(slot)
       this.#faults.end(keyOf(slot.namespace, slot.service))
@@ -332,7 +343,8 @@ export class FileCache {
     }
     slot.writing = undefined
     slot.dateAnew = false
-    if (slot.next && !(this.#closing && restMs === RETRY_MS)) this.#queue.want(slot)
+    const isWanting = slot.next !== undefined || (slot.discard && !slot.forgotten)
+    if (isWanting && !(this.#closing && restMs === RETRY_MS)) this.#queue.want(slot)
     if (slot.forgotten && !slot.next) this.#drop(slot)
     return restMs
   }
@@ -362,6 +374,16 @@ export class FileCache {
     slot.isWritten = true
     this.#counts.written++
     this.#looks.soon(slot)
+  }
+
+  /** Both generations, as far as they are hearsay still. */
+  async #discard(slot: Slot): Promise<void> {
+    for (const file of [slot.file, slot.file + PREVIOUS]) {
+      const found = await this.#views.read(file, slot.namespace, slot.service)
+      if (found.kind === 'good' && found.isHearsay) await this.#views.remove(file)
+    }
+    slot.known = undefined
+    slot.discard = false
   }
 
   async #date(slot: Slot): Promise<void> {

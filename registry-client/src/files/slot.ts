@@ -15,6 +15,8 @@ export interface Slot {
   known: Good | undefined
   /** The known view was confirmed: date its file. */
   dateAnew: boolean
+  /** What a peer said is to go from its files. */
+  discard: boolean
   confirmedMs: number
   forgotten: boolean
   /** Whether all of its files could be read. */
@@ -35,6 +37,7 @@ export function createSlot(namespace: string, service: string, file: string): Sl
     writing: undefined,
     known: undefined,
     dateAnew: false,
+    discard: false,
     confirmedMs: -Infinity,
     forgotten: false,
     isRead: false,

@@ -150,6 +150,12 @@ export class ViewFiles {
     return this.#disk.touch(file, modifiedMs, good.head)
   }
 
+  async remove(file: string): Promise<void> {
+    const stat = await this.#disk.stat(file)
+    await this.#disk.remove(file)
+    if (stat) this.#account(-stat.bytes)
+  }
+
   /** Gives a file a second name, in the place of what had it. A help for bad times: that it fails is no error. */
   async keep(file: string, name: string): Promise<void> {
     const temporary = temporaryPath(name)
