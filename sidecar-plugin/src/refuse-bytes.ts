@@ -20,6 +20,8 @@ export function refuseBytes(error: NodeJS.ErrnoException, socket: Socket): boole
 
 /** A refusal to a socket that no request belongs to, and its end: whoever does not close it is not waited for. */
 export function refuseSocket(socket: Socket, status: number, code: string, phrase: string): void {
+  // Node has let go of it: without a listener, a connection that is reset meanwhile would end the process.
+  socket.on('error', () => socket.destroy())
   const body = JSON.stringify({ type: `urn:holdfast:problem:${code}`, status, code, title: phrase })
   socket.end(
     `HTTP/1.1 ${status} ${phrase}\r\ncontent-type: application/problem+json\r\n` +
