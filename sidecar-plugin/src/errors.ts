@@ -3,7 +3,8 @@
  * in one place, by the composer's stack ({@link problemReply}).
  */
 
-import type { Reply } from './layer.ts'
+import { Fields } from './fields.ts'
+import { Whole, type Reply } from './layer.ts'
 
 /** Who is to blame: the node or the service behind, the caller, or the sidecar itself. */
 export type ErrorSource = 'upstream' | 'downstream' | 'internal'
@@ -85,7 +86,7 @@ export function asSidecarError(error: unknown): SidecarError {
 
 /** The answer to a failed request: problem+json with the reason in a header. */
 export function problemReply(error: SidecarError): Reply {
-  const body = Buffer.from(
+  const body = Whole.of(
     JSON.stringify({
       type: `urn:holdfast:problem:${error.reason}`,
       title: REASONS[error.reason].title,
@@ -96,7 +97,7 @@ export function problemReply(error: SidecarError): Reply {
   )
   return {
     status: error.status,
-    headers: ['content-type', 'application/problem+json', 'content-length', String(body.length)],
+    headers: Fields.of(['content-type', 'application/problem+json', 'content-length', String(body.length)]),
     body,
     reason: error.reason,
     own: true,

@@ -1,12 +1,12 @@
 import { every, type Clock } from '@holdfast/registry-client/clock'
 import { SidecarError } from './errors.ts'
 import type { OutgoingHttpHeaders } from 'node:http2'
+import { linesOf } from './fields.ts'
 import type { AnswerHead, Call, Failure } from './http1/client-connection.ts'
-import { fieldLines, UnwritableError } from './http1/head-text.ts'
 import { Pool, type PoolLimits } from './http1/pool.ts'
 import { addFields, firstOf } from './http2/fields.ts'
 import { SessionPool, type SessionPoolLimits } from './http2/session-pool.ts'
-import { isRepeatable, type Body, type Destination, type Exchange, type Reply, type Tunnel } from './layer.ts'
+import { isRepeatable, Whole, type Body, type Destination, type Exchange, type Reply, type Tunnel } from './layer.ts'
 
 /** Bounds on what is held towards nodes, in the unit the name ends in; `connections`, `sessions` and `pending` are of one node. */
 export interface ForwardLimits extends PoolLimits, SessionPoolLimits {
@@ -40,10 +40,10 @@ export const DEFAULT_FORWARD_LIMITS: ForwardLimits = {
 export interface ForwardOptions {
   readonly clock: Clock
   readonly limits?: Partial<ForwardLimits>
-  /** Fields that are added to each request, flat. They replace fields of the same name. */
+  /** Fields that are added to each request, flat. */
   readonly fields?: (exchange: Exchange) => readonly string[]
-  /** The names of those, in lower case. */
-  readonly fieldNames?: readonly string[]
+  /** Names in lower case of those of the caller that make room for them. */
+  readonly replaces?: readonly string[]
   /** Whether an answer may say by `x-holdfast-reason` that a sidecar made it up: true towards peers, false towards the
    * local service, which could otherwise pretend. */
   readonly trustReason: boolean
@@ -66,6 +66,8 @@ export class Forward {
   readonly #options: ForwardOptions
   readonly #limits: ForwardLimits
   readonly #pools = new Map<string, Pool | SessionPool>()
+  /** The same by the object that names the node, which is the same for all requests of a view. */
+  readonly #known = new WeakMap<Destination, Pool | SessionPool>()
   readonly #now: { ms: number }
   readonly #stopTicks: () => void
 
@@ -92,15 +94,13 @@ export class Forward {
       if (destination === undefined) throw new SidecarError('no_nodes', 'no layer chose a node')
       if (aborted) throw aborted
       const { trustReason } = this.#options
-      const origin = originOf(destination)
-      if (destination.protocol === 'h2' || destination.protocol === 'grpc') {
-        const pool = this.#pool(`h2 ${origin}`, () => new SessionPool(destination, this.#limits, this.#now))
-        const head = this.#fieldsOf(exchange, origin)
-        new Sending(exchange, destination, pool as SessionPool, head, trustReason, resolve, reject).start(false)
+      const pool = this.#pool(destination)
+      if (pool instanceof SessionPool) {
+        const head = this.#fieldsOf(exchange, destination)
+        new Sending(exchange, destination, pool, head, trustReason, resolve, reject).start(false)
       } else {
-        const pool = this.#pool(origin, () => new Pool(destination, this.#limits, this.#now))
-        const head = this.#headOf(exchange, origin)
-        new Sending(exchange, destination, pool as Pool, head, trustReason, resolve, reject).start(false)
+        const head = this.#headOf(exchange, destination)
+        new Sending(exchange, destination, pool, head, trustReason, resolve, reject).start(false)
       }
     })
   }
@@ -112,43 +112,46 @@ export class Forward {
     this.#pools.clear()
   }
 
-  #headOf(exchange: Exchange, origin: string): string {
-    const { fields, fieldNames } = this.#options
-    const { upgrade, authority, headers } = exchange
-    try {
-      let head = `${exchange.method} ${exchange.target} HTTP/1.1\r\n${fieldLines(headers, fieldNames)}`
-      // Of HTTP/1.0 one may be without.
-      if (authority === '' && !/(?:^|\n)host:/i.test(head)) head += `host: ${origin}\r\n`
-      if (fields) head += fieldLines(fields(exchange))
-      const { body } = exchange
-      if (body !== undefined && !Buffer.isBuffer(body) && body.length === undefined)
-        head += 'transfer-encoding: chunked\r\n'
-      if (upgrade !== undefined) head += `connection: upgrade\r\nupgrade: ${upgrade}\r\n`
-      else if (exchange.takesTrailers) head += 'connection: te\r\nte: trailers\r\n'
-      return `${head}\r\n`
-    } catch (error) {
-      throw unwritten(error)
-    }
+  #headOf(exchange: Exchange, destination: Destination): string {
+    const { fields, replaces } = this.#options
+    const { upgrade, authority, body } = exchange
+    let { headers } = exchange
+    if (replaces) for (const name of replaces) if (headers.has(name)) headers = headers.without([name])
+    let head = `${exchange.method} ${exchange.target} HTTP/1.1\r\n${headers.lines}`
+    if (fields) head += linesOf(fields(exchange))
+    // Of HTTP/1.0 one may be without.
+    if (authority === '' && headers.get('host') === undefined) head += `host: ${originOf(destination)}\r\n`
+    if (body !== undefined && !(body instanceof Whole) && body.length === undefined)
+      head += 'transfer-encoding: chunked\r\n'
+    if (upgrade !== undefined) head += `connection: upgrade\r\nupgrade: ${upgrade}\r\n`
+    else if (exchange.takesTrailers) head += 'connection: te\r\nte: trailers\r\n'
+    return `${head}\r\n`
   }
 
   /** The same in HTTP/2 (RFC 9113, section 8.3.1), which knows no change of protocol: a server is free to ignore it. */
-  #fieldsOf(exchange: Exchange, origin: string): OutgoingHttpHeaders {
-    const { fields, fieldNames } = this.#options
-    const { method, target, headers } = exchange
-    try {
-      const end = addFields({}, headers, fieldNames)
-      if (fields) addFields(end, fields(exchange))
-      const authority = method === 'CONNECT' ? target : firstOf(end, 'host') || origin
-      delete end['host']
-      if (exchange.takesTrailers) end['te'] = 'trailers'
-      if (method === 'CONNECT') return { ':method': method, ':authority': authority, ...end }
-      return { ':method': method, ':scheme': 'http', ':authority': authority, ':path': target, ...end }
-    } catch (error) {
-      throw unwritten(error)
-    }
+  #fieldsOf(exchange: Exchange, destination: Destination): OutgoingHttpHeaders {
+    const { fields, replaces } = this.#options
+    const { method, target, headers, takesTrailers } = exchange
+    const end = addFields({}, headers.list, replaces)
+    if (fields) addFields(end, fields(exchange))
+    const authority = method === 'CONNECT' ? target : firstOf(end, 'host') || originOf(destination)
+    delete end['host']
+    if (takesTrailers) end['te'] = 'trailers'
+    if (method === 'CONNECT') return { ':method': method, ':authority': authority, ...end }
+    return { ':method': method, ':scheme': 'http', ':authority': authority, ':path': target, ...end }
   }
 
-  #pool(origin: string, create: () => Pool | SessionPool): Pool | SessionPool {
+  #pool(destination: Destination): Pool | SessionPool {
+    const known = this.#known.get(destination)
+    if (known?.isClosed === false) return known
+    const pool = this.#poolOf(destination)
+    this.#known.set(destination, pool)
+    return pool
+  }
+
+  #poolOf(destination: Destination): Pool | SessionPool {
+    const isHttp2 = destination.protocol === 'h2' || destination.protocol === 'grpc'
+    const origin = isHttp2 ? `h2 ${originOf(destination)}` : originOf(destination)
     let pool = this.#pools.get(origin)
     if (pool) return pool
     if (this.#pools.size >= this.#limits.pools) {
@@ -156,7 +159,7 @@ export class Forward {
       if (this.#pools.size >= this.#limits.pools)
         throw new SidecarError('overloaded', `requests are under way to ${this.#pools.size} nodes`)
     }
-    pool = create()
+    pool = new (isHttp2 ? SessionPool : Pool)(destination, this.#limits, this.#now)
     this.#pools.set(origin, pool)
     return pool
   }
@@ -282,11 +285,6 @@ class Sending<Head> implements Call<Head> {
     if (!this.#pool.withdraw(this)) this.#break?.(reason)
     this.#reject(reason)
   }
-}
-
-function unwritten(error: unknown): unknown {
-  if (!(error instanceof UnwritableError)) return error
-  return new SidecarError('bad_request', error.message, { cause: error })
 }
 
 function reasonOf(control: readonly string[]): string | undefined {

@@ -8,6 +8,7 @@
 
 import type { ServiceNode, PolicyDocument, Protocol } from '@holdfast/registry-client/protocol'
 import type { SidecarError } from './errors.ts'
+import type { Fields } from './fields.ts'
 
 /** `outbound`: from a local caller to some node. `inbound`: from somebody to the local service. */
 export type Direction = 'outbound' | 'inbound'
@@ -22,8 +23,8 @@ export interface Sink {
    * @returns false to be given no more until then, but for what is on its way already
    */
   write(piece: Buffer): boolean
-  /** That was all. @param trailers flat, `[name, value, …]` */
-  end(trailers: readonly string[]): void
+  /** That was all. */
+  end(trailers: Fields): void
   /** There is more, and it will not come. */
   fail(error: SidecarError): void
 }
@@ -42,12 +43,32 @@ export interface Content {
   cancel(): void
 }
 
-/** A message's content: all of it when it came with the head, else as it arrives. */
-export type Body = Buffer | Content
+/** Content that is there as a whole, and small. */
+export class Whole {
+  /** A character for each byte: one string costs less to make, to keep and to write than a buffer of its own. */
+  readonly latin1: string
+
+  constructor(latin1: string) {
+    this.latin1 = latin1
+  }
+
+  /** In UTF-8. */
+  static of(text: string): Whole {
+    return new Whole(Buffer.from(text).toString('latin1'))
+  }
+
+  /** In bytes. */
+  get length(): number {
+    return this.latin1.length
+  }
+}
+
+/** A message's content: all of it when it came with the head and is small, else as it arrives. */
+export type Body = Whole | Content
 
 /** Whether a request with this body could be sent once more. */
 export function isRepeatable(body: Body | undefined): boolean {
-  return body === undefined || Buffer.isBuffer(body) || body.repeatable
+  return body === undefined || body instanceof Whole || body.repeatable
 }
 
 /** Where a request is sent. A node of a view is one. */
@@ -80,8 +101,8 @@ export interface Ending {
 export interface ReplyHead {
   readonly status: number
   readonly statusText?: string
-  /** Flat, end-to-end fields only, without `x-holdfast-*`. */
-  readonly headers: readonly string[]
+  /** End-to-end fields only, without those `x-holdfast-*` that this sidecar adds. */
+  readonly headers: Fields
 }
 
 /** The answer to an exchange. */
@@ -123,8 +144,8 @@ export interface Arrival {
   readonly method: string
   /** As received; in origin form behind the layer `clean-head`, but for CONNECT and `OPTIONS *`. */
   readonly target: string
-  /** Flat, `[name, value, …]`, with case, order and duplicates kept. End-to-end fields only. */
-  readonly headers: readonly string[]
+  /** End-to-end fields only. */
+  readonly headers: Fields
   /** What stands for the host; behind `clean-head`, that of an absolute URL. */
   readonly authority: string
   /** The `x-holdfast-*` fields by what follows the prefix. Not relayed. */
@@ -153,11 +174,13 @@ export class Exchange {
   readonly caller: Caller | undefined
 
   target: string
-  headers: readonly string[]
+  headers: Fields
   authority: string
   control: ReadonlyMap<string, string>
   service = ''
   namespace = ''
+  /** Both, as `service.namespace`. */
+  name = ''
   /** Set by `resolve`. */
   known: Known | undefined = undefined
   /** Milliseconds of the clock when a stated timeout ends; undefined when none was stated. Set by `deadline`. */
@@ -253,11 +276,11 @@ export function stack(layers: readonly Layer[], innermost: Service): Service {
 
 /** Gives back what a reply holds, for those who do not pass it on. */
 export function discard(reply: Reply): void {
-  if (reply.body !== undefined && !Buffer.isBuffer(reply.body)) reply.body.cancel()
+  if (reply.body !== undefined && !(reply.body instanceof Whole)) reply.body.cancel()
 }
 
 /** Resolves once all of a body has been read and dropped, or nothing more of it will come. */
 export function consume(body: Body | undefined): Promise<void> {
-  if (body === undefined || Buffer.isBuffer(body)) return Promise.resolve()
+  if (body === undefined || body instanceof Whole) return Promise.resolve()
   return new Promise((resolve) => body.pour({ write: () => true, end: () => resolve(), fail: () => resolve() }))
 }

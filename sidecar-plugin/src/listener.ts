@@ -1,14 +1,13 @@
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net'
 import { every, sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
 import { asSidecarError, problemReply, SidecarError, type Reason } from './errors.ts'
-import { UnwritableError } from './http1/head-text.ts'
 import type { RequestHead } from './http1/head.ts'
 import type { Malformed, MalformedKind } from './http1/malformed.ts'
 import { ServerConnection, type ConnectionLimits, type ServerHost } from './http1/server-connection.ts'
 import type { RequestFields } from './http2/fields.ts'
 import { ServerSession, type SessionHost, type SessionLimits } from './http2/server-session.ts'
 import { RequestIds } from './request-ids.ts'
-import { discard, Exchange, type Body, type Caller, type Direction, type Reply, type Service } from './layer.ts'
+import { discard, Exchange, Whole, type Body, type Caller, type Direction, type Reply, type Service } from './layer.ts'
 
 /** Bounds on what a stranger may send or hold, in the unit the name ends in. */
 export interface ListenerLimits extends ConnectionLimits, SessionLimits {
@@ -215,7 +214,7 @@ export class Listener implements ServerHost, SessionHost {
       isGrpc: 'isGrpc' in head && head.isGrpc,
       caller,
     })
-    if (Buffer.isBuffer(body)) exchange.bytesIn = body.length
+    if (body instanceof Whole) exchange.bytesIn = body.length
     this.#inFlight++
     exchange.whenEnded(this.#ended)
     void this.#serve(caller, serve(exchange))
@@ -256,21 +255,10 @@ export class Listener implements ServerHost, SessionHost {
     try {
       caller.answer(reply)
     } catch (error) {
+      // Made by a layer, and none that can be written: nothing of it has been.
       discard(reply)
-      this.#answerUnwritable(caller, error, reply)
+      caller.answer(problemReply(asSidecarError(error)))
     }
-  }
-
-  #answerUnwritable(caller: Answered, error: unknown, reply: Reply): void {
-    if (!(error instanceof UnwritableError) || reply.own) return caller.fail(asSidecarError(error))
-    caller.answer(
-      problemReply(
-        new SidecarError('upstream_protocol', 'the answer has a head that cannot be passed on', {
-          delivered: true,
-          cause: error,
-        }),
-      ),
-    )
   }
 
   #accept(socket: Socket): void {

@@ -30,7 +30,6 @@ import { DEFAULT_ATTEMPTS, retry } from './layers/retry.ts'
 import { Listener, type ListenerLimits } from './listener.ts'
 import { LocalServices } from './local/local-services.ts'
 import type { LocalSpec } from './local/local-spec.ts'
-import { masked } from './masked.ts'
 import { PeerListener } from './peer-listener.ts'
 import { policyReader } from './policy-reader.ts'
 import { LocalRegistration } from './local/local-registration.ts'
@@ -127,14 +126,14 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     clock,
     trustReason: true,
     fields: (exchange) => peerFields(exchange, clock),
-    fieldNames: ['x-request-id'],
+    replaces: ['x-request-id'],
     ...(options.limits?.forward && { limits: options.limits.forward }),
   })
   const inboundForward = new Forward({
     clock,
     trustReason: false,
     fields: serviceFields,
-    fieldNames: ['x-request-id', 'x-forwarded-for'],
+    replaces: ['x-request-id', 'x-forwarded-for'],
     // On this host a connection that ends is heard of, and servers of gRPC take too many pings for abuse.
     limits: { ...options.limits?.forward, keepAliveMs: LOCAL_KEEP_ALIVE_MS, quietMs: Infinity },
   })
@@ -175,6 +174,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
           nodes: known.view.nodes.size,
         }
       },
+      isAtHand: (service, of) => client.peek(service, { namespace: of }) !== undefined,
     })
 
   // Each stack in the order in which a request meets it.
@@ -250,7 +250,11 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
         // An operator's word for a service that the registry said nothing of is nothing to peers: it has no cursor.
         return known ? shownKnown(known, served, client.reachable) : served && shownView(served)
       },
-      rehearse: (names, of) => client.rehearse(names?.map((service) => ({ service, namespace: of }))),
+      rehearse: (names, of, signal) =>
+        client.rehearse(
+          names?.map((service) => ({ service, namespace: of })),
+          { signal },
+        ),
       explain: (service, of, request) => {
         const known = client.peek(service, { namespace: of })
         if (known === undefined) return undefined
@@ -270,7 +274,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
         })
       },
       config: () => shownConfig(config),
-      stats: () => ({ ...stats.snapshot(), registrations: countStates(services), client: masked(client.status()) }),
+      stats: () => ({ ...stats.snapshot(), registrations: countStates(services), client: client.status() }),
       metrics: () => stats.registry.metrics(),
       drain: askDrain,
     },
@@ -380,7 +384,7 @@ export function nodeIdOf(host: string, port: number): string {
 
 /** What one sidecar tells the next: whose request it is, what is left of a stated timeout, and whether it has a choice. */
 function peerFields(exchange: Exchange, clock: Clock): string[] {
-  const fields = ['x-request-id', exchange.id, 'x-holdfast-service', `${exchange.service}.${exchange.namespace}`]
+  const fields = ['x-request-id', exchange.id, 'x-holdfast-service', exchange.name]
   if (exchange.deadlineMs !== undefined)
     fields.push('x-holdfast-deadline', String(Math.max(1, Math.ceil(exchange.deadlineMs - clock.now()))))
   if (exchange.elsewhere) fields.push('x-holdfast-elsewhere', 'true')
@@ -389,9 +393,7 @@ function peerFields(exchange: Exchange, clock: Clock): string[] {
 
 /** What the service is told: the request's id, and appended to what it says already, the address it came from. */
 function serviceFields(exchange: Exchange): string[] {
-  const forwarded: string[] = []
-  for (let i = 0; i < exchange.headers.length; i += 2)
-    if (exchange.headers[i]!.toLowerCase() === 'x-forwarded-for') forwarded.push(exchange.headers[i + 1]!)
+  const forwarded = exchange.headers.getAll('x-forwarded-for')
   if (exchange.peer) forwarded.push(exchange.peer)
   return ['x-request-id', exchange.id, ...(forwarded.length > 0 ? ['x-forwarded-for', forwarded.join(', ')] : [])]
 }

@@ -166,7 +166,7 @@ export class Stats {
   /** A service's name only once something is known of it: callers choose names, and each one is a line for ever. */
   #label(exchange: Exchange): string {
     if (exchange.known === undefined && exchange.destination === undefined) return 'unknown'
-    const name = `${exchange.service}.${exchange.namespace}`
+    const { name } = exchange
     if (!this.#services.has(name)) {
       if (this.#services.size >= SERVICES_MAX) return 'other'
       this.#services.add(name)

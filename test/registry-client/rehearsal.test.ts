@@ -46,7 +46,11 @@ describe('a rehearsal', () => {
     const [found] = await client.rehearse()
     assert.deepEqual([found?.resolves, found?.level], [true, 'memory'])
     assert.deepEqual(found?.levels.file, { resolves: false, reason: 'no file that can be read' })
-    assert.deepEqual(found?.levels.peer, { resolves: false, reason: 'no peer knows it' })
+    assert.deepEqual(found?.levels.peer, {
+      resolves: false,
+      reason: 'no peer knows it',
+      unanswered: ['http://one:7503: it holds default/other'],
+    })
     await client.close()
   })
 

@@ -18,6 +18,7 @@ import {
   type Protocol,
   type View,
 } from '@holdfast/registry-client/protocol'
+import { Fields } from '../../sidecar-plugin/src/fields.ts'
 import { Exchange, type Arrival, type Content, type Ending, type Reply } from '../../sidecar-plugin/src/layer.ts'
 import type { Log } from '@holdfast/registry-client/log'
 import type { Handle, NodeSpec } from '../../sidecar-plugin/src/registry.ts'
@@ -25,7 +26,11 @@ import type { Handle, NodeSpec } from '../../sidecar-plugin/src/registry.ts'
 export const quietLog: Log = { debug() {}, info() {}, warn() {}, error() {} }
 
 /** An exchange as a listener makes it, and the way to end it. */
-export function exchangeFor(over: Partial<Arrival> & Partial<Pick<Exchange, 'service' | 'namespace'>> = {}) {
+export function exchangeFor({
+  headers = ['Host', 'stock'],
+  ...over
+}: Partial<Omit<Arrival, 'headers'>> &
+  Partial<Pick<Exchange, 'service' | 'namespace'>> & { headers?: readonly string[] } = {}) {
   const exchange = new Exchange({
     direction: 'outbound',
     id: 'request-1',
@@ -33,7 +38,7 @@ export function exchangeFor(over: Partial<Arrival> & Partial<Pick<Exchange, 'ser
     peer: '127.0.0.1',
     method: 'GET',
     target: '/',
-    headers: ['Host', 'stock'],
+    headers: Fields.of(headers),
     authority: 'stock',
     control: new Map(),
     body: undefined,
@@ -41,6 +46,7 @@ export function exchangeFor(over: Partial<Arrival> & Partial<Pick<Exchange, 'ser
   })
   exchange.service = over.service ?? 'stock'
   exchange.namespace = over.namespace ?? 'default'
+  exchange.name = `${exchange.service}.${exchange.namespace}`
   return {
     exchange,
     end: (ending: Partial<Ending> = {}) => exchange.end({ error: undefined, bytesIn: 0, bytesOut: 0, ...ending }),
@@ -48,7 +54,7 @@ export function exchangeFor(over: Partial<Arrival> & Partial<Pick<Exchange, 'ser
 }
 
 export function replyOf(over: Partial<Reply> = {}): Reply {
-  return { status: 200, headers: [], body: undefined, ...over }
+  return { status: 200, headers: Fields.NONE, body: undefined, ...over }
 }
 
 /** A body that says whether it can be sent again. */
@@ -131,11 +137,12 @@ export class FakeClient {
     return {
       connection: { reachable: true, endpoint: '', reconnects: 0, opened: 1, lastError: undefined, subscriptions: 0 },
       file: undefined,
-      memory: { services: 0, pinned: 0, nodes: 0, evicted: { nodes: 0, services: 0 } },
-      peers: { urls: [], asked: 0, answered: 0, unknown: 0, failed: 0, lastError: undefined },
+      memory: { services: 0, pinned: 0, nodes: 0, evicted: { nodes: 0, services: 0, names: 0 } },
+      peers: { urls: [], asked: 0, answered: 0, unknown: 0, failed: 0, crowded: 0, lastError: undefined },
       services: this.table.size,
       unknown: 0,
       quarantined: [],
+      ahead: [],
       overridden: [],
       sources: { memory: none, file: none, peer: none },
       registrations: 0,

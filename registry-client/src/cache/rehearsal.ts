@@ -2,7 +2,7 @@
 
 import type { Clock } from '../clock.ts'
 import type { FileCache } from '../files/file-cache.ts'
-import type { Peers } from './peers.ts'
+import type { Peers, PeersRehearsal } from './peers.ts'
 import { isProven, type View } from '../protocol.ts'
 
 /** Services rehearsed at once: each reads a file and asks every peer. */
@@ -25,6 +25,8 @@ export interface LevelRehearsal {
   readonly usable?: number
   /** Why nothing resolves. */
   readonly reason?: string
+  /** Peers that gave no answer, or were not asked since they had given none for another service, each with the reason. */
+  readonly unanswered?: readonly string[]
 }
 
 export const REHEARSED = ['memory', 'file', 'peer'] as const
@@ -49,35 +51,47 @@ export interface RehearsalLevels {
   readonly memory: (name: Required<ServiceName>) => Known | undefined
   /** Left out: there is no cache directory. */
   readonly file?: Pick<FileCache, 'peek'>
-  readonly peers?: Pick<Peers, 'ask'>
+  readonly peers?: Pick<Peers, 'rehearsal'>
   readonly clock: Clock
 }
 
-/** In the order of `names`. */
-export async function rehearse(names: readonly Required<ServiceName>[], levels: RehearsalLevels): Promise<Rehearsal[]> {
+/**
+ * In the order of `names`.
+ * @throws the reason of `signal` once that has aborted
+ */
+export async function rehearse(
+  names: readonly Required<ServiceName>[],
+  levels: RehearsalLevels,
+  signal: AbortSignal,
+): Promise<Rehearsal[]> {
   const results: Rehearsal[] = []
   const queue = names.entries()
+  const peers = levels.peers?.rehearsal(signal)
   const work = async () => {
-    for (const [index, name] of queue) results[index] = await rehearseOne(name, levels)
+    for (const [index, name] of queue) {
+      results[index] = await rehearseOne(name, levels, peers)
+      signal.throwIfAborted()
+    }
   }
   await Promise.all(Array.from({ length: Math.min(AT_ONCE, names.length) }, work))
   return results
 }
 
-async function rehearseOne(name: Required<ServiceName>, levels: RehearsalLevels): Promise<Rehearsal> {
+async function rehearseOne(
+  name: Required<ServiceName>,
+  { memory, file, clock }: RehearsalLevels,
+  peers: PeersRehearsal | undefined,
+): Promise<Rehearsal> {
   const { namespace, service } = name
-  const { memory, file, peers, clock } = levels
-  const [fromFile, fromPeer] = await Promise.all([
-    file?.peek(namespace, service),
-    peers?.ask(namespace, service, new AbortController().signal),
-  ])
+  const [fromFile, asked] = await Promise.all([file?.peek(namespace, service), peers?.ask(namespace, service)])
+  const fromPeer = asked?.found && { view: asked.found.view, ageMs: clock.now() - asked.found.heardMs }
   const found = {
     memory: judge(memory(name), 'not in memory'),
     file: judge(fromFile, file ? 'no file that can be read' : 'no cache directory'),
-    peer: judge(
-      fromPeer && { view: fromPeer.view, ageMs: clock.now() - fromPeer.heardMs },
-      peers ? 'no peer knows it' : 'no peers are configured',
-    ),
+    peer: {
+      ...judge(fromPeer, peers ? 'no peer knows it' : 'no peers are configured'),
+      ...(asked && asked.unanswered.length > 0 && { unanswered: asked.unanswered }),
+    },
   }
   const level = REHEARSED.find((candidate) => found[candidate].resolves)
   return { namespace, service, resolves: level !== undefined, ...(level && { level }), levels: found }

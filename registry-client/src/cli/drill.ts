@@ -4,7 +4,7 @@
  */
 
 import { formatDuration, systemClock } from '../clock.ts'
-import { reasonOf, type Network } from '../network.ts'
+import { maskUrl, reasonOf, type Network } from '../network.ts'
 import { REHEARSED, type LevelRehearsal, type RehearsedLevel, type Rehearsal } from '../cache/rehearsal.ts'
 import { table } from './table.ts'
 
@@ -25,6 +25,7 @@ export interface DrillOptions {
 
 /** What one sidecar says of one service, or why it says nothing. */
 export interface DrillRow {
+  /** Its URL, without a password. */
   readonly sidecar: string
   readonly service?: string
   readonly namespace?: string
@@ -41,7 +42,8 @@ export async function drill(options: DrillOptions): Promise<DrillRow[]> {
   return rows.flat()
 }
 
-async function askSidecar(sidecar: string, options: DrillOptions): Promise<DrillRow[]> {
+async function askSidecar(url: string, options: DrillOptions): Promise<DrillRow[]> {
+  const sidecar = maskUrl(url)
   const { services, namespace, timeoutMs, network, signal } = options
   const query = new URLSearchParams({ ...(services && { service: services.join(',') }), namespace })
   const timeout = new AbortController()
@@ -51,7 +53,7 @@ async function askSidecar(sidecar: string, options: DrillOptions): Promise<Drill
   try {
     const { status, body } = await network.request({
       method: 'GET',
-      url: `${sidecar}/v1/rehearsal?${query.toString()}`,
+      url: `${url}/v1/rehearsal?${query.toString()}`,
       signal: AbortSignal.any([signal, timeout.signal]),
     })
     if (status !== 200) return [{ sidecar, passes: false, error: refusal(status, body) }]
@@ -143,6 +145,7 @@ function cell({ resolves, usable, nodes, age }: LevelRehearsal): string {
   return resolves ? `${usable}/${nodes} ${formatDuration(Math.round((age ?? 0) / 1_000) * 1_000 || 0)}` : '-'
 }
 
-function shortfall({ resolves, reason, usable, nodes }: LevelRehearsal, minUsable: number): string {
-  return resolves ? `${usable} of ${nodes} nodes usable, ${minUsable} wanted` : (reason ?? '')
+function shortfall({ resolves, reason, usable, nodes, unanswered = [] }: LevelRehearsal, minUsable: number): string {
+  const why = resolves ? `${usable} of ${nodes} nodes usable, ${minUsable} wanted` : (reason ?? '')
+  return [why, ...unanswered].join('; ')
 }

@@ -1,14 +1,15 @@
 import type { Socket } from 'node:net'
 import { matchPreface, PREFACE } from '../http2/preface.ts'
 import { SidecarError } from '../errors.ts'
-import { discard, type Body, type Exchange, type Reply, type ReplyHead } from '../layer.ts'
+import { lineOf } from '../fields.ts'
+import { discard, Whole, type Body, type Content, type Exchange, type Reply, type ReplyHead } from '../layer.ts'
 import { HeadReader } from './head-reader.ts'
-import { fieldLines, fieldOf, statusLine, UnwritableError } from './head-text.ts'
 import { parseRequestHead, type RequestHead } from './head.ts'
 import { IncomingContent, type ContentOwner } from './incoming-content.ts'
 import { Malformed } from './malformed.ts'
 import { MessageWriter, type WriterOwner } from './message-writer.ts'
-import { Transport, type TransportOwner } from './transport.ts'
+import { statusLine } from './status-line.ts'
+import { COPIED_BYTES, Transport, type TransportOwner } from './transport.ts'
 
 /** Bounds on one connection, in the unit the name ends in. */
 export interface ConnectionLimits {
@@ -54,6 +55,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   #preface: number | undefined = 0
   /** Read already, and not yet anybody's turn. */
   #stash: Buffer | undefined
+  #peer: string | undefined
   #movedMs: number
   #headSinceMs = 0
   #exchange: Exchange | undefined
@@ -84,7 +86,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   }
 
   get peer(): string {
-    return this.#transport?.remoteAddress ?? ''
+    return (this.#peer ??= this.#transport?.remoteAddress ?? '')
   }
 
   /** Whether no request is under way, nor the beginning of one. */
@@ -116,12 +118,12 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   /** Says something before the answer. Callers of HTTP/1.0 would not understand it. */
   inform({ status, statusText, headers }: ReplyHead): void {
     if (this.#isAnswering || this.#head?.minor === 0 || this.#transport!.isClosed) return
-    this.#transport!.write(`${statusLine(status, statusText)}${fieldLines(headers)}\r\n`)
+    this.#transport!.write(`${statusLine(status, statusText)}${headers.lines}\r\n`)
   }
 
   /**
    * Answers the request under way.
-   * @throws UnwritableError before anything was written
+   * @throws Error before anything was written, for an answer that is none
    */
   answer(reply: Reply): void {
     const exchange = this.#exchange
@@ -130,8 +132,8 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     const { body } = reply
     const isTunnel = reply.tunnel !== undefined
     const hasNone = exchange.method === 'HEAD' || reply.status === 204 || reply.status === 304 || isTunnel
-    const content = !hasNone && body !== undefined && !Buffer.isBuffer(body) ? body : undefined
-    const whole = !hasNone && Buffer.isBuffer(body) ? body : undefined
+    const content = !hasNone && body !== undefined && !(body instanceof Whole) ? body : undefined
+    const whole = !hasNone && body instanceof Whole ? body : undefined
     const framing =
       content === undefined || content.length !== undefined
         ? 'length'
@@ -140,15 +142,18 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
           : 'chunked'
     this.#isLast =
       this.#isLast || this.#host.isClosing || !this.#head!.persistent || framing === 'until_close' || this.#isUnwanted
-    let head = statusLine(reply.status, reply.statusText)
-    head += fieldLines(reply.headers, framing === 'length' ? undefined : DROPPED[framing])
-    if (reply.reason !== undefined) head += fieldLines(['x-holdfast-reason', reply.reason])
+    let { headers } = reply
+    // What would say something else of the content than how it is sent.
+    if (framing !== 'length' && headers.contentLength !== undefined) headers = headers.without(LENGTH)
+    if (framing === 'until_close') headers = headers.without(TRAILER)
+    let head = statusLine(reply.status, reply.statusText) + headers.lines
+    if (reply.reason !== undefined) head += lineOf('x-holdfast-reason', reply.reason)
     if (framing === 'chunked') head += 'transfer-encoding: chunked\r\n'
     else if (framing === 'length' && !hasNone) {
       const length = content?.length ?? whole?.length ?? 0
-      const said = fieldOf(reply.headers, 'content-length')
-      if (said === undefined) head += `content-length: ${length}\r\n`
-      else if (Number(said) !== length) throw new UnwritableError(`a length of ${said} for ${length} bytes`)
+      if (headers.contentLength === undefined) head += `content-length: ${length}\r\n`
+      else if (headers.contentLength !== length)
+        throw new RangeError(`a length of ${headers.contentLength} for ${length} bytes`)
     }
     if (isTunnel) {
       if (reply.tunnel.protocol !== undefined) head += `connection: upgrade\r\nupgrade: ${reply.tunnel.protocol}\r\n`
@@ -164,7 +169,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     } else {
       if (hasNone) discard(reply)
       this.#bytesOut = whole?.length ?? 0
-      const isGone = whole && whole.length > 0 ? transport.writeFramed(head, whole, '') : transport.write(head)
+      const isGone = transport.write(whole ? head + whole.latin1 : head)
       if (isGone) this.wrote()
     }
   }
@@ -301,9 +306,9 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   #begin(head: RequestHead, bytes: Buffer, at: number, end: number): number {
     let body: Body | undefined
     let next = at
-    if (head.framing === 'length' && head.length <= end - at) {
+    if (head.framing === 'length' && head.length <= Math.min(end - at, COPIED_BYTES)) {
       next = at + head.length
-      body = Buffer.from(bytes.subarray(at, next))
+      body = new Whole(bytes.toString('latin1', at, next))
     } else if (head.framing !== 'none') {
       body = this.#content = new IncomingContent(this, head.framing, head.length, true)
     }
@@ -354,9 +359,9 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
       return
     }
     if (this.#content) return this.#close()
-    const reason = fieldLines(['x-holdfast-reason', reply.reason!, 'connection', 'close'])
-    const head = `${statusLine(reply.status, undefined)}${fieldLines(reply.headers)}${reason}\r\n`
-    this.#transport!.writeFramed(head, reply.body as Buffer, '')
+    const reason = lineOf('x-holdfast-reason', reply.reason!)
+    const head = `${statusLine(reply.status, undefined)}${reply.headers.lines}${reason}connection: close\r\n\r\n`
+    this.#transport!.write(head + (reply.body as Whole).latin1)
     this.#close()
   }
 
@@ -373,7 +378,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     const transport = this.#transport!
     this.#isTunnel = true
     this.#content = new IncomingContent(this, 'until_close', 0, false)
-    this.#writer = new MessageWriter(transport, this, head, 'until_close', reply.body as Exclude<Body, Buffer>)
+    this.#writer = new MessageWriter(transport, this, head, 'until_close', reply.body as Content)
     // Before anything that comes out of it.
     this.#writer.flush()
     this.#exchange!.whenAborted((reason) => this.fail(reason))
@@ -403,5 +408,5 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
 }
 
 const DROP = { write: () => true, end: () => {}, fail: () => {} }
-/** What would say something else of the content than how it is sent. */
-const DROPPED = { chunked: ['content-length'], until_close: ['content-length', 'trailer'] } as const
+const LENGTH = ['content-length']
+const TRAILER = ['trailer']

@@ -1,6 +1,7 @@
 import { connect as connectSession, type ClientHttp2Session, type OutgoingHttpHeaders } from 'node:http2'
 import { connect, type Socket } from 'node:net'
 import type { Call } from '../http1/client-connection.ts'
+import { Whole } from '../layer.ts'
 import { ClientStream } from './client-stream.ts'
 import { TokenBucket } from './token-bucket.ts'
 
@@ -162,7 +163,7 @@ export class ClientSession {
   /** Sends a request; there is room for it. */
   send(call: StreamCall): void {
     const { body } = call
-    const hasContent = body !== undefined && !Buffer.isBuffer(body)
+    const hasContent = body !== undefined && !(body instanceof Whole)
     this.#calls++
     if (this.#pingMs === undefined && this.#quietMs() >= this.#host.limits.quietMs) this.#ping()
     const stream = this.#session.request(call.head, {

@@ -2,7 +2,7 @@ import { constants, type ClientHttp2Stream } from 'node:http2'
 import { SidecarError } from '../errors.ts'
 import type { Failure } from '../http1/client-connection.ts'
 import { Malformed } from '../http1/malformed.ts'
-import type { Content } from '../layer.ts'
+import { Whole, type Content } from '../layer.ts'
 import { readResponse, readTrailers } from './fields.ts'
 import type { ClientSession, StreamCall } from './client-session.ts'
 import { StreamContent, type StreamOwner } from './stream-content.ts'
@@ -50,7 +50,7 @@ export class ClientStream implements StreamOwner, WriterOwner {
     })
     call.sentOn((error) => this.#abort(error))
     const { body } = call
-    if (Buffer.isBuffer(body)) stream.end(Buffer.from(body))
+    if (body instanceof Whole) stream.end(body.latin1, 'latin1')
     else if (body !== undefined) {
       this.#writer = new StreamWriter(stream, this, body)
       this.#writer.start()

@@ -4,8 +4,7 @@
  */
 
 import type { OutgoingHttpHeaders } from 'node:http2'
-import { TOKEN, VALUE } from '../http1/fields.ts'
-import { UnwritableError } from '../http1/head-text.ts'
+import { FieldError, Fields, TOKEN, VALUE } from '../fields.ts'
 import { isHost, isTarget } from '../http1/head.ts'
 import { Malformed } from '../http1/malformed.ts'
 import { isGrpc } from './grpc.ts'
@@ -22,8 +21,8 @@ export interface RequestFields {
   readonly method: string
   readonly target: string
   readonly host: string | undefined
-  /** Flat; `host` is first, as those have to see it who speak HTTP/1.1. */
-  readonly fields: readonly string[]
+  /** `host` is first, as those have to see it who speak HTTP/1.1. */
+  readonly fields: Fields
   /** `x-holdfast-*`, by what follows the prefix, flat. */
   readonly control: readonly string[]
   /** Of `content-length`. */
@@ -38,7 +37,7 @@ export interface RequestFields {
 export interface ResponseFields {
   readonly status: number
   readonly statusText: undefined
-  readonly fields: readonly string[]
+  readonly fields: Fields
   readonly control: readonly string[]
   readonly length: number | undefined
   readonly upgrade: undefined
@@ -131,7 +130,7 @@ export function readRequest(raw: readonly string[], limits: FieldLimits, hasCont
     method,
     target,
     host,
-    fields: ['host', host, ...fields],
+    fields: Fields.of(['host', host, ...fields]),
     control,
     length,
     takesTrailers,
@@ -167,11 +166,11 @@ export function readResponse(raw: readonly string[], limits: FieldLimits): Respo
     if (name.startsWith(CONTROL_PREFIX)) control.push(name.slice(CONTROL_PREFIX.length), value)
     else if (name !== 'proxy-authenticate' && name !== 'proxy-authorization') fields.push(name, value)
   }
-  return { status, statusText: undefined, fields, control, length, upgrade: undefined }
+  return { status, statusText: undefined, fields: Fields.of(fields), control, length, upgrade: undefined }
 }
 
 /** Trailers as they arrived, without what belongs into a head: whoever merged them would frame the message anew. */
-export function readTrailers(raw: readonly string[]): readonly string[] {
+export function readTrailers(raw: readonly string[]): Fields {
   const trailers: string[] = []
   for (let i = 0; i < raw.length; i += 2) {
     const name = raw[i]!
@@ -179,14 +178,14 @@ export function readTrailers(raw: readonly string[]): readonly string[] {
     if (name.startsWith(':') || name.startsWith(CONTROL_PREFIX) || NOT_IN_TRAILERS.has(name)) continue
     if (isToken(name) && isValue(value)) trailers.push(name, value)
   }
-  return trailers
+  return Fields.of(trailers)
 }
 
 /**
  * Fields as node:http2 takes them: names in lower case, those of one connection left out.
  * @param fields flat
  * @param except names in lower case that are left out, too
- * @throws UnwritableError
+ * @throws FieldError
  */
 export function addFields(
   headers: OutgoingHttpHeaders,
@@ -196,8 +195,7 @@ export function addFields(
   for (let i = 0; i < fields.length; i += 2) {
     const name = fields[i]!.toLowerCase()
     const value = fields[i + 1]!
-    if (!isToken(name) || !isValue(value))
-      throw new UnwritableError(`a field that cannot be passed on: ${name.slice(0, 100)}`)
+    if (!isToken(name) || !isValue(value)) throw new FieldError(name)
     if (OF_CONNECTION.has(name) || except.includes(name)) continue
     const before = headers[name]
     if (before === undefined) headers[name] = value

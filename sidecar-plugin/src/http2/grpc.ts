@@ -1,6 +1,7 @@
 /** What gRPC says in other words than HTTP does: a call's outcome, and how long its caller waits. */
 
 import type { Reason, SidecarError } from '../errors.ts'
+import { Fields } from '../fields.ts'
 import type { Reply } from '../layer.ts'
 
 const CANCELLED = 1
@@ -46,21 +47,21 @@ export function isGrpc(contentType: string | undefined): boolean {
 export function grpcReply(error: SidecarError): Reply {
   return {
     status: 200,
-    headers: ['content-type', 'application/grpc', ...grpcTrailers(error)],
+    headers: Fields.of(['content-type', 'application/grpc', ...grpcTrailers(error).list]),
     body: undefined,
     reason: error.reason,
     own: true,
   }
 }
 
-/** What ends a call that failed after its answer had begun. Flat. */
-export function grpcTrailers(error: SidecarError): string[] {
-  return [
+/** What ends a call that failed after its answer had begun. */
+export function grpcTrailers(error: SidecarError): Fields {
+  return Fields.of([
     'grpc-status',
     String(GRPC_STATUS[error.reason]),
     'grpc-message',
     percentEncoded(`${error.reason}: ${error.message}`),
-  ]
+  ])
 }
 
 const UNIT_MS: Readonly<Record<string, number>> = { H: 3_600_000, M: 60_000, S: 1_000, m: 1, u: 1e-3, n: 1e-6 }

@@ -1,8 +1,8 @@
 import { constants, type OutgoingHttpHeaders, type ServerHttp2Stream } from 'node:http2'
 import { SidecarError } from '../errors.ts'
-import { fieldOf, UnwritableError } from '../http1/head-text.ts'
+import type { Fields } from '../fields.ts'
 import { Malformed } from '../http1/malformed.ts'
-import { discard, type Body, type Exchange, type Reply, type ReplyHead } from '../layer.ts'
+import { discard, Whole, type Body, type Exchange, type Reply, type ReplyHead } from '../layer.ts'
 import { addFields, readRequest, readTrailers, type RequestFields } from './fields.ts'
 import { grpcTrailers } from './grpc.ts'
 import type { ServerSession } from './server-session.ts'
@@ -74,12 +74,12 @@ export class ServerStream implements StreamOwner, WriterOwner {
   inform({ status, headers }: ReplyHead): void {
     const stream = this.#stream
     if (stream.headersSent || stream.destroyed || stream.closed) return
-    stream.additionalHeaders(addFields({ ':status': status }, headers))
+    stream.additionalHeaders(addFields({ ':status': status }, headers.list))
   }
 
   /**
    * Answers the request.
-   * @throws UnwritableError before anything was written
+   * @throws an error before anything was written
    */
   answer(reply: Reply): void {
     const exchange = this.#exchange
@@ -89,20 +89,20 @@ export class ServerStream implements StreamOwner, WriterOwner {
     const isTunnel = reply.tunnel !== undefined
     const hasNone = exchange.method === 'HEAD' || WITHOUT_CONTENT.has(reply.status)
     const headers = headersOf(reply, hasNone)
-    const status = exchange.isGrpc ? fieldOf(reply.headers, 'grpc-status') : undefined
+    const status = exchange.isGrpc ? reply.headers.get('grpc-status') : undefined
     if (status !== undefined) exchange.grpcStatus = status
     this.#movedMs = this.#session.nowMs
-    if (!hasNone && body !== undefined && !Buffer.isBuffer(body)) {
+    if (!hasNone && body !== undefined && !(body instanceof Whole)) {
       this.#respond(headers, { waitForTrailers: true })
       this.#writer = new StreamWriter(stream, this, body)
       if (isTunnel) reply.tunnel.open(this.#content!)
       this.#writer.start()
       return
     }
-    if (!hasNone && Buffer.isBuffer(body) && body.length > 0) {
+    if (!hasNone && body instanceof Whole && body.length > 0) {
       this.#respond(headers, {})
       this.#bytesOut = body.length
-      stream.end(body)
+      stream.end(body.latin1, 'latin1')
     } else {
       this.#respond(headers, { endStream: true })
       discard(reply)
@@ -139,8 +139,8 @@ export class ServerStream implements StreamOwner, WriterOwner {
     this.#movedMs = this.#session.nowMs
   }
 
-  wrote(trailers: readonly string[]): void {
-    if (this.#exchange?.isGrpc) this.#exchange.grpcStatus = fieldOf(trailers, 'grpc-status')
+  wrote(trailers: Fields): void {
+    if (this.#exchange?.isGrpc) this.#exchange.grpcStatus = trailers.get('grpc-status')
     // The library sends them in the next turn.
     setImmediate(() => this.#sent())
   }
@@ -154,19 +154,14 @@ export class ServerStream implements StreamOwner, WriterOwner {
     this.#writer!.conclude(grpcTrailers(error))
   }
 
-  /** @throws UnwritableError */
   #respond(headers: OutgoingHttpHeaders, options: { endStream?: boolean; waitForTrailers?: boolean }): void {
-    try {
-      this.#stream.respond(headers, { ...options, sendDate: false } as typeof options)
-    } catch (error) {
-      throw new UnwritableError((error as Error).message)
-    }
+    this.#stream.respond(headers, { ...options, sendDate: false } as typeof options)
   }
 
   #refuse(fault: Malformed): void {
     const reply = this.#session.malformed(fault)
     this.#respond(headersOf(reply, false), {})
-    this.#stream.end(reply.body as Buffer)
+    this.#stream.end((reply.body as Whole).latin1, 'latin1')
     this.#stream.once('finish', () => this.#sent())
   }
 
@@ -212,18 +207,18 @@ export class ServerStream implements StreamOwner, WriterOwner {
   }
 }
 
-/** @throws UnwritableError */
+/** @throws RangeError or FieldError for what cannot be written */
 function headersOf(reply: Reply, hasNone: boolean): OutgoingHttpHeaders {
   const { status, headers: fields, body, reason } = reply
-  if (!(status >= 200 && status <= 599)) throw new UnwritableError(`a status of ${status}`)
+  if (!(status >= 200 && status <= 599)) throw new RangeError(`a status of ${status}`)
   const mustNotSay = status === 204 || status === 205 || reply.tunnel !== undefined
-  const headers = addFields({ ':status': status }, fields, mustNotSay ? ['content-length'] : [])
+  const headers = addFields({ ':status': status }, fields.list, mustNotSay ? ['content-length'] : [])
   if (reason !== undefined) addFields(headers, ['x-holdfast-reason', reason])
   const length = lengthOf(body)
   if (hasNone || mustNotSay || length === undefined) return headers
   const said = headers['content-length']
   if (said === undefined) headers['content-length'] = length
-  else if (Number(said) !== length) throw new UnwritableError(`a length of ${String(said)} for ${length} bytes`)
+  else if (Number(said) !== length) throw new RangeError(`a length of ${String(said)} for ${length} bytes`)
   return headers
 }
 

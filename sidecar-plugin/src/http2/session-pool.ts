@@ -35,6 +35,10 @@ export class SessionPool implements ClientSessionHost {
     return this.#now.ms
   }
 
+  get isClosed(): boolean {
+    return this.#isClosed
+  }
+
   /** Sessions, in use or not. */
   get size(): number {
     return this.#sessions.size

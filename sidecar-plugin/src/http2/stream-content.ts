@@ -1,5 +1,6 @@
 import type { Http2Stream } from 'node:http2'
 import type { SidecarError } from '../errors.ts'
+import { Fields } from '../fields.ts'
 import { KEPT_BYTES } from '../http1/incoming-content.ts'
 import type { Content, Sink } from '../layer.ts'
 
@@ -13,8 +14,6 @@ export interface StreamOwner {
   /** Its sink has been told of its end. */
   delivered(): void
 }
-
-const NONE: readonly string[] = Object.freeze([])
 
 /**
  * Content between the stream that it arrives on and the sink that takes it. What nobody takes is left to the stream's
@@ -32,7 +31,7 @@ export class StreamContent implements Content {
   #isDone = false
   #error: SidecarError | undefined
   /** Set by the owner when they arrive, which is before the end. */
-  trailers = NONE
+  trailers = Fields.NONE
 
   /** @param keeps whether its beginning is kept, so that it can be poured again */
   constructor(stream: Http2Stream, owner: StreamOwner, length: number | undefined, keeps: boolean) {

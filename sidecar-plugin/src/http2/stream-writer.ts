@@ -1,5 +1,6 @@
 import type { Http2Stream } from 'node:http2'
 import { SidecarError } from '../errors.ts'
+import { Fields } from '../fields.ts'
 import type { Content, Sink } from '../layer.ts'
 import { addFields } from './fields.ts'
 
@@ -7,7 +8,7 @@ export interface WriterOwner {
   /** Something of it has left. */
   moved(): void
   /** All of the message has been handed over, its trailers included. */
-  wrote(trailers: readonly string[]): void
+  wrote(trailers: Fields): void
   /** Its content broke off, or is not what the head promised. */
   broke(error: SidecarError): void
 }
@@ -17,7 +18,7 @@ export class StreamWriter implements Sink {
   readonly #stream: Http2Stream
   readonly #owner: WriterOwner
   readonly #content: Content
-  #trailers: readonly string[] = []
+  #trailers = Fields.NONE
   #isEnded = false
   #isOver = false
   #bytes = 0
@@ -51,7 +52,7 @@ export class StreamWriter implements Sink {
   }
 
   /** Ends the message early, with trailers that say why. */
-  conclude(trailers: readonly string[]): void {
+  conclude(trailers: Fields): void {
     this.stop()
     this.#isEnded = true
     this.#trailers = trailers
@@ -70,7 +71,7 @@ export class StreamWriter implements Sink {
     return this.#stream.write(Buffer.from(piece))
   }
 
-  end(trailers: readonly string[]): void {
+  end(trailers: Fields): void {
     if (this.#isOver) return
     const { length } = this.#content
     if (length !== undefined && this.#bytes < length)
@@ -93,7 +94,7 @@ export class StreamWriter implements Sink {
 
   #sendTrailers(): void {
     if (!this.#isEnded) return
-    this.#stream.sendTrailers(addFields({}, this.#trailers))
+    this.#stream.sendTrailers(addFields({}, this.#trailers.list))
     this.#isOver = true
     this.#owner.wrote(this.#trailers)
   }

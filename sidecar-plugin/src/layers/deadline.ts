@@ -1,7 +1,6 @@
 import { parseDuration, type Clock } from '@holdfast/registry-client/clock'
 import type { PolicyDocument } from '@holdfast/registry-client/protocol'
 import { SidecarError } from '../errors.ts'
-import { fieldOf } from '../http1/head-text.ts'
 import { parseGrpcTimeout } from '../http2/grpc.ts'
 import type { Exchange, Layer } from '../layer.ts'
 
@@ -21,8 +20,8 @@ export interface DeadlineOptions {
 /**
  * Gives an exchange up when its time is over: answers 504 `deadline` and aborts what goes on upstream.
  *
- * A **stated** timeout (the policy's, or the caller's `x-holdfast-timeout` or `grpc-timeout`, or what remains of it at the next sidecar:
- * the least of them) is of the whole exchange, the answer's body included. The **default** limits only silence before
+ * A **stated** timeout (the policy's, or the caller's `x-holdfast-timeout` or `grpc-timeout`, or what remains of it at
+ * the next sidecar: the least of them) is of the whole exchange, the answer's body included. The **default** limits only silence before
  * the answer's head: bytes of the request that still arrive extend it, and once the head is there it is over. A limit
  * that nobody asked for must not cut an event stream or a long upload.
  *
@@ -35,7 +34,7 @@ export function deadline(options: DeadlineOptions): Layer {
     const statedMs = least(
       control.size > 0 ? parseDuration(control.get('timeout')) : undefined,
       control.size > 0 ? remaining(exchange) : undefined,
-      exchange.isGrpc ? parseGrpcTimeout(fieldOf(exchange.headers, 'grpc-timeout')) : undefined,
+      exchange.isGrpc ? parseGrpcTimeout(exchange.headers.get('grpc-timeout')) : undefined,
       policyTimeoutMs(exchange.known?.policy),
     )
     const limit = new Limit(exchange, clock, statedMs ?? defaultMs, statedMs === undefined)
@@ -72,7 +71,8 @@ class Limit {
     this.#extends = doesExtend
     this.#seen = exchange.bytesIn
     this.endMs = exchange.startedMs + ms
-    this.#cancel = clock.after(this.endMs - clock.now(), () => this.#expire())
+    // Whole milliseconds: the system keeps a list of timers for each duration there is.
+    this.#cancel = clock.after(Math.ceil(this.endMs - clock.now()), () => this.#expire())
   }
 
   cancel(): void {

@@ -1,7 +1,6 @@
 import { parseDuration } from '@holdfast/registry-client/clock'
 import { SidecarError } from '../errors.ts'
 import type { Exchange, Layer } from '../layer.ts'
-import { maskPasswords } from '../masked.ts'
 import type { KnownView, Resolver } from '../registry.ts'
 
 /** Services that are known to be subscribed; past this many the memory of it starts again, at the cost of a call each. */
@@ -25,17 +24,20 @@ export function resolve(options: { resolver: Resolver; limitMs: number }): Layer
   const { resolver, limitMs } = options
   const subscribed = new Set<string>()
   return (inner) => async (exchange) => {
-    const key = `${exchange.service}.${exchange.namespace}`
-    const view = subscribed.has(key) ? resolver.peek(exchange.service, exchange) : undefined
+    const { name } = exchange
+    const view = subscribed.has(name) ? resolver.peek(exchange.service, exchange) : undefined
     if (view) exchange.known = view
     else {
       exchange.known = await firstUse(resolver, exchange, limitMs)
       if (subscribed.size >= SUBSCRIBED_MAX) subscribed.clear()
-      subscribed.add(key)
+      subscribed.add(name)
     }
     const { source, age } = exchange.known
     const reply = await inner(exchange)
-    return { ...reply, headers: [...reply.headers, 'x-holdfast-view', `${source}; age=${Math.floor(age / 1000)}`] }
+    const headers = reply.headers.with('x-holdfast-view', `${source}; age=${Math.floor(age / 1000)}`)
+    // Not spread: it would cost more than the field.
+    const { status, statusText, body, tunnel, reason, own } = reply
+    return { status, statusText, headers, body, tunnel, reason, own }
   }
 }
 
@@ -52,8 +54,7 @@ async function firstUse(resolver: Resolver, exchange: Exchange, limitMs: number)
     const name = `${exchange.service} in ${exchange.namespace}`
     const { code, message } = error as { code?: string; message?: string }
     if (code === 'unknown_service') throw new SidecarError('unknown_service', `${name}: unknown`, { cause: error })
-    if (code === 'unresolved')
-      throw new SidecarError('unresolved', `${name}: ${maskPasswords(message ?? '')}`, { cause: error })
+    if (code === 'unresolved') throw new SidecarError('unresolved', `${name}: ${message ?? ''}`, { cause: error })
     throw error
   }
 }

@@ -23,6 +23,7 @@ import {
   uint32,
 } from '../../support/http2-frames.ts'
 import { consume, type Content, type Layer } from '../../../sidecar-plugin/src/layer.ts'
+import { Fields } from '../../../sidecar-plugin/src/fields.ts'
 import { SidecarError } from '../../../sidecar-plugin/src/errors.ts'
 import { eventually, startWire } from '../wire.ts'
 
@@ -50,8 +51,8 @@ async function answer(stream: ClientHttp2Stream) {
   let text = ''
   let trailers: IncomingHttpHeaders | undefined
   stream.setEncoding('latin1')
-  stream.on('data', (piece) => (text += piece))
-  stream.on('trailers', (fields) => (trailers = fields))
+  stream.on('data', (piece: string) => (text += piece))
+  stream.on('trailers', (fields: IncomingHttpHeaders) => (trailers = fields))
   const [head] = (await once(stream, 'response')) as [IncomingHttpHeaders]
   if (!stream.closed || !stream.destroyed) await once(stream, 'close').catch(() => {})
   return { head, text, trailers, code: stream.rstCode }
@@ -192,13 +193,13 @@ describe('RFC 9113/8.5: CONNECT', () => {
     let hush: (() => void) | undefined
     const tunnel: Layer = () => async () => ({
       status: 200,
-      headers: [],
+      headers: Fields.NONE,
       body: {
         length: undefined,
         repeatable: false,
         pour: (sink) => {
           say = (text) => void sink.write(Buffer.from(text))
-          hush = () => sink.end([])
+          hush = () => sink.end(Fields.NONE)
         },
         resume() {},
         cancel() {},
