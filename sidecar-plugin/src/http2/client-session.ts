@@ -50,6 +50,11 @@ const RESETS = { burst: 400, perSecond: 25 }
 
 const CONNECTION_WINDOW_BYTES = 4_194_304
 
+/** Whether a connection ended because what came on it is not HTTP/2. */
+export function isFault(error: NodeJS.ErrnoException): boolean {
+  return error.code === 'ERR_HTTP2_ERROR'
+}
+
 /** One connection to a node that speaks HTTP/2. */
 export class ClientSession {
   readonly where: string
@@ -81,7 +86,8 @@ export class ClientSession {
     this.#startedMs = this.#restedMs = this.#receivedMs = nowMs
     this.#resets = new TokenBucket(RESETS.burst, RESETS.perSecond, nowMs)
     this.#socket = connect({ host: name, port, noDelay: true })
-    this.#socket.once('close', () => this.#over())
+    // The session says why first.
+    this.#socket.once('close', () => setImmediate(() => this.#over()))
     this.#session = connectSession(`http://${name.includes(':') ? `[${name}]` : name}:${port}`, {
       createConnection: () => this.#socket,
       maxHeaderListPairs: limits.headFields,
@@ -106,7 +112,7 @@ export class ClientSession {
     this.#session.on('error', (error: NodeJS.ErrnoException) => {
       this.#cause ??= error
       this.#why ??= error.code ?? error.message
-      if (error.code === 'ERR_HTTP2_ERROR') this.#isFaulty = true
+      if (isFault(error)) this.#isFaulty = true
     })
     this.#session.on('close', () => this.#over())
   }
@@ -142,12 +148,7 @@ export class ClientSession {
 
   /** Whether it takes nothing more, by the other side's will. */
   get hasGone(): boolean {
-    return this.#hasGone
-  }
-
-  /** Whether what came is not HTTP/2. */
-  get isFaulty(): boolean {
-    return this.#isFaulty
+    return this.#hasGone || this.#session.destroyed
   }
 
   /** Why it has gone. */

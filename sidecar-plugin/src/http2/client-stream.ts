@@ -4,7 +4,7 @@ import type { Failure } from '../http1/client-connection.ts'
 import { Malformed } from '../http1/malformed.ts'
 import { Whole, type Content } from '../layer.ts'
 import { readResponse, readTrailers } from './fields.ts'
-import type { ClientSession, StreamCall } from './client-session.ts'
+import { isFault, type ClientSession, type StreamCall } from './client-session.ts'
 import { StreamContent, type StreamOwner } from './stream-content.ts'
 import { StreamWriter, type WriterOwner } from './stream-writer.ts'
 
@@ -29,6 +29,7 @@ export class ClientStream implements StreamOwner, WriterOwner {
   #content: StreamContent | undefined
   #fault: Malformed | undefined
   #hasEnd = false
+  #isFaulty = false
   #isAnswered = false
   #movedMs: number
 
@@ -41,7 +42,7 @@ export class ClientStream implements StreamOwner, WriterOwner {
     this.#receivedBefore = session.received
     this.#movedMs = session.nowMs
     this.#watchEnd()
-    stream.on('error', () => {})
+    stream.on('error', (error) => (this.#isFaulty = isFault(error)))
     stream.once('close', () => this.#closed())
     stream.on('headers', (_headers: unknown, _flags: number, raw: readonly string[]) => this.#informed(raw))
     stream.on('response', (_headers: unknown, flags: number, raw: readonly string[]) => this.#answered(flags, raw))
@@ -197,7 +198,7 @@ export class ClientStream implements StreamOwner, WriterOwner {
     if (call !== undefined && !this.#isOver) {
       const code = this.#stream.rstCode ?? 0
       const isUnread = code === constants.NGHTTP2_REFUSED_STREAM || !this.#session.hasTaken(this.#stream.id)
-      const isProtocol = this.#session.isFaulty || PROTOCOL_CODES.has(code)
+      const isProtocol = this.#isFaulty || PROTOCOL_CODES.has(code)
       const isStale =
         this.#session.hasGone && (isUnread || (this.#wasUsed && this.#session.received === this.#receivedBefore))
       const detail = this.#session.hasGone
