@@ -33,6 +33,8 @@ export const DEFAULT_FORWARD_LIMITS: ForwardLimits = {
   sessionIdleMs: 30_000,
   /** Shorter asks nodes for signs of life that servers of gRPC take for abuse; longer leaves callers with a dead host. */
   quietMs: 30_000,
+  /** Shorter cuts nodes that are busy; longer makes callers of dead ones wait. */
+  pingMs: 5_000,
   /** Smaller makes long ways slow: no stream brings more than this per round trip. */
   windowBytes: 262_144,
 }

@@ -21,6 +21,8 @@ export interface ClientSessionLimits {
   readonly sessionIdleMs: number
   /** A session from which nothing has come for so long is asked for a sign of life when somebody waits on it. */
   readonly quietMs: number
+  /** How long to wait for that sign. */
+  readonly pingMs: number
   /** What one stream may send before somebody takes it. */
   readonly windowBytes: number
 }
@@ -38,9 +40,6 @@ export interface ClientSessionHost {
     before: { kind: 'connect' | 'protocol'; detail: string; cause?: unknown } | undefined,
   ): void
 }
-
-/** How long to wait for a sign of life. A busy node takes its time; longer makes its callers wait with it. */
-const PING_LIMIT_MS = 5_000
 
 /**
  * Streams given up: a server takes too many for an attack, nghttp2 a thousand at once and 33 a second. A session goes
@@ -192,7 +191,7 @@ export class ClientSession {
     const quietMs = this.#quietMs()
     if (this.#pingMs !== undefined) {
       if (quietMs === 0) this.#pingMs = undefined
-      else if (nowMs - this.#pingMs >= PING_LIMIT_MS) {
+      else if (nowMs - this.#pingMs >= limits.pingMs) {
         this.#hasGone = true
         this.#why ??= `no sign of life for ${quietMs} ms`
         return this.destroy()

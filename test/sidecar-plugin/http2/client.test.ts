@@ -373,8 +373,10 @@ describe('an answer', () => {
     const served = await node(0)
     await served.until(FRAME.headers, 1)
     served.send(frame(5, FLAG.endHeaders, 1, Buffer.concat([uint32(2), fieldBlock([[':method', 'GET']])])))
-    assert.equal((await failureOf(reply))[1], true)
+    const failed = failureOf(reply)
     await served.until(FRAME.goaway)
+    served.socket.destroy()
+    assert.equal((await failed)[1], true)
   })
 })
 
@@ -412,14 +414,14 @@ describe('sessions', () => {
   })
 
   test('RFC 9113/6.7: one from which nothing comes is asked for a sign of life, and cut without one', async (t) => {
-    const { send, node } = await start(t, { limits: { quietMs: 100 } })
+    const { send, node } = await start(t, { limits: { quietMs: 100, pingMs: 200, idleMs: 200 } })
     const { reply } = send({ method: 'POST' })
     const served = await node(0)
     const ping = await served.until(FRAME.ping)
     served.send(frame(FRAME.ping, FLAG.ack, 0, ping.payload))
     await served.untilOne((each) => each.type === FRAME.ping && each !== ping, 'a second PING')
     assert.deepEqual(await failureOf(reply), ['upstream_reset', true])
-    await served.closed
+    await eventually('it is closed', () => served.socket.readableEnded || served.socket.destroyed)
   })
 
   test('one that nobody needs is closed, with a word', async (t) => {
@@ -430,7 +432,7 @@ describe('sessions', () => {
     served.send(headers(1, OK))
     await reply
     assert.equal(codeOf(await served.until(FRAME.goaway)), CODE.none)
-    await served.closed
+    await eventually('it is closed', () => served.socket.readableEnded || served.socket.destroyed)
   })
 
   test('one that the node ends while it is idle is not used again', async (t) => {
