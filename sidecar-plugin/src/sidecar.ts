@@ -94,6 +94,9 @@ const PUT_PATIENCE_MS = 5_000
  */
 const LOCAL_KEEP_ALIVE_MS = 1_000
 
+/** On this host an end is heard of, and servers of gRPC take more than a ping in five minutes for abuse. */
+const LOCAL_QUIET_MS = 360_000
+
 /** Where the local services listen. */
 const LOCAL_HOST = '127.0.0.1'
 
@@ -134,8 +137,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     trustReason: false,
     fields: serviceFields,
     replaces: ['x-request-id', 'x-forwarded-for'],
-    // On this host a connection that ends is heard of, and servers of gRPC take too many pings for abuse.
-    limits: { ...options.limits?.forward, keepAliveMs: LOCAL_KEEP_ALIVE_MS, quietMs: Infinity },
+    limits: { ...options.limits?.forward, keepAliveMs: LOCAL_KEEP_ALIVE_MS, quietMs: LOCAL_QUIET_MS },
   })
   const { inbound: inboundAt, outbound: outboundAt, admin: adminAt, peers: peersAt } = config.listeners
   const file =

@@ -207,6 +207,14 @@ export class ClientSession {
     if (!this.#resets.take(this.#host.nowMs)) this.#isRetired = true
   }
 
+  /**
+   * Nothing came while somebody waited until there was no more time: what is wrong may be the connection. The library
+   * does not read on, for one, where it has found a fault itself.
+   */
+  doubt(): void {
+    this.#isRetired = true
+  }
+
   left(stream: ClientStream): void {
     this.#streams.delete(stream)
     this.#restedMs = this.#host.nowMs

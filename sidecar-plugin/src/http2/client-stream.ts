@@ -42,7 +42,7 @@ export class ClientStream implements StreamOwner, WriterOwner {
     this.#receivedBefore = session.received
     this.#movedMs = session.nowMs
     this.#watchEnd()
-    stream.on('error', (error) => (this.#isFaulty = isFault(error)))
+    stream.on('error', (error: Error) => (this.#isFaulty = isFault(error)))
     stream.once('close', () => this.#closed())
     stream.on('headers', (_headers: unknown, _flags: number, raw: readonly string[]) => this.#informed(raw))
     stream.on('response', (_headers: unknown, flags: number, raw: readonly string[]) => this.#answered(flags, raw))
@@ -167,6 +167,7 @@ export class ClientStream implements StreamOwner, WriterOwner {
     if (this.#call === undefined) return
     this.#call = undefined
     this.#content?.fail(error)
+    if (error.reason === 'deadline' && this.#session.received === this.#receivedBefore) this.#session.doubt()
     this.#reset()
   }
 

@@ -6,7 +6,7 @@ import { createServer, type Http2Server, type IncomingHttpHeaders, type ServerHt
 import type { AddressInfo } from 'node:net'
 import { describe, test, type TestContext } from 'node:test'
 import { systemClock } from '@holdfast/registry-client/clock'
-import type { SidecarError } from '../../../sidecar-plugin/src/errors.ts'
+import { SidecarError } from '../../../sidecar-plugin/src/errors.ts'
 import { Fields } from '../../../sidecar-plugin/src/fields.ts'
 import { Forward, type ForwardLimits } from '../../../sidecar-plugin/src/forward.ts'
 import { Whole, type Content, type Reply } from '../../../sidecar-plugin/src/layer.ts'
@@ -165,8 +165,7 @@ describe('a request', () => {
     const { reply, exchange } = send()
     const served = await node(0)
     await served.until(FRAME.headers, 1)
-    const { SidecarError: Gone } = await import('../../../sidecar-plugin/src/errors.ts')
-    exchange.abort(new Gone('caller_gone', 'test', { delivered: true }))
+    exchange.abort(new SidecarError('caller_gone', 'test', { delivered: true }))
     assert.deepEqual(await failureOf(reply), ['caller_gone', true])
     assert.equal(codeOf(await served.until(FRAME.reset, 1)), CODE.cancel)
   })
@@ -368,14 +367,13 @@ describe('an answer', () => {
   })
 
   test('RFC 9113/8.4: a push is refused', async (t) => {
-    const { send, node } = await start(t)
+    const { send, node } = await start(t, { limits: { quietMs: 100, pingMs: 100, idleMs: 200 } })
     const { reply } = send()
     const served = await node(0)
     await served.until(FRAME.headers, 1)
     served.send(frame(5, FLAG.endHeaders, 1, Buffer.concat([uint32(2), fieldBlock([[':method', 'GET']])])))
     const failed = failureOf(reply)
     await served.until(FRAME.goaway)
-    served.socket.destroy()
     assert.equal((await failed)[1], true)
   })
 })
@@ -407,8 +405,7 @@ describe('sessions', () => {
   test('one that waits can be given up', async (t) => {
     const { send, forward } = await start(t, { greeting: [settings([3, 0])], limits: { sessions: 1 } })
     const { exchange, reply } = send()
-    const { SidecarError: Gone } = await import('../../../sidecar-plugin/src/errors.ts')
-    exchange.abort(new Gone('caller_gone', 'test'))
+    exchange.abort(new SidecarError('caller_gone', 'test'))
     assert.equal((await failureOf(reply))[0], 'caller_gone')
     assert.equal(forward.load.inFlight, 0)
   })
@@ -451,15 +448,27 @@ describe('sessions', () => {
     assert.equal((await second.reply).status, 200)
   })
 
+  test('one on which nothing came until a deadline was over is not used for the next request', async (t) => {
+    const { send, node } = await start(t)
+    const { exchange, reply } = send()
+    await (await node(0)).until(FRAME.headers, 1)
+    exchange.abort(new SidecarError('deadline', 'test', { delivered: true }))
+    await failureOf(reply)
+    const next = send()
+    const again = await node(1)
+    await again.until(FRAME.headers, 1)
+    again.send(headers(1, OK))
+    assert.equal((await next.reply).status, 200)
+  })
+
   test('RFC 9113/10.5: one on which many streams were given up makes room for another before the node takes it for an attack', async (t) => {
     const { send, node, nodes } = await start(t)
-    const { SidecarError: Gone } = await import('../../../sidecar-plugin/src/errors.ts')
     for (let id = 1; nodes.length < 2; id += 2) {
       assert.ok(id < 2_000, 'a second connection')
       const { exchange, reply } = send()
       if (nodes.length < 2)
         await eventually('it is sent', () => nodes.length > 1 || nodes[0]?.find(FRAME.headers, id) !== undefined)
-      exchange.abort(new Gone('caller_gone', 'test'))
+      exchange.abort(new SidecarError('caller_gone', 'test'))
       await failureOf(reply)
     }
     await (await node(0)).until(FRAME.goaway)
