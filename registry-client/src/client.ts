@@ -194,7 +194,8 @@ export class RegistryClient {
     const calledMs = this.#clock.now()
     // What was known to be current after the call came is as young as an answer can be.
     const isYoung = () => entry.ageMs(this.#clock) <= maxStaleMs || entry.confirmed.heardMs >= calledMs
-    const isThere = () => minimum === undefined || reaches(entry.asOf, minimum)
+    // What a peer claims to know is no knowledge of it.
+    const isThere = () => minimum === undefined || (entry.origin !== 'peer' && reaches(entry.asOf, minimum))
     // An operator's word is as new as now.
     const answers = () => entry.served !== undefined && (entry.override !== undefined || (isYoung() && isThere()))
     const answer = (waited: boolean) => {

@@ -6,7 +6,7 @@
 
 import type { Entry } from './entry.ts'
 import type { Log } from '../log.ts'
-import { formatCursor, type Cursor, type StreamEvent } from '../protocol.ts'
+import { formatCursor, isAfter, type Cursor, type StreamEvent } from '../protocol.ts'
 import type { Session } from '../registry/connection.ts'
 
 export interface ConfirmationsOptions {
@@ -119,9 +119,10 @@ export class Confirmations {
         continue
       }
       if (entry.quarantined) continue
-      // Of a place that it has not reached itself it knows nothing.
-      if (view.cursor.revision > id.revision) {
-        this.#noteAhead(entry, view.cursor, id)
+      // Of a place that it has not reached itself it knows nothing, nor of what may have changed on the way there.
+      const { asOf } = entry
+      if (asOf && isAfter(asOf, id)) {
+        this.#noteAhead(entry, asOf, id)
         continue
       }
       // An earlier life of the stream may know better than a registry that is behind.
@@ -134,12 +135,13 @@ export class Confirmations {
   }
 
   #noteAhead(entry: Entry, held: Cursor, reached: Cursor): void {
-    if (this.#ahead.has(entry)) return
+    const isFirst = this.#ahead.size === 0
     this.#ahead.add(entry)
+    if (!isFirst) return
     const { namespace, service } = entry
     this.#options.log.warn(
       { namespace, service, held: formatCursor(held), reached: formatCursor(reached) },
-      'the registry has not reached what is known of a service: it ages until it has',
+      'the registry has not reached what is known: views age until it has',
     )
   }
 }

@@ -16,7 +16,15 @@ import { IdleServices } from './idle-services.ts'
 import type { Log } from '../log.ts'
 import type { MemoryCache } from './memory-cache.ts'
 import type { Peers } from './peers.ts'
-import { fold, type Frame, type PolicyDocument, type StreamEvent, type View } from '../protocol.ts'
+import {
+  fold,
+  isAfter,
+  type Cursor,
+  type Frame,
+  type PolicyDocument,
+  type StreamEvent,
+  type View,
+} from '../protocol.ts'
 import { Quarantines } from './quarantines.ts'
 import type { Selector, SelectorStrategy } from '../selection/selector.ts'
 import { UnknownNames } from './unknown-names.ts'
@@ -278,7 +286,9 @@ export class FollowedServices {
     const cursor = (entry.heard ?? entry.view)?.cursor
     // Hearsay is no base for a change: the whole view, of a registry that is as far as the peer was.
     if (entry.origin === 'peer' && !entry.heard) return { reach: entry.view?.cursor }
-    return { cursor, reach: this.#awaited.latest(this.#followed.get(entry)!) }
+    const wanted = this.#awaited.latest(this.#followed.get(entry)!)
+    // And not before it is as far as others have shown to be: of what came since it could say nothing.
+    return { cursor, reach: laterOf(wanted, entry.origin === 'peer' ? undefined : entry.asOf) }
   }
 
   /** One event of the stream. */
@@ -457,6 +467,11 @@ function isKnown(view: View): boolean {
 
 export function keyOf(namespace: string, service: string): string {
   return `${namespace}/${service}`
+}
+
+/** Of two histories either; the registry knows one of them. */
+function laterOf(a: Cursor | undefined, b: Cursor | undefined): Cursor | undefined {
+  return a === undefined || (b !== undefined && isAfter(b, a)) ? b : a
 }
 
 /** Of the strategies that a policy may name, those that this version executes; the others fall back to taking turns. */

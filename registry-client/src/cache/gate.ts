@@ -62,7 +62,9 @@ export function judge(entry: Entry, offer: Offer, nowMs: number): Verdict {
   const isForeign = origin === 'file' && !sameEpoch && !isHearsay
   // While the registry speaks of another epoch than what is held, a file of what is held is history.
   const isPast = origin === 'file' && entry.carried && entry.heard?.cursor.epoch !== next.cursor.epoch
-  if (isForeign || isPast || (ahead < 0 && !isSettled)) {
+  // A file says what the registry said once, which no peer's claim to know better outweighs.
+  const isOlder = ahead < 0 && !isSettled && !(isHearsay && origin === 'file')
+  if (isForeign || isPast || isOlder) {
     // A word that is older than what we hold cannot carry the next change: resume from what we hold. Unless a peer
     // said that: what the registry says next continues its own word.
     if (origin === 'registry' && !isHearsay) follow(entry, view)
@@ -120,8 +122,12 @@ function missingFrom(entry: Entry, view: View, offer: Offer, nowMs: number): rea
   const { view: next, confirmed: session } = offer
   const missing = unaccounted(view, next, entry.removed)
   if (missing.length === 0 || next.nodes.size === 0) return missing
-  if (entry.awaited?.session !== session) entry.awaited = { session, sinceMs: nowMs }
-  if (nowMs - entry.awaited.sinceMs < RETURN_MS) return missing
+  const { epoch } = next.cursor
+  const last = entry.awaited?.epoch === epoch ? entry.awaited : { epoch, session, lookedMs: nowMs, forMs: 0 }
+  // Time without a stream does not count: who cannot reach the registry cannot come back to it.
+  const forMs = last.forMs + (last.session === session ? nowMs - last.lookedMs : 0)
+  entry.awaited = { epoch, session, lookedMs: nowMs, forMs }
+  if (forMs < RETURN_MS) return missing
   // Registrants come back by themselves. Nobody speaks for a static node but an operator, and nobody for hearsay.
   return entry.origin === 'peer' ? [] : missing.filter((node) => !node.leased)
 }
