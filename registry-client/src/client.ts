@@ -405,6 +405,7 @@ export class RegistryClient {
     this.#connection.close()
     this.#probes?.close()
     this.#services.close()
+    this.#peers.close()
     await this.#files?.close()
   }
 

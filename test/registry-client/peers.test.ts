@@ -417,6 +417,8 @@ test('many services are asked for a few at a time', async () => {
   assert.equal(most, 32 * 2)
   stop.abort()
   await Promise.all(seeking)
+  peers.close()
+  await settle()
   assert.equal(clock.pending, 0)
 })
 

@@ -32,8 +32,8 @@ export interface PeerQuestion {
 }
 
 /**
- * What came of it. `crowded`: all answers together held too much, and this one most. `isMute`: the peer would keep the
- * next who asks waiting too.
+ * What came of it. `crowded`: all answers together held too much, and this one most. `isMute`: the peer kept
+ * whoever asked waiting for nothing.
  */
 export type PeerAnswer =
   | { readonly outcome: 'answered'; readonly known: PeerView; readonly holding: Holding }
@@ -46,21 +46,24 @@ export async function askPeer(question: PeerQuestion): Promise<PeerAnswer> {
   const { url, peer, namespace, service, network, clock, budget, signal, isKnown } = question
   const cut = new AbortController()
   let isCrowded = false
-  let isMute = true
+  let isMute = false
   const fail = (reason: string) => cut.abort(new Error(reason))
+  const failMute = (reason: string) => {
+    isMute = true
+    fail(reason)
+  }
   const onAbort = () => fail('nobody waits any more')
   signal.addEventListener('abort', onAbort)
   const holding = budget.open(() => {
     isCrowded = true
-    isMute = false
     fail('too much is answered at once')
   })
   const ticks = { all: 0, silent: 0, known: 0 }
   let bytes = 0
   const stopTicks = every(clock, TICK_MS, () => {
     const patience = PATIENCE_MS / TICK_MS
-    if (++ticks.silent >= patience) fail(`silent for ${PATIENCE_MS} ms`)
-    else if (++ticks.all >= patience + bytes / ((BYTES_PER_SECOND * TICK_MS) / 1_000)) fail('too slow')
+    if (++ticks.silent >= patience) failMute(`silent for ${PATIENCE_MS} ms`)
+    else if (++ticks.all >= patience + bytes / ((BYTES_PER_SECOND * TICK_MS) / 1_000)) failMute('too slow')
     else if (isKnown() && ++ticks.known >= patience) fail('slower than another')
   })
   const askedMs = clock.now()
@@ -75,12 +78,10 @@ export async function askPeer(question: PeerQuestion): Promise<PeerAnswer> {
         ticks.silent = 0
         bytes += more
         if (bytes <= MAX_ANSWER_BYTES) return holding.grow(more)
-        isMute = false
         fail(`an answer of over ${MAX_ANSWER_BYTES} bytes`)
       },
     })
     cut.signal.throwIfAborted()
-    isMute = false
     if (status === 404) {
       holding.release()
       return { outcome: 'unknown' }
