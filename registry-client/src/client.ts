@@ -348,7 +348,7 @@ export class RegistryClient {
       {
         memory: ({ namespace, service }) => {
           const known = this.peek(service, { namespace })
-          return known && { view: known.view, ageMs: known.age }
+          return known && { view: known.view, ageMs: known.age, overridden: known.overridden }
         },
         ...(this.#files && { file: this.#files }),
         ...(!this.#peers.isEmpty && { peers: this.#peers }),

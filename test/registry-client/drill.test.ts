@@ -30,6 +30,15 @@ const SERVICES: Record<string, object> = {
     level: 'memory',
     levels: { memory: yes(2_400, 0, 0), file: yes(2_400, 0, 0), peer: no('no nodes, and no removal of the last') },
   },
+  overruled: {
+    resolves: true,
+    level: 'memory',
+    levels: {
+      memory: { ...yes(0, 0, 1), overridden: true },
+      file: no('no file that can be read'),
+      peer: yes(12_000, 3, 5),
+    },
+  },
   lost: {
     resolves: false,
     levels: { memory: no('not in memory'), file: no('no file that can be read'), peer: no('no peers are configured') },
@@ -123,19 +132,34 @@ describe('holdfast drill', () => {
     assert.match(out, /shop +NO +- +1\/1 90s +- +not in memory$/m)
   })
 
-  test('a level without enough nodes that take traffic does not let a service pass, and the next one may', async () => {
-    const drilled = (...words: string[]) => drill('--sidecar', sidecar.url, ...words)
-    const fromFile = await drilled('--service', 'down')
-    assert.deepEqual([fromFile.code, /down +from file/.test(fromFile.out)], [0, true])
-    const fromPeer = await drilled('--service', 'down', '--min-usable', '3')
-    assert.deepEqual([fromPeer.code, /down +from peer/.test(fromPeer.out)], [0, true])
-    const fromNone = await drilled('--service', 'down', '--min-usable', '4')
-    assert.equal(fromNone.code, 1)
-    const wanting = [0, 2, 3].map((usable) => `${usable} of 5 nodes usable, 4 wanted`).join('; ')
-    assert.match(fromNone.out, new RegExp(`down +NO .* ${wanting}$`, 'm'))
-    const fromMemory = await drilled('--service', 'down', '--level', 'memory')
-    assert.equal(fromMemory.code, 1)
-    assert.match(fromMemory.out, / 0 of 5 nodes usable, 1 wanted$/m)
+  test('a level that would answer with too few nodes fails, whatever those know that would not be asked', async () => {
+    const drilled = (...words: string[]) => drill('--sidecar', sidecar.url, '--service', ...words)
+    for (const words of [['down'], ['down', '--level', 'memory']]) {
+      const { code, out } = await drilled(...words)
+      assert.equal(code, 1)
+      assert.match(out, /down +NO .* 0 of 5 nodes usable, 1 wanted$/m)
+      assert.doesNotMatch(out, /2 of 5|3 of 5/)
+    }
+    for (const [level, usable] of [
+      ['file', 2],
+      ['peer', 3],
+    ] as const) {
+      const enough = await drilled('down', '--level', level, '--min-usable', String(usable))
+      assert.deepEqual([enough.code, enough.out.includes(`from ${level}`)], [0, true])
+      const wanting = await drilled('down', '--level', level, '--min-usable', '4')
+      assert.equal(wanting.code, 1)
+      assert.match(wanting.out, new RegExp(` ${usable} of 5 nodes usable, 4 wanted$`, 'm'))
+    }
+    // Nothing is in memory: the file is what would answer.
+    const short = await drilled('shop', '--min-usable', '2')
+    assert.equal(short.code, 1)
+    assert.match(short.out, /shop +NO .* 1 of 1 nodes usable, 2 wanted$/m)
+  })
+
+  test("says where it is an operator's file that leaves too few", async () => {
+    const { code, out } = await drill('--sidecar', sidecar.url, '--service', 'overruled')
+    assert.equal(code, 1)
+    assert.match(out, /overruled +NO +0\/1 0ms +- .* 0 of 1 nodes usable by an operator's override file, 1 wanted$/m)
   })
 
   test('a service without nodes passes only where that is allowed, and never without proof', async () => {

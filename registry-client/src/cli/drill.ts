@@ -14,7 +14,7 @@ export interface DrillOptions {
   /** Undefined: all that a sidecar knows. */
   readonly services: readonly string[] | undefined
   readonly namespace: string
-  /** Undefined: any will do. */
+  /** Undefined: whichever would answer, which is the first that knows the service. */
   readonly level: RehearsedLevel | undefined
   /** Nodes that must take traffic; 0 lets a service pass that is known to have none. */
   readonly minUsable: number
@@ -30,7 +30,7 @@ export interface DrillRow {
   readonly service?: string
   readonly namespace?: string
   readonly passes: boolean
-  /** The first level that answers with enough nodes; absent where none does. */
+  /** The level that would answer, with enough nodes or not; absent where none would. */
   readonly level?: RehearsedLevel
   readonly levels?: Rehearsal['levels']
   readonly error?: string
@@ -73,12 +73,10 @@ async function askSidecar(url: string, options: DrillOptions): Promise<DrillRow[
 const KNOWS_NONE = 'knows no services: name those you need with --service'
 
 function rowOf(sidecar: string, { namespace, service, levels }: Rehearsal, options: DrillOptions): DrillRow {
-  const answering = levelsOf(options.level).find((name) => {
-    const { resolves, usable = 0 } = levels[name]
-    return resolves && usable >= options.minUsable
-  })
-  const passes = answering !== undefined
-  return { sidecar, namespace, service, passes, ...(passes && { level: answering }), levels }
+  // A level that is asked later answers only where those before it know nothing.
+  const level = levelsOf(options.level).find((name) => levels[name].resolves)
+  const passes = level !== undefined && levels[level].usable! >= options.minUsable
+  return { sidecar, namespace, service, passes, ...(level && { level }), levels }
 }
 
 function levelsOf(level: RehearsedLevel | undefined): readonly RehearsedLevel[] {
@@ -132,7 +130,7 @@ export function drillReport(
             ...REHEARSED.map((name) => cell(row.levels![name])),
             row.passes
               ? ''
-              : levelsOf(level)
+              : (row.level ? [row.level] : levelsOf(level))
                   .map((name) => shortfall(row.levels![name], minUsable))
                   .join('; '),
           ]),
@@ -145,7 +143,9 @@ function cell({ resolves, usable, nodes, age }: LevelRehearsal): string {
   return resolves ? `${usable}/${nodes} ${formatDuration(Math.round((age ?? 0) / 1_000) * 1_000 || 0)}` : '-'
 }
 
-function shortfall({ resolves, reason, usable, nodes, unanswered = [] }: LevelRehearsal, minUsable: number): string {
-  const why = resolves ? `${usable} of ${nodes} nodes usable, ${minUsable} wanted` : (reason ?? '')
+function shortfall(level: LevelRehearsal, minUsable: number): string {
+  const { resolves, reason = '', usable, nodes, overridden, unanswered = [] } = level
+  const by = overridden ? " by an operator's override file" : ''
+  const why = resolves ? `${usable} of ${nodes} nodes usable${by}, ${minUsable} wanted` : reason
   return [why, ...unanswered].join('; ')
 }

@@ -256,6 +256,11 @@ export class FileCache {
     return this.#overrides.read(namespace, service, base, before)
   }
 
+  /** What the operator's override file would make of a service in a process that starts now. Changes and counts nothing. */
+  peekOverride(namespace: string, service: string, base: View | undefined): Promise<View | undefined> {
+    return this.#overrides.peek(namespace, service, base)
+  }
+
   /**
    * Saves a view soon, off everyone's path; of several in a short time only the last is written.
    * @param ageMs how long ago it was known to be current, for a view that did not come from the registry just now
