@@ -3,6 +3,7 @@
 import { every, type Clock } from '../clock.ts'
 import { reasonOf, type Network } from '../network.ts'
 import { decodeView, isProven, type View } from '../protocol.ts'
+import { show } from '../shown.ts'
 import type { ByteBudget, Holding } from './byte-budget.ts'
 import type { PeerView } from './peer-choice.ts'
 
@@ -14,7 +15,10 @@ const TICK_MS = 100
 const PATIENCE_MS = 1_000
 /** What comes more slowly is cut off. */
 const BYTES_PER_SECOND = 1_048_576
-/** Ten years: no outage is longer, and a date before it need not be one that a disk can write down. */
+/**
+ * Ten years: what is older counts as this. A file that is dated in the future says nothing of its age and counts as dating
+ * from 1970, and not every disk can write down a date that is earlier.
+ */
 const MAX_AGE_MS = 10 * 365 * 86_400_000
 
 export interface PeerQuestion {
@@ -111,7 +115,7 @@ function read(body: string, namespace: string, service: string): { view: View; a
   if (view.cursor.revision === 0) throw new Error('it holds no view of the service')
   if (!isProven(view)) throw new Error('it holds no nodes, and no removal of the last')
   const ageMs = document?.age
-  if (typeof ageMs !== 'number' || !(ageMs >= 0 && ageMs <= MAX_AGE_MS))
-    throw new Error(`age: must be milliseconds, 0..${MAX_AGE_MS}, got ${String(ageMs).slice(0, 40)}`)
-  return { view, ageMs }
+  if (typeof ageMs !== 'number' || !(ageMs >= 0 && Number.isFinite(ageMs)))
+    throw new Error(`age: must be a number of milliseconds of at least 0, got ${show(ageMs)}`)
+  return { view, ageMs: Math.min(ageMs, MAX_AGE_MS) }
 }
