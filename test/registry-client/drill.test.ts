@@ -189,6 +189,69 @@ describe('holdfast drill', () => {
     forgetful.server.closeAllConnections()
   })
 
+  describe('takes no answer that is none', () => {
+    const level = no('')
+    const levels = { memory: yes(0, 1, 1), file: level, peer: level }
+    const stock = { service: 'stock', namespace: 'default', levels }
+    const wrong: Record<string, [answer: unknown, complaint: string]> = {
+      'of another namespace': [[{ ...stock, namespace: 'blue' }], ' of what was asked: it tells of blue/stock'],
+      'of another service': [[stock, { ...stock, service: 'shop' }], ' of what was asked: it tells of default/shop'],
+      'of a service twice': [[stock, stock], ': it tells of default/stock twice'],
+      'whose name is none': [[{ ...stock, service: 's\u001b[2J' }], ': services.0.service: not a service name'],
+      'whose peers are a number': [
+        [{ ...stock, levels: { ...levels, peer: { ...level, unanswered: 5 } } }],
+        ': services.0.levels.peer.unanswered: must be an array, got 5',
+      ],
+      'that counts below zero': [
+        [{ ...stock, levels: { ...levels, memory: yes(0, -1, 1) } }],
+        ': services.0.levels.memory.usable: ',
+      ],
+      'that counts more than there are': [
+        [{ ...stock, levels: { ...levels, memory: yes(0, 2, 1) } }],
+        ': services.0.levels.memory.usable: more than there are nodes',
+      ],
+      'of no age': [
+        [{ ...stock, levels: { ...levels, memory: { ...yes(0, 1, 1), age: 'y' } } }],
+        ': services.0.levels.memory.age: must be a number, got y',
+      ],
+      'that lacks a level': [[{ ...stock, levels: { memory: level, file: level } }], ': services.0.levels.peer'],
+      'that is no list': [{}, ': services: must be an array'],
+    }
+    for (const [what, [services, complaint]] of Object.entries(wrong))
+      test(`${what}, and says where`, async (t) => {
+        const liar = await listen(() => ({ status: 200, body: JSON.stringify({ services }) }))
+        t.after(() => {
+          liar.server.close()
+          liar.server.closeAllConnections()
+        })
+        const { code, error, out } = await drill('--sidecar', liar.url, '--service', 'stock')
+        assert.deepEqual([code, out], [1, 'no services'])
+        assert.ok(error.startsWith(`${liar.url}: the answer is no rehearsal${complaint}`), error)
+      })
+
+    test('and writes nothing to the terminal that commands it', async (t) => {
+      const commands = '\u001b]0;x\u0007\u202e'
+      const liar = await listen(({ pathname }) =>
+        pathname.startsWith('/refuses')
+          ? { status: 500, body: JSON.stringify({ title: commands }) }
+          : {
+              status: 200,
+              body: JSON.stringify({
+                services: [{ ...stock, levels: { memory: no(commands), file: level, peer: level } }],
+              }),
+            },
+      )
+      t.after(() => {
+        liar.server.close()
+        liar.server.closeAllConnections()
+      })
+      const { code, out, error } = await drill('--sidecar', `${liar.url},${liar.url}/refuses`, '--service', 'stock')
+      assert.equal(code, 1)
+      assert.match(out, /\?\]0;x\?\?/)
+      assert.match(error, /answered 500: \?\]0;x\?\?$/)
+    })
+  })
+
   test('is JSON for programs', async () => {
     const { code, out } = await drill('--sidecar', sidecar.url, '--service', 'stock,lost', '--json')
     assert.equal(code, 1)
@@ -213,7 +276,7 @@ describe('holdfast drill', () => {
     assert.equal(error.startsWith(`${nowhere.url}: cannot be asked: `), true, error)
     for (const [url, reason] of [
       [stranger.url, 'answered 404: There is nothing here'],
-      [`${stranger.url}/html`, "cannot be asked: the answer is no rehearsal; is this a sidecar's admin API?"],
+      [`${stranger.url}/html`, "the answer is no rehearsal; is this a sidecar's admin API?"],
     ] as const) {
       const answer = await drill('--sidecar', url)
       assert.deepEqual([answer.code, answer.error], [1, `${url}: ${reason}`])

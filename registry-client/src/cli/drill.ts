@@ -4,8 +4,9 @@
  */
 
 import { formatDuration, systemClock } from '../clock.ts'
-import { maskUrl, reasonOf, type Network } from '../network.ts'
+import { maskUrl, reasonOf, type HttpAnswer, type Network } from '../network.ts'
 import { REHEARSED, type LevelRehearsal, type RehearsedLevel, type Rehearsal } from '../cache/rehearsal.ts'
+import { decodeRehearsal, refusalOf, type RehearsedService } from './drill-answer.ts'
 import { table } from './table.ts'
 
 export interface DrillOptions {
@@ -44,35 +45,39 @@ export async function drill(options: DrillOptions): Promise<DrillRow[]> {
 
 async function askSidecar(url: string, options: DrillOptions): Promise<DrillRow[]> {
   const sidecar = maskUrl(url)
-  const { services, namespace, timeoutMs, network, signal } = options
+  const failed = (error: string): DrillRow[] => [{ sidecar, passes: false, error }]
+  const { namespace, timeoutMs, network, signal } = options
+  const services = options.services && [...new Set(options.services)]
   const query = new URLSearchParams({ ...(services && { service: services.join(',') }), namespace })
   const timeout = new AbortController()
   const cancel = systemClock.after(timeoutMs, () =>
     timeout.abort(new Error(`no answer in ${formatDuration(timeoutMs)}`)),
   )
+  let answer: HttpAnswer
   try {
-    const { status, body } = await network.request({
+    answer = await network.request({
       method: 'GET',
       url: `${url}/v1/rehearsal?${query.toString()}`,
       signal: AbortSignal.any([signal, timeout.signal]),
     })
-    if (status !== 200) return [{ sidecar, passes: false, error: refusal(status, body) }]
-    const found = read(body)
-    const missing = (services ?? []).filter((name) => !found.some(({ service }) => service === name))
-    if (missing.length > 0) return [{ sidecar, passes: false, error: `did not answer for ${missing.join(', ')}` }]
-    if (found.length === 0) return [{ sidecar, passes: false, error: KNOWS_NONE }]
-    return found.map((rehearsal) => rowOf(sidecar, rehearsal, options))
   } catch (error) {
-    return [{ sidecar, passes: false, error: `cannot be asked: ${reasonOf(error)}` }]
+    return failed(`cannot be asked: ${reasonOf(error)}`)
   } finally {
     cancel()
+  }
+  if (answer.status !== 200) return failed(refusalOf(answer.status, answer.body))
+  try {
+    const found = decodeRehearsal(answer.body, services, namespace)
+    return found.length === 0 ? failed(KNOWS_NONE) : found.map((rehearsed) => rowOf(sidecar, rehearsed, options))
+  } catch (error) {
+    return failed((error as Error).message)
   }
 }
 
 /** A sidecar that was started a moment ago is no proof of anything. */
 const KNOWS_NONE = 'knows no services: name those you need with --service'
 
-function rowOf(sidecar: string, { namespace, service, levels }: Rehearsal, options: DrillOptions): DrillRow {
+function rowOf(sidecar: string, { namespace, service, levels }: RehearsedService, options: DrillOptions): DrillRow {
   // A level that is asked later answers only where those before it know nothing.
   const level = levelsOf(options.level).find((name) => levels[name].resolves)
   const passes = level !== undefined && levels[level].usable! >= options.minUsable
@@ -81,32 +86,6 @@ function rowOf(sidecar: string, { namespace, service, levels }: Rehearsal, optio
 
 function levelsOf(level: RehearsedLevel | undefined): readonly RehearsedLevel[] {
   return level === undefined ? REHEARSED : [level]
-}
-
-function refusal(status: number, body: string): string {
-  try {
-    const { title, errors } = JSON.parse(body) as { title?: string; errors?: { path: string; message: string }[] }
-    const fields = errors?.map(({ path, message }) => `${path}: ${message}`).join('; ')
-    return `answered ${status}: ${fields ?? title ?? ''}`
-  } catch {
-    return `answered ${status}; is this a sidecar's admin API?`
-  }
-}
-
-function read(body: string): readonly Rehearsal[] {
-  let document: { services?: unknown } | null
-  try {
-    document = JSON.parse(body) as { services?: unknown } | null
-  } catch {
-    document = null
-  }
-  const services = document?.services
-  const isLevel = (level: Partial<LevelRehearsal> | undefined) =>
-    level?.resolves === false || (level?.resolves === true && typeof level.usable === 'number')
-  const isRehearsal = (item: Rehearsal | null) => REHEARSED.every((level) => isLevel(item?.levels?.[level]))
-  if (!Array.isArray(services) || !services.every(isRehearsal))
-    throw new Error("the answer is no rehearsal; is this a sidecar's admin API?")
-  return services as Rehearsal[]
 }
 
 /** What each sidecar could not answer at all stands in `errors`. */
