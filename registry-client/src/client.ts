@@ -232,15 +232,15 @@ export class RegistryClient {
   }
 
   /**
-   * What the registry last said of a service, from memory, else from file, without following it and without asking
-   * anyone: what a peer is told. Not what an operator's file or a quarantine makes of it here.
+   * What is known of a service from the registry, from memory, else from file, without following it and without asking
+   * anyone: what a peer is told. Not what an operator's file makes of it here.
    */
   async lookup(service: string, options: ServiceOptions = {}): Promise<KnownView | undefined> {
     const [namespace, name] = this.#named(service, options)
     const entry = this.#memory.peek(keyOf(namespace, name))
     if (entry?.view && !isUnknown(entry))
       return {
-        view: entry.view,
+        view: entry.carried ?? entry.view,
         age: entry.ageMs(this.#clock),
         source: entry.origin === 'registry' ? 'memory' : entry.origin,
       }

@@ -381,7 +381,7 @@ describe('what a peer is told', () => {
     await client.close()
   })
 
-  test('is neither an override nor what a quarantine keeps under a newer cursor', async () => {
+  test('is no override; and of what a quarantine keeps it says so', async () => {
     const made = await worldWithFile('a', 'b')
     made.disk.write('/cache/default/stock.override.json', JSON.stringify({ nodes: [{ host: '10.0.0.9', port: 80 }] }))
     const client = await made.start()
@@ -390,7 +390,8 @@ describe('what a peer is told', () => {
     assert.deepEqual(idsOf((await client.lookup('stock'))?.view), ['a', 'b'])
     await made.network.stream.event('snapshot', snapshotOf('wiped:3', ['c']), 'wiped:3')
     const known = await client.lookup('stock')
-    assert.deepEqual([idsOf(known?.view), formatCursor(known!.view.cursor)], [['a', 'b'], 'e:5'])
+    assert.deepEqual([idsOf(known?.view), formatCursor(known!.view.cursor)], [['a', 'b', 'c'], 'wiped:3'])
+    assert.deepEqual(known!.view.kept, { cursor: { epoch: 'e', revision: 5 }, ids: ['a', 'b'] })
     await client.close()
   })
 })

@@ -5,6 +5,7 @@
  */
 
 import type { Entry } from './entry.ts'
+import { hasLapsed } from './gate.ts'
 import type { Log } from '../log.ts'
 import { formatCursor, isAfter, type Cursor, type StreamEvent } from '../protocol.ts'
 import type { Session } from '../registry/connection.ts'
@@ -112,6 +113,7 @@ export class Confirmations {
   #confirm(id: Cursor, session: Session): void {
     for (const entry of this.#unconfirmed) {
       const { view } = entry
+      if (entry.quarantined && this.#isStood(entry, id, session)) entry.confirmed = session
       if (view?.cursor.epoch !== id.epoch || !entry.isCoveredBy(session)) continue
       if (entry.origin === 'peer') {
         // Of hearsay the registry has to say the whole itself.
@@ -132,6 +134,16 @@ export class Confirmations {
       this.settle(entry)
       this.#options.confirmed(entry)
     }
+  }
+
+  /**
+   * Whether the registry stands by all that is served but nodes that nobody speaks for: those with leases had their time,
+   * and are gone. An operator will say what becomes of the others; until then the rest is as young as it is.
+   */
+  #isStood(entry: Entry, id: Cursor, session: Session): boolean {
+    const { heard, asOf } = entry
+    const isReached = heard?.cursor.epoch === id.epoch && !(asOf && isAfter(asOf, id))
+    return isReached && hasLapsed(entry) && entry.isCoveredBy(session) && this.#aged !== session
   }
 
   #noteAhead(entry: Entry, held: Cursor, reached: Cursor): void {

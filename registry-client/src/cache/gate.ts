@@ -8,7 +8,16 @@
  */
 
 import type { Entry, Origin, QuarantineReason } from './entry.ts'
-import { accountsFor, carryOver, isAfter, unaccounted, type Removal, type ServiceNode, type View } from '../protocol.ts'
+import {
+  accountsFor,
+  carryOver,
+  isAfter,
+  takeApart,
+  unaccounted,
+  type Removal,
+  type ServiceNode,
+  type View,
+} from '../protocol.ts'
 import type { Session } from '../registry/connection.ts'
 
 /**
@@ -47,7 +56,7 @@ export function judge(entry: Entry, offer: Offer, nowMs: number): Verdict {
     if (entry.carried && isBefore(next, entry.heard)) return 'older'
     entry.heard = next
   }
-  if (view === undefined) return accept(entry, offer)
+  if (view === undefined) return accept(entry, offer, nowMs)
   const isHearsay = entry.origin === 'peer'
   const sameEpoch = view.cursor.epoch === next.cursor.epoch
   const ahead = sameEpoch ? next.cursor.revision - view.cursor.revision : 0
@@ -71,7 +80,7 @@ export function judge(entry: Entry, offer: Offer, nowMs: number): Verdict {
     return 'older'
   }
   // A store forgets no service: what it never heard of nobody has from it.
-  if (isHearsay && sameEpoch && isSettled && next.cursor.revision === 0) return accept(entry, offer)
+  if (isHearsay && sameEpoch && isSettled && next.cursor.revision === 0) return accept(entry, offer, nowMs)
   if (!sameEpoch)
     for (const removal of removed) {
       const node = view.nodes.get(removal.id)
@@ -81,15 +90,18 @@ export function judge(entry: Entry, offer: Offer, nowMs: number): Verdict {
   // Never heard of is no word about a view either, not even about one without nodes.
   if (missing.length > 0 || (next.cursor.revision === 0 && view.cursor.revision > 0)) {
     if (origin === 'registry') {
-      entry.carried = carryOver(view, next, missing)
+      const { carried } = entry
+      // Said once more: whoever watches must not take it for news.
+      const isSame = carried?.cursor === next.cursor && carried.kept?.ids.length === missing.length
+      if (!isSame) entry.carried = carryOver(view, next, missing)
       entry.quarantine = { sinceMs: entry.quarantine?.sinceMs ?? nowMs, reason: reasonOf(next) }
     }
     return 'unproven'
   }
-  return accept(entry, offer)
+  return accept(entry, offer, nowMs)
 }
 
-function accept(entry: Entry, { view, origin, confirmed }: Offer): Verdict {
+function accept(entry: Entry, { view, origin, confirmed }: Offer, nowMs: number): Verdict {
   entry.carried = undefined
   entry.quarantine = undefined
   entry.awaited = undefined
@@ -98,6 +110,14 @@ function accept(entry: Entry, { view, origin, confirmed }: Offer): Verdict {
   entry.hadNodes ||= view.nodes.size > 0
   entry.origin = origin
   entry.confirmed = confirmed
+  // It was made by one who kept nodes of another history: it goes on from where that one was.
+  if (origin !== 'registry' && view.kept) {
+    const { known, heard } = takeApart(view, view.kept)
+    entry.view = known
+    if (origin === 'file') entry.heard = heard
+    entry.carried = view
+    entry.quarantine = { sinceMs: nowMs, reason: 'incomplete' }
+  }
   return 'accepted'
 }
 
@@ -127,9 +147,14 @@ function missingFrom(entry: Entry, view: View, offer: Offer, nowMs: number): rea
   // Time without a stream does not count: who cannot reach the registry cannot come back to it.
   const forMs = last.forMs + (last.session === session ? nowMs - last.lookedMs : 0)
   entry.awaited = { epoch, session, lookedMs: nowMs, forMs }
-  if (forMs < RETURN_MS) return missing
+  if (!hasLapsed(entry)) return missing
   // Registrants come back by themselves. Nobody speaks for a static node but an operator, and nobody for hearsay.
   return entry.origin === 'peer' ? [] : missing.filter((node) => !node.leased)
+}
+
+/** Whether those who could have come back by themselves had their time. */
+export function hasLapsed({ awaited }: Entry): boolean {
+  return awaited !== undefined && awaited.forMs >= RETURN_MS
 }
 
 function reasonOf(heard: View): QuarantineReason {

@@ -210,7 +210,9 @@ export function supersedes(one: Held, other: Held): boolean {
 
 export function isSame(one: Pick<Held, 'view' | 'isHearsay'>, other: Pick<Held, 'view' | 'isHearsay'>): boolean {
   const [a, b] = [one.view.cursor, other.view.cursor]
-  return a.epoch === b.epoch && a.revision === b.revision && one.isHearsay === other.isHearsay
+  if (a.epoch !== b.epoch || a.revision !== b.revision || one.isHearsay !== other.isHearsay) return false
+  // Of one place of the history only fewer and fewer nodes are kept beside it.
+  return one.view.kept?.ids.length === other.view.kept?.ids.length
 }
 
 /** What no later try will read either: a link, a directory, a pipe, a giant, a file of somebody who does not let us. */
