@@ -194,7 +194,8 @@ export class RegistryClient {
     const calledMs = this.#clock.now()
     // What was known to be current after the call came is as young as an answer can be.
     const isYoung = () => entry.ageMs(this.#clock) <= maxStaleMs || entry.confirmed.heardMs >= calledMs
-    const isThere = () => minimum === undefined || reaches(entry.asOf, minimum)
+    // What a peer claims to know is no knowledge of it.
+    const isThere = () => minimum === undefined || (entry.origin !== 'peer' && reaches(entry.asOf, minimum))
     // An operator's word is as new as now.
     const answers = () => entry.served !== undefined && (entry.override !== undefined || (isYoung() && isThere()))
     const answer = (waited: boolean) => {
@@ -231,15 +232,15 @@ export class RegistryClient {
   }
 
   /**
-   * What the registry last said of a service, from memory, else from file, without following it and without asking
-   * anyone: what a peer is told. Not what an operator's file or a quarantine makes of it here.
+   * What is known of a service from the registry, from memory, else from file, without following it and without asking
+   * anyone: what a peer is told. Not what an operator's file makes of it here.
    */
   async lookup(service: string, options: ServiceOptions = {}): Promise<KnownView | undefined> {
     const [namespace, name] = this.#named(service, options)
     const entry = this.#memory.peek(keyOf(namespace, name))
     if (entry?.view && !isUnknown(entry))
       return {
-        view: entry.view,
+        view: entry.carried ?? entry.view,
         age: entry.ageMs(this.#clock),
         source: entry.origin === 'registry' ? 'memory' : entry.origin,
       }
@@ -347,7 +348,7 @@ export class RegistryClient {
       {
         memory: ({ namespace, service }) => {
           const known = this.peek(service, { namespace })
-          return known && { view: known.view, ageMs: known.age }
+          return known && { view: known.view, ageMs: known.age, overridden: known.overridden }
         },
         ...(this.#files && { file: this.#files }),
         ...(!this.#peers.isEmpty && { peers: this.#peers }),
@@ -404,6 +405,7 @@ export class RegistryClient {
     this.#connection.close()
     this.#probes?.close()
     this.#services.close()
+    this.#peers.close()
     await this.#files?.close()
   }
 

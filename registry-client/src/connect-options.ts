@@ -146,5 +146,8 @@ function urlsOf(urls: readonly string[], most: number, name: string): string[] {
   })
 }
 
-/** Written as it is sent: what a URL would have to escape is a slip, such as a space at the end. */
-const URL_PATTERN = /^https?:\/\/[^\s/?#\\"<>^`{|}]+[^\s?#\\"<>^`{|}]*$/
+/**
+ * Written as it is sent: what a URL would have to escape is a slip, such as a space at the end. An @ behind the host is the
+ * end of a password that had to be escaped.
+ */
+const URL_PATTERN = /^https?:\/\/[^\s/?#\\"<>^`{|}]+(?:\/[^\s?#\\"<>^`{|}@]*)?$/

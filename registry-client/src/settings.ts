@@ -100,8 +100,9 @@ export function listOf<T extends z.ZodType>(item: T): z.ZodType<z.output<T>[]> {
 export function httpUrl(): z.ZodType<string> {
   return z.any().transform((input: unknown, context) => {
     const url = typeof input === 'string' && URL.canParse(input) ? new URL(input) : undefined
-    if (url && (url.protocol === 'http:' || url.protocol === 'https:') && !url.search && !url.hash)
-      return url.href.replace(/\/+$/, '')
+    // An @ behind the host is the end of a password that had to be escaped, which nobody could tell from a path.
+    const isPlain = url && !url.search && !url.hash && !url.pathname.includes('@')
+    if (isPlain && (url.protocol === 'http:' || url.protocol === 'https:')) return url.href.replace(/\/+$/, '')
     const message = `must be a URL such as http://127.0.0.1:7400, got ${show(input)}`
     context.issues.push({ code: 'custom', input, message })
     return z.NEVER

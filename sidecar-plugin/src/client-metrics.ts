@@ -90,8 +90,8 @@ export function exposeClient(register: Registry, read: () => ClientMetrics): voi
   counters('evictions', 'Services that had to make room, by the bound met', 'bound', ({ memory }) => memory.evicted)
   counter('idle_drops', 'Services dropped because nobody asked for them', ({ idled }) => idled)
   counters('peer_requests', 'Requests to peers, by what came of them', 'outcome', ({ peers }) => {
-    const { answered, unknown, failed, crowded } = peers
-    return { answered, unknown, failed, crowded }
+    const { answered, unknown, failed, crowded, skipped } = peers
+    return { answered, unknown, failed, crowded, skipped }
   })
   for (const [name, kind] of Object.entries(FILE)) {
     const value = (m: ClientMetrics) => Number((m.file as Partial<Record<string, unknown>> | undefined)?.[name] ?? 0)

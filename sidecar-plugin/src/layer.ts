@@ -265,7 +265,7 @@ export class Exchange {
   }
 }
 
-/** Answers an exchange, or throws a {@link SidecarError}. Settles soon after the exchange was aborted. */
+/** Answers an exchange, or throws a {@link SidecarError}, at once or later. Settles soon after the exchange was aborted. */
 export type Service = (exchange: Exchange) => Promise<Reply>
 export type Layer = (inner: Service) => Service
 

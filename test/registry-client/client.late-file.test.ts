@@ -175,20 +175,44 @@ describe('a file that is read after the registry of a new epoch spoke', () => {
     await client.close()
   })
 
-  test('a disk that never reads keeps nothing from being answered, and loses nothing', async () => {
+  test('a file that can never be read keeps nothing from being answered, and is replaced after a minute', async () => {
     const made = await worldWithFile('a', 'b')
-    made.disk.fail = (operation, file) => (operation === 'read' && file.startsWith(FILE) ? 'EIO' : undefined)
+    made.disk.fail = (operation, file) =>
+      operation === 'read' && file === FILE && made.disk.files.get(FILE)!.content.includes('"e:5"') ? 'EIO' : undefined
     const client = await made.start()
     await made.network.stream.accept()
     const resolving = client.resolve('stock')
-    await settle()
+    await made.clock.advance(300)
     await made.network.stream.event('snapshot', snapshotOf('new:7', ['z']), 'new:7')
     assert.deepEqual(idsOf((await resolving).view), ['z'])
-    await made.clock.advance(60_000)
+    await made.clock.advance(50_000)
     assert.equal(client.status().file?.writable, false)
     assert.ok((client.status().file?.failures.EIO ?? 0) > 1)
-    await client.close()
     assert.match(made.disk.files.get(FILE)!.content, /"e:5"/)
+    await made.clock.advance(20_000)
+    assert.equal(client.status().file?.writable, true)
+    await client.close()
+    assert.match(made.disk.files.get(FILE)!.content, /"new:7"/)
+  })
+
+  test('on a disk that reads nothing names are answered as the registry knows them, after a minute at once', async () => {
+    const made = world()
+    made.disk.fail = (operation) => (operation === 'read' ? 'EIO' : undefined)
+    const client = await made.start()
+    await made.network.stream.accept()
+    for (const [name, expected] of [
+      ['first', 'unresolved'],
+      ['second', 'unknown_service'],
+    ] as const) {
+      const unknown = failure(client.resolve(name, { deadline: '3s' }))
+      await made.clock.advance(300)
+      await made.network.stream.event('snapshot', snapshotOf('e:0', [], { service: name }), 'e:7')
+      await made.clock.advance(3_000)
+      assert.equal((await unknown).code, expected)
+      await made.clock.advance(60_000)
+      await made.network.stream.accept().catch(() => {})
+    }
+    await client.close()
   })
 })
 

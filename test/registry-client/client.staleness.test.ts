@@ -83,6 +83,27 @@ describe('a registry that has not reached what is known', () => {
   })
 })
 
+describe('a registry that has not reached what another one has shown', () => {
+  test('confirms no view either that has not changed since, and is asked to come as far first', async () => {
+    const made = world()
+    const client = await made.start()
+    await resolved(made, client, 'a')
+    await made.network.stream.event('ping', {}, 'e:1000')
+    await made.network.stream.cut()
+    await made.clock.advance(1_000)
+    await made.network.stream.accept()
+    assert.equal(made.network.stream.sent.find(({ type }) => type === 'subscribe')!.reach, 'e:1000')
+    await made.network.stream.event('ping', {}, 'e:6')
+    await made.clock.advance(10_000)
+    await made.network.stream.event('ping', {}, 'e:7')
+    assert.equal((await client.resolve('stock')).age, 11_000)
+    assert.deepEqual(client.status().ahead, ['default/stock'])
+    await made.network.stream.event('ping', {}, 'e:1000')
+    assert.equal((await client.resolve('stock')).age, 0)
+    await client.close()
+  })
+})
+
 describe('minRevision', () => {
   test('is answered from memory where the stream has confirmed as much', async () => {
     const made = world()

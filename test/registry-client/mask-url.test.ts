@@ -2,11 +2,12 @@ import assert from 'node:assert/strict'
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import { test, type TestContext } from 'node:test'
+import { describe, test, type TestContext } from 'node:test'
 import { inspect } from 'node:util'
 import { connect, RefusedError } from '@holdfast/registry-client'
 import { run } from '../../registry-client/src/cli/cli.ts'
 import { maskUrl, reasonOf, systemNetwork } from '../../registry-client/src/network.ts'
+import { show } from '../../registry-client/src/shown.ts'
 import { failure, resolved, world } from '../support/client-world.ts'
 import { answer, problem } from '../support/scripted-network.ts'
 
@@ -115,6 +116,64 @@ test('an endpoint that cannot be one is refused without its password', async () 
         assert.ok(!all(error).includes(SECRET), error.message)
         return true
       })
+})
+
+describe('of a URL whose password holds what has to be escaped there, no part is shown', () => {
+  const NOT_ESCAPED = [
+    '/',
+    ' ',
+    '"',
+    "'/",
+    '#',
+    '?',
+    '\\',
+    '/@',
+    '://',
+    '@/',
+    '\n/',
+    'http://',
+    '<',
+    `/${'x'.repeat(5_000)}/`,
+  ]
+  for (const sign of NOT_ESCAPED)
+    // With figures before the sign, what precedes it passes for a port.
+    for (const url of [`http://user:top${sign}hunter2@127.0.0.1:1`, `http://user:12${sign}hunter2@127.0.0.1:1/base`])
+      test(JSON.stringify(url.slice(0, 50)), async () => {
+        const secret = /top|12[^7]|hunter|xxx/
+        for (const options of [{ endpoints: [url] }, { endpoints: ['http://registry'], peers: [url] }])
+          await assert.rejects(connect(options), (error: Error) => {
+            assert.ok(error instanceof TypeError)
+            assert.match(error.message, /http:\/\/\*\*\*@127\.0\.0\.1:1/)
+            assert.doesNotMatch(all(error.message), secret)
+            return true
+          })
+        // Some of these signs are escaped here for whoever forgot to.
+        for (const command of [
+          ['status', '--registry'],
+          ['drill', '--sidecar'],
+        ]) {
+          let said = ''
+          const say = (text: string) => void (said += text)
+          const { signal } = new AbortController()
+          const code = await run([...command, url], {}, signal, { out: say, error: say, columns: undefined })
+          assert.ok(code > 0)
+          assert.match(said, /\*\*\*@127\.0\.0\.1:1/)
+          assert.doesNotMatch(said, secret)
+        }
+      })
+
+  test('and none of what holds such a URL', () => {
+    for (const input of [
+      { registry: 'http://user:my://secret@host' },
+      ['user:my secret@host'],
+      { 'http://user:secret@host': 'x' },
+      'a secret@b http://user:secret@host',
+      'x:://secret@host',
+    ]) {
+      assert.doesNotMatch(show(input), /user|secret/)
+      assert.match(show(input), /@host/)
+    }
+  })
 })
 
 test('the command line shows no password of a registry that does not answer', async () => {

@@ -155,6 +155,137 @@ async function listen(serve: (request: IncomingMessage, response: ServerResponse
   return { port: (server.address() as AddressInfo).port, close }
 }
 
+describe('a peer that is silent', () => {
+  test('keeps the first waiting, and nobody after them: a thousand services are resolved by the other', async () => {
+    const { network, clock, peers, seek } = asking({ one: silence, two: (call) => told(serviceOf(call), 'e:5', ['a']) })
+    let resolved = 0
+    for (let i = 0; i < 1_000; i++) void seek(`s${i}`).then((found) => (resolved += found ? 1 : 0))
+    // The last ones may have to find out whether it speaks again.
+    await clock.advance(2_000)
+    assert.equal(resolved, 1_000)
+    const waited = network.calls.filter((call) => hostOf(call) === 'one').length
+    assert.ok(waited <= 34, `${waited} waited for it`)
+    assert.equal(peers.status().skipped, 1_000 - waited)
+  })
+
+  test('is asked by one at a time whether it speaks again, and by all once it does', async () => {
+    let isSilent = true
+    let open = 0
+    const { network, clock, peers, seek, stop } = asking({
+      one: (call) => {
+        if (!isSilent) return serviceOf(call) === 'stock' ? told('stock', 'e:5', ['a']) : problem(404, 'unknown')
+        open++
+        call.signal.addEventListener('abort', () => open--)
+        return silence()
+      },
+    })
+    const seeking = ['stock', 'x', 'y', 'z'].map(seek)
+    await settle()
+    assert.equal(open, 4)
+    await clock.advance(1_000)
+    for (let i = 0; i < 100; i++) {
+      await clock.advance(100)
+      assert.ok(open <= 1, `${open} ask at once`)
+    }
+    assert.ok(peers.status().skipped > 0)
+    isSilent = false
+    await clock.advance(1_000 + 10_100 + 10_100)
+    assert.deepEqual(idsOf((await seeking[0])?.view), ['a'])
+    const { skipped } = peers.status()
+    const asked = network.calls.length
+    await clock.advance(30_000)
+    assert.equal(peers.status().skipped, skipped)
+    assert.ok(network.calls.length > asked)
+    stop.abort()
+  })
+
+  test('is none for what a peer that answers is asked next: it refuses, errs or breaks off', async () => {
+    const { network, seek, clock, stop } = asking({
+      one: (call) =>
+        serviceOf(call) === 'busy'
+          ? problem(429, 'too_many_requests')
+          : serviceOf(call) === 'broken'
+            ? Promise.reject(new Error('socket hang up'))
+            : told(serviceOf(call), 'e:5', ['a']),
+    })
+    for (const service of ['busy', 'broken']) void seek(service)
+    await settle()
+    const found = await Promise.all([seek('a'), seek('b'), seek('c')])
+    assert.deepEqual([found.every(Boolean), network.calls.length, clock.now()], [true, 5, 0])
+    stop.abort()
+  })
+})
+
+describe('a seek', () => {
+  /** Peers that take longer than callers wait. */
+  const slowly = (ms: number) => {
+    const made = asking({
+      one: (call) =>
+        new Promise<HttpAnswer>((resolve) => {
+          made.clock.after(ms, () => resolve(told(serviceOf(call), 'e:5', ['a'])))
+        }),
+    })
+    const wait = async (service: string, forMs: number) => {
+      const gone = new AbortController()
+      made.clock.after(forMs, () => gone.abort())
+      return made.peers.seek('default', service, gone.signal)
+    }
+    return { ...made, wait }
+  }
+
+  test('goes on while it asks though its caller has gone, and whoever comes then is answered by it', async () => {
+    const { network, clock, wait } = slowly(600)
+    const first = wait('stock', 500)
+    await clock.advance(550)
+    assert.equal(await first, undefined)
+    const next = wait('stock', 500)
+    await clock.advance(50)
+    assert.deepEqual(idsOf((await next)?.view), ['a'])
+    assert.equal(network.calls.length, 1)
+  })
+
+  test('ends with its caller where it only waits, and with the question that nobody waits for', async () => {
+    const { network, clock, peers, wait, stop } = slowly(600)
+    for (let i = 0; i < 40; i++) void wait(`s${i}`, 500)
+    await clock.advance(550)
+    assert.equal(network.calls.length, 32)
+    assert.equal(network.calls[0]!.signal.aborted, false)
+    await clock.advance(60_000)
+    assert.deepEqual([network.calls.length, clock.pending], [32, 0])
+    stop.abort()
+    peers.close()
+  })
+
+  test('that is not begun yet begins anew for the next caller, and is one for all who wait', async () => {
+    const { network, clock, wait } = slowly(100)
+    const gone = new AbortController()
+    gone.abort()
+    const found = [wait('stock', 0), wait('stock', 500), wait('stock', 500)]
+    await clock.advance(0)
+    await clock.advance(100)
+    assert.deepEqual(
+      (await Promise.all(found)).map((one) => one && idsOf(one.view)),
+      [undefined, ['a'], ['a']],
+    )
+    assert.equal(network.calls.length, 1)
+  })
+
+  test('of a client that is closed leaves no request behind', async () => {
+    const made = world()
+    made.network.respond = () => silence()
+    const client = await made.start({ peers: PEERS })
+    await made.network.stream.cut('connect ECONNREFUSED')
+    const failing = client.resolve('stock', { deadline: '200ms' }).catch((error: Error) => error)
+    await made.clock.advance(300)
+    assert.equal(((await failing) as { code?: string }).code, 'unresolved')
+    assert.ok(made.network.calls.length > 0)
+    await client.close()
+    await settle()
+    assert.equal(made.clock.pending, 0)
+    assert.ok(made.network.calls.every(({ signal }) => signal.aborted))
+  })
+})
+
 describe('a rehearsal with peers', () => {
   const many = Array.from({ length: 200 }, (_, index) => ({ service: `s${index}` }))
 

@@ -206,7 +206,6 @@ describe('an answer that is none', () => {
     'without an age': answer(200, snapshotOf('e:5', ['a'])),
     'with an age below zero': told('e:5', ['a'], -1),
     'with an age that is text': told('e:5', ['a'], 0, { age: '5' }),
-    'with an age of over ten years': told('e:5', ['a'], 10 * 365 * 86_400_000 + 1),
     'with an age without end': { ...answer(200), body: told('e:5', ['a'], 8).body.replace('"age":8', '"age":1e309') },
     'with a node that cannot be': told('e:5', [], 0, { nodes: [{ ...nodeOf('a'), port: 0 }] }),
     'with a cursor that cannot be': told('e:5', ['a'], 0, { cursor: 'e' }),
@@ -237,6 +236,20 @@ describe('an answer that is none', () => {
       assert.deepEqual(idsOf((await resolving).view), ['a'])
       await beside.client.close()
     })
+})
+
+test('a view of which nobody knows the age, since its file is dated in the future, is better than none', async () => {
+  const tenYearsMs = 10 * 365 * 86_400_000
+  for (const age of [tenYearsMs, tenYearsMs + 1, 56 * 365 * 86_400_000, Number.MAX_VALUE]) {
+    const { made, client } = await besidePeers({ one: told('e:5', ['a'], age) })
+    const found = await client.resolve('stock')
+    assert.deepEqual([idsOf(found.view), found.age], [['a'], tenYearsMs])
+    await client.close()
+    const again = await made.start()
+    await made.network.stream.cut('connect ECONNREFUSED')
+    assert.deepEqual(idsOf((await again.resolve('stock')).view), ['a'])
+    await again.close()
+  }
 })
 
 describe('of several answers', () => {
@@ -368,7 +381,7 @@ describe('what a peer is told', () => {
     await client.close()
   })
 
-  test('is neither an override nor what a quarantine keeps under a newer cursor', async () => {
+  test('is no override; and of what a quarantine keeps it says so', async () => {
     const made = await worldWithFile('a', 'b')
     made.disk.write('/cache/default/stock.override.json', JSON.stringify({ nodes: [{ host: '10.0.0.9', port: 80 }] }))
     const client = await made.start()
@@ -377,7 +390,8 @@ describe('what a peer is told', () => {
     assert.deepEqual(idsOf((await client.lookup('stock'))?.view), ['a', 'b'])
     await made.network.stream.event('snapshot', snapshotOf('wiped:3', ['c']), 'wiped:3')
     const known = await client.lookup('stock')
-    assert.deepEqual([idsOf(known?.view), formatCursor(known!.view.cursor)], [['a', 'b'], 'e:5'])
+    assert.deepEqual([idsOf(known?.view), formatCursor(known!.view.cursor)], [['a', 'b', 'c'], 'wiped:3'])
+    assert.deepEqual(known!.view.kept, { cursor: { epoch: 'e', revision: 5 }, ids: ['a', 'b'] })
     await client.close()
   })
 })
@@ -417,6 +431,8 @@ test('many services are asked for a few at a time', async () => {
   assert.equal(most, 32 * 2)
   stop.abort()
   await Promise.all(seeking)
+  peers.close()
+  await settle()
   assert.equal(clock.pending, 0)
 })
 

@@ -77,6 +77,15 @@ describe('a stated timeout', () => {
     assert.equal((exchange.signal.reason as SidecarError).reason, 'deadline')
   })
 
+  test('is over where a tunnel begins', async () => {
+    const { clock, inner, exchange } = begin({}, 2_000)
+    inner.answer(replyOf({ status: 101, tunnel: { protocol: 'websocket', open() {} } }))
+    await settle()
+    await clock.advance(3_600_000)
+    assert.equal(exchange.aborted, undefined)
+    assert.equal(clock.pending, 0)
+  })
+
   test('leaves no timer behind once the answer has left', async () => {
     const { clock, inner, end } = begin({}, 2_000)
     inner.answer()

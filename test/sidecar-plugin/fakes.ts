@@ -138,7 +138,7 @@ export class FakeClient {
       connection: { reachable: true, endpoint: '', reconnects: 0, opened: 1, lastError: undefined, subscriptions: 0 },
       file: undefined,
       memory: { services: 0, pinned: 0, nodes: 0, evicted: { nodes: 0, services: 0, names: 0 } },
-      peers: { urls: [], asked: 0, answered: 0, unknown: 0, failed: 0, crowded: 0, lastError: undefined },
+      peers: { urls: [], asked: 0, answered: 0, unknown: 0, failed: 0, crowded: 0, skipped: 0, lastError: undefined },
       services: this.table.size,
       unknown: 0,
       quarantined: [],

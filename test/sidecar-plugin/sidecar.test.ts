@@ -6,6 +6,7 @@ import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, test, type TestContext } from 'node:test'
+import { WebSocket, WebSocketServer } from 'ws'
 import { loadConfig } from '../../sidecar-plugin/src/config.ts'
 import { createSidecar, nodeIdOf, type Sidecar } from '../../sidecar-plugin/src/sidecar.ts'
 import { seededRandom } from '../support/seeded-random.ts'
@@ -169,6 +170,26 @@ describe('a call through both sidecars', () => {
     const answer = await call(sidecar.ports.outbound, { host: 'slow', headers: { 'x-holdfast-timeout': '500ms' } })
     assert.deepEqual([answer.status, answer.headers['x-holdfast-reason']], [504, 'deadline'])
     await eventually('the call to the service ends', () => closed)
+  })
+
+  test('becomes a WebSocket where its service agrees', async (t) => {
+    const chat = await service(t, () => {})
+    const sockets = new WebSocketServer({ server: chat.server })
+    t.after(() => sockets.close())
+    sockets.on('connection', (socket) => socket.on('message', (text: Buffer) => socket.send(`<${text.toString()}>`)))
+    const { sidecar, client } = await start(t)
+    await register(sidecar, 'chat', chat.port)
+    client.set('chat', [{ id: 'n', port: sidecar.ports.inbound }])
+    const socket = new WebSocket(`ws://127.0.0.1:${sidecar.ports.outbound}/room`, { headers: { host: 'chat' } })
+    t.after(() => socket.terminate())
+    await once(socket, 'open')
+    for (const text of ['one', 'two']) {
+      socket.send(text)
+      const [heard] = (await once(socket, 'message')) as [Buffer]
+      assert.equal(heard.toString(), `<${text}>`)
+    }
+    socket.close(1000, 'enough')
+    assert.deepEqual((await once(socket, 'close')).map(String), ['1000', 'enough'])
   })
 
   test('is limited by the policy of its service', async (t) => {

@@ -5,8 +5,9 @@
  */
 
 import type { Entry } from './entry.ts'
+import { hasLapsed } from './gate.ts'
 import type { Log } from '../log.ts'
-import { formatCursor, type Cursor, type StreamEvent } from '../protocol.ts'
+import { formatCursor, isAfter, type Cursor, type StreamEvent } from '../protocol.ts'
 import type { Session } from '../registry/connection.ts'
 
 export interface ConfirmationsOptions {
@@ -112,6 +113,7 @@ export class Confirmations {
   #confirm(id: Cursor, session: Session): void {
     for (const entry of this.#unconfirmed) {
       const { view } = entry
+      if (entry.quarantined && this.#isStood(entry, id, session)) entry.confirmed = session
       if (view?.cursor.epoch !== id.epoch || !entry.isCoveredBy(session)) continue
       if (entry.origin === 'peer') {
         // Of hearsay the registry has to say the whole itself.
@@ -119,9 +121,10 @@ export class Confirmations {
         continue
       }
       if (entry.quarantined) continue
-      // Of a place that it has not reached itself it knows nothing.
-      if (view.cursor.revision > id.revision) {
-        this.#noteAhead(entry, view.cursor, id)
+      // Of a place that it has not reached itself it knows nothing, nor of what may have changed on the way there.
+      const { asOf } = entry
+      if (asOf && isAfter(asOf, id)) {
+        this.#noteAhead(entry, asOf, id)
         continue
       }
       // An earlier life of the stream may know better than a registry that is behind.
@@ -133,13 +136,24 @@ export class Confirmations {
     }
   }
 
+  /**
+   * Whether the registry stands by all that is served but nodes that nobody speaks for: those with leases had their time,
+   * and are gone. An operator will say what becomes of the others; until then the rest is as young as it is.
+   */
+  #isStood(entry: Entry, id: Cursor, session: Session): boolean {
+    const { heard, asOf } = entry
+    const isReached = heard?.cursor.epoch === id.epoch && !(asOf && isAfter(asOf, id))
+    return isReached && hasLapsed(entry) && entry.isCoveredBy(session) && this.#aged !== session
+  }
+
   #noteAhead(entry: Entry, held: Cursor, reached: Cursor): void {
-    if (this.#ahead.has(entry)) return
+    const isFirst = this.#ahead.size === 0
     this.#ahead.add(entry)
+    if (!isFirst) return
     const { namespace, service } = entry
     this.#options.log.warn(
       { namespace, service, held: formatCursor(held), reached: formatCursor(reached) },
-      'the registry has not reached what is known of a service: it ages until it has',
+      'the registry has not reached what is known: views age until it has',
     )
   }
 }

@@ -38,8 +38,9 @@ export class Entry {
   quarantine: Quarantine | undefined
   /** Nodes of `view` that stores of later epochs have removed with a cause. */
   readonly removed = new Set<string>()
-  /** Since when this life of the stream has not accounted for every node. */
-  awaited: { readonly session: Session; readonly sinceMs: number } | undefined
+  /** For how long streams of a history have not accounted for every node: up to the last look, in this life of one. */
+  awaited:
+    { readonly epoch: string; readonly session: Session; readonly lookedMs: number; readonly forMs: number } | undefined
   /** Whether it is known what the service's files hold, which a slow or a failing disk may put off. */
   isFileKnown = false
   /** Whether it has ever served nodes: what says that there are none was judged against them. */

@@ -51,7 +51,7 @@ export class FileLevel {
       this.#noteKnown(entry)
     }
     // What was accepted before its file was known may not be any more.
-    const now = entry.view?.cursor
+    const now = (view.kept ? entry.carried : entry.view)?.cursor
     return now?.epoch === view.cursor.epoch && now.revision === view.cursor.revision
   }
 

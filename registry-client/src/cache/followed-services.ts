@@ -16,7 +16,16 @@ import { IdleServices } from './idle-services.ts'
 import type { Log } from '../log.ts'
 import type { MemoryCache } from './memory-cache.ts'
 import type { Peers } from './peers.ts'
-import { fold, type Frame, type PolicyDocument, type StreamEvent, type View } from '../protocol.ts'
+import {
+  fold,
+  isAfter,
+  isProven,
+  type Cursor,
+  type Frame,
+  type PolicyDocument,
+  type StreamEvent,
+  type View,
+} from '../protocol.ts'
 import { Quarantines } from './quarantines.ts'
 import type { Selector, SelectorStrategy } from '../selection/selector.ts'
 import { UnknownNames } from './unknown-names.ts'
@@ -277,8 +286,10 @@ export class FollowedServices {
     if (entry === undefined) return {}
     const cursor = (entry.heard ?? entry.view)?.cursor
     // Hearsay is no base for a change: the whole view, of a registry that is as far as the peer was.
-    if (entry.origin === 'peer' && !entry.heard) return { reach: entry.view?.cursor }
-    return { cursor, reach: this.#awaited.latest(this.#followed.get(entry)!) }
+    if (entry.origin === 'peer' && !entry.heard) return { reach: (entry.carried ?? entry.view)?.cursor }
+    const wanted = this.#awaited.latest(this.#followed.get(entry)!)
+    // And not before it is as far as others have shown to be: of what came since it could say nothing.
+    return { cursor, reach: laterOf(wanted, entry.origin === 'peer' ? undefined : entry.asOf) }
   }
 
   /** One event of the stream. */
@@ -332,8 +343,8 @@ export class FollowedServices {
     this.#idle.look(session)
     if (nowMs - this.#datedMs < DATING_MS) return
     this.#datedMs = nowMs
-    for (const { view, confirmed } of this.#entries())
-      if (view && confirmed === session && isKnown(view)) this.#files?.confirm(view)
+    for (const { view, carried, confirmed } of this.#entries())
+      if (view && confirmed === session && isKnown(view)) this.#files?.confirm(carried ?? view)
   }
 
   #forgetUnknown(key: string): void {
@@ -355,6 +366,7 @@ export class FollowedServices {
       entry.rewind()
       this.#confirmations.doubt(entry)
     }
+    const { carried } = entry
     let verdict: Verdict = 'older'
     for (const offer of offers) {
       verdict = this.#memory.offer(key, entry, offer)
@@ -362,6 +374,7 @@ export class FollowedServices {
       // It has grown over the bound, and was the one that had to make room.
       if (this.#memory.peek(key) !== entry) return
       if (verdict === 'accepted' || verdict === 'current') this.#keep(key, entry, offer, verdict)
+      if (entry.carried !== carried) this.#keepCarried(entry)
     }
     judged(verdict)
     if (entry.served !== before) this.#publish(entry)
@@ -381,6 +394,15 @@ export class FollowedServices {
       this.#unknown.note(key)
       if (origin === 'registry') this.#files?.discard(entry.namespace, entry.service)
     }
+  }
+
+  /**
+   * What a new history names beside nodes of the last one: a restart goes on from there. While it names nothing, what was
+   * known before stays in the file as it is.
+   */
+  #keepCarried({ view, heard, carried, confirmed }: Entry): void {
+    if (carried === undefined || heard === undefined || heard.cursor.epoch === view?.cursor.epoch) return
+    if (isProven(heard)) this.#files?.save(carried, this.#clock.now() - confirmed.heardMs)
   }
 
   #announce(entry: Entry, { view: offered, origin }: Offer, verdict: Verdict): void {
@@ -457,6 +479,11 @@ function isKnown(view: View): boolean {
 
 export function keyOf(namespace: string, service: string): string {
   return `${namespace}/${service}`
+}
+
+/** Of two histories either; the registry knows one of them. */
+function laterOf(a: Cursor | undefined, b: Cursor | undefined): Cursor | undefined {
+  return a === undefined || (b !== undefined && isAfter(b, a)) ? b : a
 }
 
 /** Of the strategies that a policy may name, those that this version executes; the others fall back to taking turns. */

@@ -8,7 +8,16 @@
  */
 
 import type { Entry, Origin, QuarantineReason } from './entry.ts'
-import { accountsFor, carryOver, isAfter, unaccounted, type Removal, type ServiceNode, type View } from '../protocol.ts'
+import {
+  accountsFor,
+  carryOver,
+  isAfter,
+  takeApart,
+  unaccounted,
+  type Removal,
+  type ServiceNode,
+  type View,
+} from '../protocol.ts'
 import type { Session } from '../registry/connection.ts'
 
 /**
@@ -47,7 +56,7 @@ export function judge(entry: Entry, offer: Offer, nowMs: number): Verdict {
     if (entry.carried && isBefore(next, entry.heard)) return 'older'
     entry.heard = next
   }
-  if (view === undefined) return accept(entry, offer)
+  if (view === undefined) return accept(entry, offer, nowMs)
   const isHearsay = entry.origin === 'peer'
   const sameEpoch = view.cursor.epoch === next.cursor.epoch
   const ahead = sameEpoch ? next.cursor.revision - view.cursor.revision : 0
@@ -62,14 +71,16 @@ export function judge(entry: Entry, offer: Offer, nowMs: number): Verdict {
   const isForeign = origin === 'file' && !sameEpoch && !isHearsay
   // While the registry speaks of another epoch than what is held, a file of what is held is history.
   const isPast = origin === 'file' && entry.carried && entry.heard?.cursor.epoch !== next.cursor.epoch
-  if (isForeign || isPast || (ahead < 0 && !isSettled)) {
+  // A file says what the registry said once, which no peer's claim to know better outweighs.
+  const isOlder = ahead < 0 && !isSettled && !(isHearsay && origin === 'file')
+  if (isForeign || isPast || isOlder) {
     // A word that is older than what we hold cannot carry the next change: resume from what we hold. Unless a peer
     // said that: what the registry says next continues its own word.
     if (origin === 'registry' && !isHearsay) follow(entry, view)
     return 'older'
   }
   // A store forgets no service: what it never heard of nobody has from it.
-  if (isHearsay && sameEpoch && isSettled && next.cursor.revision === 0) return accept(entry, offer)
+  if (isHearsay && sameEpoch && isSettled && next.cursor.revision === 0) return accept(entry, offer, nowMs)
   if (!sameEpoch)
     for (const removal of removed) {
       const node = view.nodes.get(removal.id)
@@ -79,15 +90,18 @@ export function judge(entry: Entry, offer: Offer, nowMs: number): Verdict {
   // Never heard of is no word about a view either, not even about one without nodes.
   if (missing.length > 0 || (next.cursor.revision === 0 && view.cursor.revision > 0)) {
     if (origin === 'registry') {
-      entry.carried = carryOver(view, next, missing)
+      const { carried } = entry
+      // Said once more: whoever watches must not take it for news.
+      const isSame = carried?.cursor === next.cursor && carried.kept?.ids.length === missing.length
+      if (!isSame) entry.carried = carryOver(view, next, missing)
       entry.quarantine = { sinceMs: entry.quarantine?.sinceMs ?? nowMs, reason: reasonOf(next) }
     }
     return 'unproven'
   }
-  return accept(entry, offer)
+  return accept(entry, offer, nowMs)
 }
 
-function accept(entry: Entry, { view, origin, confirmed }: Offer): Verdict {
+function accept(entry: Entry, { view, origin, confirmed }: Offer, nowMs: number): Verdict {
   entry.carried = undefined
   entry.quarantine = undefined
   entry.awaited = undefined
@@ -96,6 +110,14 @@ function accept(entry: Entry, { view, origin, confirmed }: Offer): Verdict {
   entry.hadNodes ||= view.nodes.size > 0
   entry.origin = origin
   entry.confirmed = confirmed
+  // It was made by one who kept nodes of another history: it goes on from where that one was.
+  if (origin !== 'registry' && view.kept) {
+    const { known, heard } = takeApart(view, view.kept)
+    entry.view = known
+    if (origin === 'file') entry.heard = heard
+    entry.carried = view
+    entry.quarantine = { sinceMs: nowMs, reason: 'incomplete' }
+  }
   return 'accepted'
 }
 
@@ -120,10 +142,19 @@ function missingFrom(entry: Entry, view: View, offer: Offer, nowMs: number): rea
   const { view: next, confirmed: session } = offer
   const missing = unaccounted(view, next, entry.removed)
   if (missing.length === 0 || next.nodes.size === 0) return missing
-  if (entry.awaited?.session !== session) entry.awaited = { session, sinceMs: nowMs }
-  if (nowMs - entry.awaited.sinceMs < RETURN_MS) return missing
+  const { epoch } = next.cursor
+  const last = entry.awaited?.epoch === epoch ? entry.awaited : { epoch, session, lookedMs: nowMs, forMs: 0 }
+  // Time without a stream does not count: who cannot reach the registry cannot come back to it.
+  const forMs = last.forMs + (last.session === session ? nowMs - last.lookedMs : 0)
+  entry.awaited = { epoch, session, lookedMs: nowMs, forMs }
+  if (!hasLapsed(entry)) return missing
   // Registrants come back by themselves. Nobody speaks for a static node but an operator, and nobody for hearsay.
   return entry.origin === 'peer' ? [] : missing.filter((node) => !node.leased)
+}
+
+/** Whether those who could have come back by themselves had their time. */
+export function hasLapsed({ awaited }: Entry): boolean {
+  return awaited !== undefined && awaited.forMs >= RETURN_MS
 }
 
 function reasonOf(heard: View): QuarantineReason {

@@ -3,6 +3,7 @@
 import { every, type Clock } from '../clock.ts'
 import { reasonOf, type Network } from '../network.ts'
 import { decodeView, isProven, type View } from '../protocol.ts'
+import { show } from '../shown.ts'
 import type { ByteBudget, Holding } from './byte-budget.ts'
 import type { PeerView } from './peer-choice.ts'
 
@@ -14,7 +15,10 @@ const TICK_MS = 100
 const PATIENCE_MS = 1_000
 /** What comes more slowly is cut off. */
 const BYTES_PER_SECOND = 1_048_576
-/** Ten years: no outage is longer, and a date before it need not be one that a disk can write down. */
+/**
+ * Ten years: what is older counts as this. A file that is dated in the future says nothing of its age and counts as dating
+ * from 1970, and not every disk can write down a date that is earlier.
+ */
 const MAX_AGE_MS = 10 * 365 * 86_400_000
 
 export interface PeerQuestion {
@@ -32,8 +36,8 @@ export interface PeerQuestion {
 }
 
 /**
- * What came of it. `crowded`: all answers together held too much, and this one most. `isMute`: the peer would keep the
- * next who asks waiting too.
+ * What came of it. `crowded`: all answers together held too much, and this one most. `isMute`: the peer kept
+ * whoever asked waiting for nothing.
  */
 export type PeerAnswer =
   | { readonly outcome: 'answered'; readonly known: PeerView; readonly holding: Holding }
@@ -46,21 +50,24 @@ export async function askPeer(question: PeerQuestion): Promise<PeerAnswer> {
   const { url, peer, namespace, service, network, clock, budget, signal, isKnown } = question
   const cut = new AbortController()
   let isCrowded = false
-  let isMute = true
+  let isMute = false
   const fail = (reason: string) => cut.abort(new Error(reason))
+  const failMute = (reason: string) => {
+    isMute = true
+    fail(reason)
+  }
   const onAbort = () => fail('nobody waits any more')
   signal.addEventListener('abort', onAbort)
   const holding = budget.open(() => {
     isCrowded = true
-    isMute = false
     fail('too much is answered at once')
   })
   const ticks = { all: 0, silent: 0, known: 0 }
   let bytes = 0
   const stopTicks = every(clock, TICK_MS, () => {
     const patience = PATIENCE_MS / TICK_MS
-    if (++ticks.silent >= patience) fail(`silent for ${PATIENCE_MS} ms`)
-    else if (++ticks.all >= patience + bytes / ((BYTES_PER_SECOND * TICK_MS) / 1_000)) fail('too slow')
+    if (++ticks.silent >= patience) failMute(`silent for ${PATIENCE_MS} ms`)
+    else if (++ticks.all >= patience + bytes / ((BYTES_PER_SECOND * TICK_MS) / 1_000)) failMute('too slow')
     else if (isKnown() && ++ticks.known >= patience) fail('slower than another')
   })
   const askedMs = clock.now()
@@ -75,12 +82,10 @@ export async function askPeer(question: PeerQuestion): Promise<PeerAnswer> {
         ticks.silent = 0
         bytes += more
         if (bytes <= MAX_ANSWER_BYTES) return holding.grow(more)
-        isMute = false
         fail(`an answer of over ${MAX_ANSWER_BYTES} bytes`)
       },
     })
     cut.signal.throwIfAborted()
-    isMute = false
     if (status === 404) {
       holding.release()
       return { outcome: 'unknown' }
@@ -110,7 +115,7 @@ function read(body: string, namespace: string, service: string): { view: View; a
   if (view.cursor.revision === 0) throw new Error('it holds no view of the service')
   if (!isProven(view)) throw new Error('it holds no nodes, and no removal of the last')
   const ageMs = document?.age
-  if (typeof ageMs !== 'number' || !(ageMs >= 0 && ageMs <= MAX_AGE_MS))
-    throw new Error(`age: must be milliseconds, 0..${MAX_AGE_MS}, got ${String(ageMs).slice(0, 40)}`)
-  return { view, ageMs }
+  if (typeof ageMs !== 'number' || !(ageMs >= 0 && Number.isFinite(ageMs)))
+    throw new Error(`age: must be a number of milliseconds of at least 0, got ${show(ageMs)}`)
+  return { view, ageMs: Math.min(ageMs, MAX_AGE_MS) }
 }

@@ -11,8 +11,10 @@ import { Backoff, sleep, type Clock, type Random } from '../clock.ts'
 import type { Log } from '../log.ts'
 import { maskUrl, type Network } from '../network.ts'
 import { ByteBudget, type Holding } from './byte-budget.ts'
+import { MutePeers, type Speech } from './mute-peers.ts'
 import { PeerChoice, type PeerView } from './peer-choice.ts'
-import { askPeer, MAX_ANSWER_BYTES } from './peer-request.ts'
+import { askPeer, MAX_ANSWER_BYTES, type PeerAnswer } from './peer-request.ts'
+import { Seek } from './seek.ts'
 import { Slots } from './slots.ts'
 
 /** Services asked about at once; at the start of a host, many are missing at the same moment. */
@@ -47,6 +49,8 @@ export interface PeersStatus {
   readonly failed: number
   /** Answers cut off because all together were too large. */
   readonly crowded: number
+  /** Requests not sent, since the peer was silent for another service. */
+  readonly skipped: number
   readonly lastError: string | undefined
 }
 
@@ -57,7 +61,7 @@ export interface PeersAnswer {
   readonly unanswered: readonly string[]
 }
 
-/** Asks as an outage would; a peer that did not answer for one service is not waited for again. */
+/** Asks as an outage would; a peer that was silent for one service is not waited for again. */
 export interface PeersRehearsal {
   ask(namespace: string, service: string): Promise<PeersAnswer>
 }
@@ -77,7 +81,10 @@ export class Peers {
   readonly #shown: readonly string[]
   readonly #seeking = new Lane(MAX_SEEKING)
   readonly #rehearsing = new Lane(MAX_REHEARSING, MAX_REHEARSALS_WAITING)
-  readonly #counts = { asked: 0, answered: 0, unknown: 0, failed: 0, crowded: 0 }
+  readonly #seeks = new Map<string, Seek>()
+  /** One seek at a time finds out whether a silent peer speaks again. */
+  readonly #mute = new MutePeers(1)
+  readonly #counts = { asked: 0, answered: 0, unknown: 0, failed: 0, crowded: 0, skipped: 0 }
   #lastError: string | undefined
 
   constructor(options: PeersOptions) {
@@ -98,10 +105,32 @@ export class Peers {
    * @returns undefined when `signal` ended it
    */
   async seek(namespace: string, service: string, signal: AbortSignal): Promise<PeerView | undefined> {
+    if (signal.aborted) return undefined
+    const key = `${namespace}/${service}`
+    const underWay = this.#seeks.get(key)
+    if (underWay && !underWay.signal.aborted) return underWay.join(signal)
+    const seek = new Seek(async () => {
+      const found = await this.#search(namespace, service, seek)
+      if (this.#seeks.get(key) === seek) this.#seeks.delete(key)
+      return found
+    })
+    this.#seeks.set(key, seek)
+    return seek.join(signal)
+  }
+
+  /** Ends what nobody waits for any more. */
+  close(): void {
+    for (const seek of this.#seeks.values()) seek.end()
+  }
+
+  async #search(namespace: string, service: string, seek: Seek): Promise<PeerView | undefined> {
     const { clock, random } = this.#options
+    const { slots } = this.#seeking
+    const { signal } = seek
     const backoff = new Backoff(random, AGAIN)
-    while (!signal.aborted) {
-      const { found } = await this.#ask(this.#seeking, namespace, service, signal)
+    while (await slots.enter(signal)) {
+      const asked = seek.ask(() => this.#ask(this.#seeking.budget, namespace, service, signal, this.#mute))
+      const { found } = await asked.finally(() => slots.leave())
       if (found) return found
       await sleep(clock, LEAST_PAUSE_MS + backoff.next(), signal)
     }
@@ -110,34 +139,41 @@ export class Peers {
 
   /** @param signal nobody wants to know any more */
   rehearsal(signal: AbortSignal): PeersRehearsal {
-    const mute = new Map<string, string>()
-    return { ask: (namespace, service) => this.#ask(this.#rehearsing, namespace, service, signal, mute) }
+    const { slots, budget } = this.#rehearsing
+    const mute = new MutePeers(0)
+    return {
+      ask: async (namespace, service) => {
+        if (!(await slots.enter(signal))) return { found: undefined, unanswered: ['too many ask at once'] }
+        return this.#ask(budget, namespace, service, signal, mute).finally(() => slots.leave())
+      },
+    }
   }
 
-  /**
-   * Asks all peers at once, and chooses among what they know. Never rejects.
-   * @param mute peers that are not asked, each with the reason; those that keep waiting are added
-   */
+  /** Asks all peers at once, and chooses among what they know. Never rejects. */
   async #ask(
-    { slots, budget }: Lane,
+    budget: ByteBudget,
     namespace: string,
     service: string,
     signal: AbortSignal,
-    mute?: Map<string, string>,
+    mute: MutePeers,
   ): Promise<PeersAnswer> {
     const { urls, network, clock, log } = this.#options
     // One for each peer of each service asked about: many listeners are no leak here.
     setMaxListeners(0, signal)
-    if (!(await slots.enter(signal))) return { found: undefined, unanswered: ['too many ask at once'] }
     const choice = new PeerChoice()
     const holdings = new Map<PeerView, Holding>()
     const unanswered: string[] = []
     const askOne = async (url: string, index: number) => {
       const peer = this.#shown[index]!
-      if (mute?.has(url)) return void unanswered.push(`${peer}: skipped: ${mute.get(url)}`)
+      const heard = mute.begin(url)
+      if (typeof heard === 'string') {
+        this.#counts.skipped++
+        return void unanswered.push(`${peer}: skipped: ${heard}`)
+      }
       this.#counts.asked++
       const isKnown = () => holdings.size > 0
       const answer = await askPeer({ url, peer, namespace, service, network, clock, budget, signal, isKnown })
+      heard(speechOf(answer))
       if (answer.outcome === 'aborted') return
       this.#counts[answer.outcome]++
       if (answer.outcome === 'answered') {
@@ -148,19 +184,22 @@ export class Peers {
           holdings.delete(gone)
         }
       } else if (answer.outcome !== 'unknown') {
-        const { reason, isMute } = answer
+        const { reason } = answer
         this.#lastError = `${peer}: ${reason}`
         unanswered.push(this.#lastError)
-        if (isMute) mute?.set(url, reason)
         log.debug({ peer, namespace, service, reason }, 'a peer could not be asked')
       }
     }
     try {
-      if (!signal.aborted) await Promise.all(urls.map(askOne))
+      await Promise.all(urls.map(askOne))
       return { found: signal.aborted ? undefined : choice.best, unanswered }
     } finally {
       for (const holding of holdings.values()) holding.release()
-      slots.leave()
     }
   }
+}
+
+function speechOf(answer: PeerAnswer): Speech {
+  if (answer.outcome === 'aborted') return 'unsaid'
+  return 'isMute' in answer && answer.isMute ? { silent: answer.reason } : 'spoke'
 }

@@ -16,10 +16,12 @@ export interface ServiceName {
 
 /** What one level would answer. */
 export interface LevelRehearsal {
-  /** Whether there is a view, with nodes or with proof that there are none. */
+  /** Whether there is a view, with nodes or with proof that there are none, or an operator's override file. */
   readonly resolves: boolean
-  /** Milliseconds since the registry confirmed it; absent where nothing resolves. */
+  /** Milliseconds since the registry confirmed it, 0 of an override file; absent where nothing resolves. */
   readonly age?: number
+  /** An operator's override file answers instead of the view. */
+  readonly overridden?: true
   /** Nodes known, and those of them that are up and take traffic. */
   readonly nodes?: number
   readonly usable?: number
@@ -45,12 +47,13 @@ export interface Rehearsal {
 interface Known {
   readonly view: View
   readonly ageMs: number
+  readonly overridden: boolean
 }
 
 export interface RehearsalLevels {
   readonly memory: (name: Required<ServiceName>) => Known | undefined
   /** Left out: there is no cache directory. */
-  readonly file?: Pick<FileCache, 'peek'>
+  readonly file?: Pick<FileCache, 'peek' | 'peekOverride'>
   readonly peers?: Pick<Peers, 'rehearsal'>
   readonly clock: Clock
 }
@@ -83,8 +86,9 @@ async function rehearseOne(
   peers: PeersRehearsal | undefined,
 ): Promise<Rehearsal> {
   const { namespace, service } = name
-  const [fromFile, asked] = await Promise.all([file?.peek(namespace, service), peers?.ask(namespace, service)])
-  const fromPeer = asked?.found && { view: asked.found.view, ageMs: clock.now() - asked.found.heardMs }
+  const [fromFile, asked] = await Promise.all([file && restarted(file, name), peers?.ask(namespace, service)])
+  const told = asked?.found
+  const fromPeer = told && { view: told.view, ageMs: clock.now() - told.heardMs, overridden: false }
   const found = {
     memory: judge(memory(name), 'not in memory'),
     file: judge(fromFile, file ? 'no file that can be read' : 'no cache directory'),
@@ -97,10 +101,29 @@ async function rehearseOne(
   return { namespace, service, resolves: level !== undefined, ...(level && { level }), levels: found }
 }
 
+/** What a process that starts now would serve. */
+async function restarted(
+  file: Pick<FileCache, 'peek' | 'peekOverride'>,
+  { namespace, service }: Required<ServiceName>,
+): Promise<Known | undefined> {
+  const loaded = await file.peek(namespace, service)
+  const override = await file.peekOverride(namespace, service, loaded?.view)
+  if (override) return { view: override, ageMs: 0, overridden: true }
+  return loaded && { ...loaded, overridden: false }
+}
+
 function judge(known: Known | undefined, reason: string): LevelRehearsal {
   if (known === undefined) return { resolves: false, reason }
-  if (!isProven(known.view)) return { resolves: false, reason: 'no nodes, and no removal of the last' }
+  const { view, ageMs, overridden } = known
+  // An operator needs no proof.
+  if (!overridden && !isProven(view)) return { resolves: false, reason: 'no nodes, and no removal of the last' }
   let usable = 0
-  for (const node of known.view.nodes.values()) if (node.status === 'up' && node.weight > 0) usable++
-  return { resolves: true, age: Math.round(known.ageMs), nodes: known.view.nodes.size, usable }
+  for (const node of view.nodes.values()) if (node.status === 'up' && node.weight > 0) usable++
+  return {
+    resolves: true,
+    age: Math.round(ageMs),
+    ...(overridden && { overridden }),
+    nodes: view.nodes.size,
+    usable,
+  }
 }

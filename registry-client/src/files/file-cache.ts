@@ -32,6 +32,8 @@ const WRITE_INTERVAL_MS = 500
 const RETRY_MS = 5_000
 /** An unchanged view's file is dated anew this often: the precision of its age after a restart. */
 const CONFIRM_INTERVAL_MS = 30_000
+/** A file that cannot be read is left alone for so long, for the sake of what it may hold; then it is replaced. */
+const UNREAD_MS = 60_000
 const CONCURRENT_WRITES = 2
 /** One less than Node has threads for files and host names, so that a disk that hangs takes no names with it. */
 const CONCURRENT_OPERATIONS = 3
@@ -88,6 +90,8 @@ export class FileCache {
   readonly #faults: FaultLog
   readonly #counts = { reads: 0, hits: 0, written: 0, coalesced: 0, failed: 0, corrupt: 0, mended: 0 }
   readonly #looks: FileLooks
+  /** Since when no file could be read at all. */
+  #unreadMs: number | undefined
   #events: FileCacheEvents = { changed() {} }
   #closing = false
   #isLooking = false
@@ -118,6 +122,7 @@ export class FileCache {
     this.#looks = new FileLooks({
       slots: this.#slots,
       views: this.#views,
+      clock,
       isBusy: (slot) => slot.next !== undefined || this.#queue.isRunning(slot),
       changed: ({ namespace, service }) => this.#tell(namespace, service),
     })
@@ -202,7 +207,14 @@ export class FileCache {
 
   /** Whether the last `load` could read all that there was: it left no file that may be readable later. */
   isRead(namespace: string, service: string): boolean {
-    return this.#slots.get(keyOf(namespace, service))?.isRead ?? false
+    const slot = this.#slots.get(keyOf(namespace, service))
+    return slot !== undefined && (slot.isRead || this.#isGivenUp(slot))
+  }
+
+  /** Whether its file, or every file, could not be read for so long that nothing is to be expected of it any more. */
+  #isGivenUp({ unreadMs }: Slot): boolean {
+    const sinceMs = Math.min(unreadMs ?? Infinity, this.#unreadMs ?? Infinity)
+    return this.#clock.now() - sinceMs >= UNREAD_MS
   }
 
   /** Whether this process has written a service's file since it was loaded first: it knows then what was there before. */
@@ -242,6 +254,11 @@ export class FileCache {
    */
   override(namespace: string, service: string, base: View | undefined, before: View | undefined) {
     return this.#overrides.read(namespace, service, base, before)
+  }
+
+  /** What the operator's override file would make of a service in a process that starts now. Changes and counts nothing. */
+  peekOverride(namespace: string, service: string, base: View | undefined): Promise<View | undefined> {
+    return this.#overrides.peek(namespace, service, base)
   }
 
   /**
@@ -352,8 +369,8 @@ export class FileCache {
   async #write(slot: Slot, held: Held): Promise<void> {
     const { namespace, service } = slot
     const found = await this.#whatIsThere(slot)
-    // It may hold what must not be lost: tried again, until it can be read.
-    if (isPassing(found)) throw found.error
+    // It may hold what must not be lost: tried again, but not for ever, since then nothing new would be kept.
+    if (isPassing(found) && !this.#isGivenUp(slot)) throw found.error
     if (found.kind === 'good') {
       if (supersedes(found, held)) return this.#events.changed(namespace, service)
       if (isSame(found, held)) {
@@ -363,7 +380,8 @@ export class FileCache {
       const isForeign = found.view.cursor.epoch !== held.view.cursor.epoch
       if (isForeign && this.#events.replaces?.(held.view, this.#loadedOf(found)) === false) return
     }
-    if (found.kind === 'absent' && !this.#bounds.admits()) return
+    // What had a file may have it again: it was in the bound.
+    if (found.kind === 'absent' && !slot.hadFile && !this.#bounds.admits()) return
     slot.known = await this.#views.replace(slot.file, found, held)
     if (slot.known === undefined) {
       // Somebody was faster: see what it is, and whether ours is still needed.
@@ -371,7 +389,7 @@ export class FileCache {
       return
     }
     slot.confirmedMs = this.#clock.now()
-    slot.isWritten = true
+    slot.isWritten = slot.hadFile = true
     this.#counts.written++
     this.#looks.soon(slot)
   }
@@ -380,7 +398,7 @@ export class FileCache {
   async #discard(slot: Slot): Promise<void> {
     for (const file of [slot.file, slot.file + PREVIOUS]) {
       const found = await this.#views.read(file, slot.namespace, slot.service)
-      if (found.kind === 'good' && found.isHearsay) await this.#views.remove(file)
+      if (found.kind === 'good' && found.isHearsay) await this.#views.remove(file, found)
     }
     slot.known = undefined
     slot.discard = false
@@ -406,7 +424,10 @@ export class FileCache {
   async #readCurrent(slot: Slot): Promise<Found> {
     const file = viewPath(this.#directory, slot.namespace, slot.service)
     const found = await this.#read(slot, file)
-    if (found.kind === 'good') slot.complaint = undefined
+    if (found.kind === 'good') {
+      slot.complaint = undefined
+      slot.hadFile = true
+    }
     const ownedByOther = found.kind === 'bad' && found.ownedByOther
     slot.file = ownedByOther ? file + OWN_SCHEMA : file
     return ownedByOther ? this.#read(slot, slot.file) : found
@@ -414,6 +435,9 @@ export class FileCache {
 
   async #read(slot: Slot, file: string): Promise<Found> {
     const found = await this.#views.read(file, slot.namespace, slot.service)
+    const unreadMs = isPassing(found) ? this.#clock.now() : undefined
+    slot.unreadMs = unreadMs && (slot.unreadMs ?? unreadMs)
+    this.#unreadMs = unreadMs && (this.#unreadMs ?? unreadMs)
     if (found.kind === 'bad') await this.#complain(slot, file, found)
     return found
   }

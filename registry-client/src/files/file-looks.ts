@@ -1,14 +1,19 @@
 /** Looking whether files are still what was written or read last: what no event told of is found so. */
 
+import type { Clock } from '../clock.ts'
 import type { Slot } from './slot.ts'
 import type { ViewFiles } from './view-files.ts'
 
 /** Files that are looked at again at each look: ten thousand within ten minutes, at a look every five seconds. */
 const FILES_A_LOOK = 100
 
+/** Half of what a file may be left alone before it counts as one that nobody follows. */
+const MARK_MS = 300_000
+
 export interface FileLooksOptions {
   readonly slots: ReadonlyMap<string, Slot>
-  readonly views: Pick<ViewFiles, 'isStill'>
+  readonly views: Pick<ViewFiles, 'isStill' | 'mark'>
+  readonly clock: Clock
   /** Whether a file is being written, or about to be: it is looked at then anyway. */
   readonly isBusy: (slot: Slot) => boolean
   readonly changed: (slot: Slot) => void
@@ -62,10 +67,22 @@ export class FileLooks {
     return slot.known !== undefined && (await views.isStill(slot.file, slot.known).catch(() => false))
   }
 
+  /** In an outage no ping dates the file, and another process must not take it for one that nobody needs. */
+  async #mark(slot: Slot): Promise<void> {
+    const { views, clock } = this.#options
+    const nowMs = clock.now()
+    if (slot.known === undefined || nowMs - slot.markedMs < MARK_MS) return
+    slot.markedMs = nowMs
+    await views.mark(slot.file, slot.known).catch(() => {})
+  }
+
   async #lookAt(slot: Slot): Promise<number> {
     // Of one that never was there is nothing to miss.
     if (slot.known === undefined && slot.complaint === undefined) return 0
-    if (await this.isAsKnown(slot)) return 0
+    if (await this.isAsKnown(slot)) {
+      await this.#mark(slot)
+      return 0
+    }
     this.#options.changed(slot)
     return 1
   }

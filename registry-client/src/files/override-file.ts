@@ -94,6 +94,16 @@ export class OverrideFiles {
     }
   }
 
+  /** What a process that starts now would make of it: a file that cannot be used is none. Counts and reports nothing. */
+  async peek(namespace: string, service: string, base: View | undefined): Promise<View | undefined> {
+    try {
+      const content = await this.#options.disk.read(this.#pathOf(namespace, service), true)
+      return content?.trusted ? await readOverride(content.text, namespace, service, base) : undefined
+    } catch {
+      return undefined
+    }
+  }
+
   forget(namespace: string, service: string): void {
     const services = this.#seen.get(namespace)
     services?.delete(service)

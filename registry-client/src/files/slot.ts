@@ -19,6 +19,12 @@ export interface Slot {
   discard: boolean
   confirmedMs: number
   forgotten: boolean
+  /** Since when its files could not be read. */
+  unreadMs: number | undefined
+  /** Whether there was one, since the service was followed. */
+  hadFile: boolean
+  /** When its file was marked last as one that is followed. */
+  markedMs: number
   /** Whether all of its files could be read. */
   isRead: boolean
   /** Whether this process has written its file since it began to follow the service. */
@@ -40,6 +46,9 @@ export function createSlot(namespace: string, service: string, file: string): Sl
     discard: false,
     confirmedMs: -Infinity,
     forgotten: false,
+    unreadMs: undefined,
+    hadFile: false,
+    markedMs: -Infinity,
     isRead: false,
     isWritten: false,
     complaint: undefined,

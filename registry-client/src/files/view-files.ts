@@ -150,10 +150,17 @@ export class ViewFiles {
     return this.#disk.touch(file, modifiedMs, good.head)
   }
 
-  async remove(file: string): Promise<void> {
+  /** Removes a file if it is still what was read there. */
+  async remove(file: string, good: Good): Promise<void> {
     const stat = await this.#disk.stat(file)
-    await this.#disk.remove(file)
-    if (stat) this.#account(-stat.bytes)
+    if (stat === undefined || !(await this.isStill(file, good))) return
+    if (await this.#disk.remove(file)) this.#account(-stat.bytes)
+  }
+
+  /** Shows those who look for files that nobody follows that this one is followed; its date stays what it was. */
+  async mark(file: string, good: Good): Promise<void> {
+    const stat = await this.#disk.stat(file)
+    if (stat) await this.#disk.touch(file, stat.modifiedMs, good.head)
   }
 
   /** Gives a file a second name, in the place of what had it. A help for bad times: that it fails is no error. */
@@ -203,11 +210,22 @@ export function supersedes(one: Held, other: Held): boolean {
 
 export function isSame(one: Pick<Held, 'view' | 'isHearsay'>, other: Pick<Held, 'view' | 'isHearsay'>): boolean {
   const [a, b] = [one.view.cursor, other.view.cursor]
-  return a.epoch === b.epoch && a.revision === b.revision && one.isHearsay === other.isHearsay
+  if (a.epoch !== b.epoch || a.revision !== b.revision || one.isHearsay !== other.isHearsay) return false
+  // Of one place of the history only fewer and fewer nodes are kept beside it.
+  return one.view.kept?.ids.length === other.view.kept?.ids.length
 }
 
 /** What no later try will read either: a link, a directory, a pipe, a giant, a file of somebody who does not let us. */
-const LASTING: ReadonlySet<string> = new Set(['ELOOP', 'EISDIR', 'EINVAL', 'EFBIG', 'EACCES', 'EPERM', 'ENOTDIR'])
+const LASTING: ReadonlySet<string> = new Set([
+  'ELOOP',
+  'EISDIR',
+  'EINVAL',
+  'ENXIO',
+  'EFBIG',
+  'EACCES',
+  'EPERM',
+  'ENOTDIR',
+])
 
 /** Whether a file could not be read, and perhaps will be later. */
 export function isPassing(found: Found): found is Bad {

@@ -17,6 +17,11 @@ export const LOAD_CORE = 1
 
 export const LARGE_BYTES = 1_048_576
 
+const atExit = new Set<() => void>()
+process.once('exit', () => {
+  for (const run of atExit) run()
+})
+
 export interface Program {
   readonly pid: number
   readonly port: number
@@ -53,7 +58,7 @@ export async function run(core: number, command: readonly string[], port: number
     env: { ...process.env, HOLDFAST_LOG_LEVEL: 'error' },
   })
   const kill = () => child.kill('SIGKILL')
-  process.once('exit', kill)
+  atExit.add(kill)
   await until(port, child)
   return {
     pid: child.pid!,
@@ -64,7 +69,7 @@ export async function run(core: number, command: readonly string[], port: number
       const timer = setTimeout(kill, 15_000)
       await once(child, 'exit')
       clearTimeout(timer)
-      process.off('exit', kill)
+      atExit.delete(kill)
     },
   }
 }
@@ -73,7 +78,7 @@ export async function run(core: number, command: readonly string[], port: number
 export function directory(): string {
   const made = mkdtempSync(path.join(tmpdir(), 'holdfast-bench-'))
   execFileSync('chmod', ['755', made])
-  process.once('exit', () => rmSync(made, { recursive: true, force: true }))
+  atExit.add(() => rmSync(made, { recursive: true, force: true }))
   return made
 }
 
