@@ -396,11 +396,12 @@ export class FileCache {
 
   /** Both generations, as far as they are hearsay still. */
   async #discard(slot: Slot): Promise<void> {
+    // First, or what is removed would be mended.
+    slot.known = undefined
     for (const file of [slot.file, slot.file + PREVIOUS]) {
       const found = await this.#views.read(file, slot.namespace, slot.service)
       if (found.kind === 'good' && found.isHearsay) await this.#views.remove(file, found)
     }
-    slot.known = undefined
     slot.discard = false
   }
 
