@@ -199,7 +199,8 @@ export class FileCache {
       if (held && (found === undefined || supersedes(held, found))) found = held
     if (!slot.writing && !slot.next) {
       if (current.kind === 'good') slot.known = current
-      if (found && found !== current && slot.isRead) this.#mend(slot, found)
+      // What only a peer said may be gone because the registry knows better.
+      if (found && found !== current && slot.isRead && !found.isHearsay) this.#mend(slot, found)
     }
     if (found) this.#counts.hits++
     return found && this.#loadedOf(found)
