@@ -102,14 +102,10 @@ export function countServices(
 
 function describe(entry: Entry, clock: Clock): QuarantinedService | undefined {
   const { namespace, service, quarantine, carried, heard } = entry
-  if (!quarantine || !carried || !heard) return undefined
-  const nodes: string[] = []
-  let kept = 0
-  for (const id of carried.nodes.keys()) {
-    if (heard.nodes.has(id)) continue
-    kept++
-    if (nodes.length < NODES_SHOWN) nodes.push(id)
-  }
+  if (!quarantine || !carried?.kept) return undefined
+  const { ids } = carried.kept
   const forMs = Math.round(clock.now() - quarantine.sinceMs)
-  return { namespace, service, reason: quarantine.reason, forMs, kept, nodes, heard: formatCursor(heard.cursor) }
+  const cursor = formatCursor((heard ?? carried).cursor)
+  const nodes = ids.slice(0, NODES_SHOWN)
+  return { namespace, service, reason: quarantine.reason, forMs, kept: ids.length, nodes, heard: cursor }
 }

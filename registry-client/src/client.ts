@@ -123,7 +123,7 @@ export class RegistryClient {
     })
     if (cacheDir !== undefined)
       this.#files = new FileCache({ directory: cacheDir, disk, clock, log, maxBytes: settings.maxCacheBytes })
-    this.#peers = new Peers({ urls: peers, network, clock, random, log })
+    this.#peers = new Peers({ urls: peers, maxNodes: settings.maxNodes, network, clock, random, log })
     this.#services = new FollowedServices({
       memory: this.#memory,
       files: this.#files,

@@ -347,6 +347,8 @@ export interface Subscription extends ServiceRef {
 
 /** The longest time over which a registry asks its clients to spread, and to which they agree. */
 export const MAX_SPREAD_MS = 30_000
+/** A year: what is said to be older counts as this, since JSON may hold a number without end. */
+const MAX_AGE_MS = 365 * 86_400_000
 
 /** The `data` of a ping. Advice, not state: what a client cannot read of it, it does without. */
 export interface PingData {
@@ -518,7 +520,7 @@ function decodePing(input: unknown): Ping {
   const { spread, age, subscribed } = (input ?? {}) as Record<keyof PingData, unknown>
   return {
     ...(isDuration(spread) && { spreadMs: Math.min(spread, MAX_SPREAD_MS) }),
-    ...(isDuration(age) && age > 0 && { ageMs: age }),
+    ...(isDuration(age) && age > 0 && { ageMs: Math.min(age, MAX_AGE_MS) }),
     ...(Number.isSafeInteger(subscribed) && { subscribed: subscribed as number }),
   }
 }

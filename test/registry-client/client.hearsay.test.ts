@@ -2,8 +2,7 @@ import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import { failure, resolved, world, type World } from '../support/client-world.ts'
 import { settle } from '../support/manual-clock.ts'
-import { changeOf, idsOf, removalOf, snapshotOf, viewOf } from '../support/sample-views.ts'
-import { renderView } from '../../registry-client/src/files/view-text.ts'
+import { changeOf, idsOf, removalOf, snapshotOf } from '../support/sample-views.ts'
 import { answer } from '../support/scripted-network.ts'
 
 const FILE = '/cache/default/stock.json'
@@ -111,15 +110,6 @@ describe('what a peer claimed to know', () => {
     const asking = failure(client.resolve('stock', { minRevision: 'e:20', deadline: '1s' }))
     await made.clock.advance(1_000)
     assert.equal((await asking).code, 'behind')
-    await client.close()
-  })
-
-  test('gives way to a file of the registry’s word, whatever revision was claimed', async () => {
-    const { client, made } = await deceived()
-    made.disk.write(FILE, renderView(viewOf('e:10', ['a', 'b'])).text)
-    await made.clock.advance(10_000)
-    const found = await client.resolve('stock')
-    assert.deepEqual([idsOf(found.view), found.source], [['a', 'b'], 'file'])
     await client.close()
   })
 

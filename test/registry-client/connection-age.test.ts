@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict'
 import { test, type TestContext } from 'node:test'
 import { connect, type RegistryClient } from '@holdfast/registry-client'
+import { decodeEvent } from '@holdfast/registry-client/protocol'
 import { FailingDisk } from '../support/failing-disk.ts'
 import { ManualClock, settle } from '../support/manual-clock.ts'
 import { snapshotOf } from '../support/sample-views.ts'
@@ -52,6 +53,17 @@ test('a ping that names an age confirms what is held only as of then', async (co
   await clock.advance(10_000)
   await network.stream.event('ping', {}, 'e:5')
   assert.equal(await ageOf(client), 0)
+})
+
+test('an age without end is a year, and confirms nothing', async (context) => {
+  const yearMs = 365 * 86_400_000
+  for (const age of ['1e309', '1e300', String(yearMs + 1)])
+    assert.deepEqual(decodeEvent('ping', undefined, JSON.parse(`{"age":${age}}`)), { event: 'ping', ageMs: yearMs })
+  const { clock, network, client } = await current(context)
+  await clock.advance(10_000)
+  await network.stream.event('ping', { age: 1e300 }, 'e:5')
+  const ageMs = await ageOf(client)
+  assert.ok(ageMs >= 10_000 && ageMs <= yearMs, `${ageMs}`)
 })
 
 test('whatever else an aged registry sends is as old as it said', async (context) => {

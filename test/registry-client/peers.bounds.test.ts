@@ -407,6 +407,24 @@ describe('all answers together', () => {
   })
 })
 
+test('of a client that holds few nodes, an answer of many times as many is cut off', async () => {
+  const made = world()
+  const endless = pieces(() => told('stock', 'e:5', ['a']))
+  made.network.respond = endless.respond
+  const client = await made.start({ peers: ['http://one:7503'], maxNodes: 1_000 })
+  await made.network.stream.cut('connect ECONNREFUSED')
+  const resolving = client.resolve('stock', { deadline: '1s' }).catch((error: unknown) => error)
+  await settle()
+  const most = 1_000 * 2_048
+  endless.come(most)
+  assert.equal(made.network.calls[0]!.signal.aborted, false)
+  endless.come(1)
+  await made.clock.advance(1_000)
+  assert.equal(client.status().peers.lastError, `http://one:7503: an answer of over ${most} bytes`)
+  await resolving
+  await client.close()
+})
+
 describe('a budget of bytes', () => {
   test('lets the largest give way, never one that is kept, and counts no more what is released', () => {
     const budget = new ByteBudget(100)

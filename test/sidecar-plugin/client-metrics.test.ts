@@ -37,7 +37,7 @@ test('what the client counts is on the page, from one reading', async () => {
     'holdfast_client_evictions_total{bound="nodes"} 0',
     'holdfast_client_peer_requests_total{outcome="failed"} 0',
     'holdfast_client_file_writable 1',
-    'holdfast_client_file_writes_total 1',
+    'holdfast_client_file_writes_total 2',
     'holdfast_client_file_corrupt_total 0',
   ])
     assert.ok(page.split('\n').includes(line), `${line} is not in\n${page}`)

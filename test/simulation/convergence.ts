@@ -77,14 +77,17 @@ export class Convergence {
       const key = keyOf(service)
       const answer = library.peek(service)
       const version = epoch.newest(key)
-      if (this.#lies.isInFile(client, service)) say('hearsay', `the file of ${service} at ${client.host.name} is a lie`)
+      if (this.#lies.isInFile(client, service) && !quarantined.has(keyOf(service)))
+        say('hearsay', `the file of ${service} at ${client.host.name} is a lie`)
       if (answer?.overridden === true) say('convergence', `${name} has an override of ${service}`)
       if (quarantined.has(key)) {
         const kept = [...(answer?.view.nodes.values() ?? [])].filter(({ id }) => !version?.nodes.has(id))
         // For static nodes nobody speaks but an operator, and a store that was lost has no word for a service that is
         // empty in it.
         const isExpected = kept.every(({ leased }) => !leased || (version?.nodes.size ?? 0) === 0)
-        if (!isExpected || this.#model.epochs.size < 2)
+        // Nor is anybody but an operator a match for a liar who made a history up, where the registry names nothing.
+        const isForged = answer !== undefined && this.#lies.has(answer.view)
+        if (!isExpected || (this.#model.epochs.size < 2 && !isForged))
           say('convergence', `${name} keeps ${kept.map(({ id }) => id).join()} of ${service} in quarantine`)
         continue
       }

@@ -2,15 +2,18 @@
 
 import type { Cursor } from '@holdfast/registry-client/protocol'
 import type { RegistryClient } from '../../registry-client/src/index.ts'
+import type { QuarantineReason } from '../../registry-client/src/cache/entry.ts'
 import { textOf, type ServiceVersion } from './model.ts'
 
 export function keyOf(service: string): string {
   return `default/${service}`
 }
 
-/** The services of which a client keeps nodes aside. */
-export function quarantinedBy(library: RegistryClient): ReadonlySet<string> {
-  return new Set(library.status().quarantined.map(({ namespace, service }) => `${namespace}/${service}`))
+/** The services of which a client keeps nodes aside, with the reason. */
+export function quarantinedBy(library: RegistryClient): ReadonlyMap<string, QuarantineReason> {
+  return new Map(
+    library.status().quarantined.map(({ namespace, service, reason }) => [`${namespace}/${service}`, reason]),
+  )
 }
 
 export function text({ epoch, revision }: Cursor): string {

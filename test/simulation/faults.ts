@@ -129,14 +129,7 @@ export type Trait = 'peers' | 'bounds' | 'young'
  * (who are believed of services that the registry never heard of, and take the room of what is known), and a registry
  * that takes back what it has said while nodes are kept in quarantine.
  */
-const NOT_YET: ReadonlySet<FaultKind | Trait> = new Set<FaultKind | Trait>([
-  'bad reads',
-  'bad start',
-  'liar',
-  'deaf',
-  'peers',
-  'young',
-])
+const NOT_YET: ReadonlySet<FaultKind | Trait> = new Set<FaultKind | Trait>([])
 
 /** Whether runs have it. */
 export function isDue(what: FaultKind | Trait): boolean {

@@ -113,7 +113,10 @@ export class Hearsay {
           this.checks++
           return nowMs - Math.max(sinceMs, client.answeredSinceMs(key))
         }
-        const carriedMs = quarantined.has(key) ? CARRIED_LIE_MS : 0
+        const reason = quarantined.get(key)
+        // A registry that names nothing, and no removal of the last, proves no lie either: that is for an operator.
+        if (reason === 'unknown' || reason === 'empty') continue
+        const carriedMs = reason ? CARRIED_LIE_MS : 0
         const answer = library.peek(service)
         if (answer && !answer.overridden && this.#options.lies.has(answer.view)) {
           const forMs = since(this.#inMemory, `${client.name} ${client.lives} ${service}`, inMemory)

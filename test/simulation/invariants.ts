@@ -223,7 +223,9 @@ export class Invariants {
       // A peer may know more than a registry that is behind; its word ends all the same.
       if (before.answer.source !== 'peer' && (isBack || epochIndex < before.epochIndex))
         this.#violated('cursor', `${name} went from ${text(before.cursor)} back to ${text(cursor)} of ${service}`)
-      if (!before.answer.overridden) this.#checkProof(name, service, before.answer.view, view)
+      // What a peer knew further than a registry that answers, and does not know that it is behind, nobody can tell from a lie.
+      const isWithdrawn = before.answer.source === 'peer' && isBack
+      if (!before.answer.overridden && !isWithdrawn) this.#checkProof(name, service, before.answer.view, view)
     }
     const found = this.#found.get(name)?.get(service)
     // Of a file that cannot be read the generation before it is served.

@@ -3,8 +3,8 @@
  * never loses its nodes without proof.
  *
  * Cursors of two epochs cannot be compared. There the registry wins, which speaks now, over whatever is held, together
- * with the nodes that it does not account for; a file wins only over nothing and over hearsay. A peer always does, and
- * what it said gives way to anyone who knows.
+ * with the nodes that it does not account for; a file wins only over nothing, and over a peer's word. That one wins over
+ * nothing alone, and counts for no more than a claim: what the registry has answered ends it.
  */
 
 import type { Entry, Origin, QuarantineReason } from './entry.ts'
@@ -71,9 +71,7 @@ export function judge(entry: Entry, offer: Offer, nowMs: number): Verdict {
   const isForeign = origin === 'file' && !sameEpoch && !isHearsay
   // While the registry speaks of another epoch than what is held, a file of what is held is history.
   const isPast = origin === 'file' && entry.carried && entry.heard?.cursor.epoch !== next.cursor.epoch
-  // A file says what the registry said once, which no peer's claim to know better outweighs.
-  const isOlder = ahead < 0 && !isSettled && !(isHearsay && origin === 'file')
-  if (isForeign || isPast || isOlder) {
+  if (isForeign || isPast || (ahead < 0 && !isSettled)) {
     // A word that is older than what we hold cannot carry the next change: resume from what we hold. Unless a peer
     // said that: what the registry says next continues its own word.
     if (origin === 'registry' && !isHearsay) follow(entry, view)
@@ -94,6 +92,8 @@ export function judge(entry: Entry, offer: Offer, nowMs: number): Verdict {
       // Said once more: whoever watches must not take it for news.
       const isSame = carried?.cursor === next.cursor && carried.kept?.ids.length === missing.length
       if (!isSame) entry.carried = carryOver(view, next, missing)
+      // Known to be current up to now; the stream goes on, and its word is not about this any more.
+      if (!entry.quarantine) entry.confirmed = { heardMs: entry.confirmed.heardMs }
       entry.quarantine = { sinceMs: entry.quarantine?.sinceMs ?? nowMs, reason: reasonOf(next) }
     }
     return 'unproven'

@@ -30,6 +30,8 @@ export interface PeerQuestion {
   readonly network: Network
   readonly clock: Clock
   readonly budget: ByteBudget
+  /** A longer answer is cut off. */
+  readonly maxBytes: number
   readonly signal: AbortSignal
   /** Whether another peer has answered: from then on this one is waited for no longer than for its first word. */
   readonly isKnown: () => boolean
@@ -47,7 +49,7 @@ export type PeerAnswer =
 
 /** Never rejects. What is `answered` counts against the budget until its holding is released. */
 export async function askPeer(question: PeerQuestion): Promise<PeerAnswer> {
-  const { url, peer, namespace, service, network, clock, budget, signal, isKnown } = question
+  const { url, peer, namespace, service, network, clock, budget, maxBytes, signal, isKnown } = question
   const cut = new AbortController()
   let isCrowded = false
   let isMute = false
@@ -76,13 +78,13 @@ export async function askPeer(question: PeerQuestion): Promise<PeerAnswer> {
       method: 'GET',
       url: `${url}/v1/views/${service}?namespace=${namespace}`,
       headers: { accept: 'application/json' },
-      maxBytes: MAX_ANSWER_BYTES,
+      maxBytes,
       signal: cut.signal,
       received: (more) => {
         ticks.silent = 0
         bytes += more
-        if (bytes <= MAX_ANSWER_BYTES) return holding.grow(more)
-        fail(`an answer of over ${MAX_ANSWER_BYTES} bytes`)
+        if (bytes <= maxBytes) return holding.grow(more)
+        fail(`an answer of over ${maxBytes} bytes`)
       },
     })
     cut.signal.throwIfAborted()
@@ -91,7 +93,7 @@ export async function askPeer(question: PeerQuestion): Promise<PeerAnswer> {
       return { outcome: 'unknown' }
     }
     if (status !== 200) throw new Error(`answered ${status}`)
-    if (body.length > MAX_ANSWER_BYTES) throw new Error(`an answer of over ${MAX_ANSWER_BYTES} bytes`)
+    if (body.length > maxBytes) throw new Error(`an answer of over ${maxBytes} bytes`)
     const { view, ageMs } = read(body, namespace, service)
     holding.keep()
     // Taken before the answer came: a view is rather a little too old than too young.

@@ -24,12 +24,18 @@ const MAX_REHEARSING = 8
 const MAX_REHEARSALS_WAITING = 64
 /** Of answers under way, and of those among which is chosen, as text: two of the largest. */
 const MAX_BYTES_AT_ONCE = 2 * MAX_ANSWER_BYTES
+/** A node is seldom written in more than a few hundred. */
+const BYTES_PER_NODE = 2_048
+/** A view with its policy. */
+const LEAST_BYTES = 1_048_576
 const AGAIN = { baseMs: 500, capMs: 10_000 }
 /** However the jitter falls: a peer that knows nothing now is not asked again at once. */
 const LEAST_PAUSE_MS = 100
 
 export interface PeersOptions {
   readonly urls: readonly string[]
+  /** As many as the client holds: an answer with many more is of no use, and is not read. Default: any number. */
+  readonly maxNodes?: number
   readonly network: Network
   readonly clock: Clock
   readonly random: Random
@@ -79,6 +85,7 @@ class Lane {
 export class Peers {
   readonly #options: PeersOptions
   readonly #shown: readonly string[]
+  readonly #maxBytes: number
   readonly #seeking = new Lane(MAX_SEEKING)
   readonly #rehearsing = new Lane(MAX_REHEARSING, MAX_REHEARSALS_WAITING)
   readonly #seeks = new Map<string, Seek>()
@@ -90,6 +97,8 @@ export class Peers {
   constructor(options: PeersOptions) {
     this.#options = options
     this.#shown = options.urls.map(maskUrl)
+    const { maxNodes = Infinity } = options
+    this.#maxBytes = Math.min(MAX_ANSWER_BYTES, Math.max(LEAST_BYTES, maxNodes * BYTES_PER_NODE))
   }
 
   get isEmpty(): boolean {
@@ -172,7 +181,8 @@ export class Peers {
       }
       this.#counts.asked++
       const isKnown = () => holdings.size > 0
-      const answer = await askPeer({ url, peer, namespace, service, network, clock, budget, signal, isKnown })
+      const maxBytes = this.#maxBytes
+      const answer = await askPeer({ url, peer, namespace, service, network, clock, budget, maxBytes, signal, isKnown })
       heard(speechOf(answer))
       if (answer.outcome === 'aborted') return
       this.#counts[answer.outcome]++

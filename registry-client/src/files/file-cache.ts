@@ -199,7 +199,8 @@ export class FileCache {
       if (held && (found === undefined || supersedes(held, found))) found = held
     if (!slot.writing && !slot.next) {
       if (current.kind === 'good') slot.known = current
-      if (found && found !== current && slot.isRead) this.#mend(slot, found)
+      // What only a peer said may be gone because the registry knows better.
+      if (found && found !== current && slot.isRead && !found.isHearsay) this.#mend(slot, found)
     }
     if (found) this.#counts.hits++
     return found && this.#loadedOf(found)
@@ -396,11 +397,12 @@ export class FileCache {
 
   /** Both generations, as far as they are hearsay still. */
   async #discard(slot: Slot): Promise<void> {
+    // First, or what is removed would be mended.
+    slot.known = undefined
     for (const file of [slot.file, slot.file + PREVIOUS]) {
       const found = await this.#views.read(file, slot.namespace, slot.service)
       if (found.kind === 'good' && found.isHearsay) await this.#views.remove(file, found)
     }
-    slot.known = undefined
     slot.discard = false
   }
 
