@@ -6,6 +6,8 @@ import type { RequestHead } from './http1/head.ts'
 import type { Malformed, MalformedKind } from './http1/malformed.ts'
 import { ServerConnection, type ConnectionLimits, type ServerHost } from './http1/server-connection.ts'
 import { discard, Exchange, type Body, type Direction, type Reply, type Service } from './layer.ts'
+import { untilQuiet } from './quiet.ts'
+import { randomId } from './random-id.ts'
 
 /** Bounds on what a stranger may send or hold, in the unit the name ends in. */
 export interface ListenerLimits extends ConnectionLimits {
@@ -38,9 +40,6 @@ export interface ListenerOptions {
   /** Told of each connection that sent what is not HTTP. */
   readonly onMalformed?: (reason: Reason, kind: MalformedKind) => void
 }
-
-/** Nobody is on the way any more when nothing has arrived for so long. Longer makes every drain take longer. */
-const QUIET_MS = 500
 
 /** How often what takes too long is looked for. */
 const TICK_MS = 500
@@ -150,7 +149,7 @@ export class Listener implements ServerHost {
     this.#isLeaving = true
     const { clock } = this.#options
     const endMs = clock.now() + options.timeoutMs
-    await this.#quiet(Math.min(options.idleMs, options.timeoutMs))
+    await untilQuiet(clock, Math.min(options.idleMs, options.timeoutMs), () => this.#arrivedMs, this.#cut.signal)
     if (this.#server.listening) this.#server.close()
     const cancelIdle = clock.after(options.idleMs, () => this.#closeIdle())
     const limit = new AbortController()
@@ -254,20 +253,6 @@ export class Listener implements ServerHost {
     for (const connection of this.#connections) if (connection.isIdle) connection.destroy()
   }
 
-  /** Resolves when nothing has arrived for a while, or after `limitMs`. */
-  async #quiet(limitMs: number): Promise<void> {
-    const { clock } = this.#options
-    const { signal } = this.#cut
-    const endMs = clock.now() + limitMs
-    for (;;) {
-      const waitMs = Math.min(this.#arrivedMs + QUIET_MS, endMs) - clock.now()
-      if (waitMs <= 0 || signal.aborted) break
-      await sleep(clock, waitMs, signal)
-    }
-    // Right after the system was asked for connections, the fewest wait to be accepted.
-    await new Promise((resolve) => setImmediate(resolve))
-  }
-
   #empty(): Promise<void> {
     if (this.#connections.size === 0) return Promise.resolve()
     return new Promise((resolve) => this.#emptied.add(resolve))
@@ -288,14 +273,4 @@ function controlOf(control: readonly string[]): ReadonlyMap<string, string> {
 function upgradeOf({ upgrade, framing }: RequestHead): string | undefined {
   if (upgrade === undefined || framing !== 'none') return undefined
   return /(?:^|[,\s])h2c?(?:$|[,\s])/i.test(upgrade) ? undefined : upgrade
-}
-
-/** 128 bits in hexadecimal. */
-function randomId(random: Random): string {
-  let id = ''
-  for (let part = 0; part < 4; part++)
-    id += Math.floor(random() * 0x1_0000_0000)
-      .toString(16)
-      .padStart(8, '0')
-  return id
 }

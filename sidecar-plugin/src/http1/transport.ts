@@ -49,7 +49,7 @@ interface Handed {
  */
 export class Transport {
   readonly #socket: OwnedSocket
-  readonly #owner: TransportOwner
+  #owner: TransportOwner
   #error: NodeJS.ErrnoException | undefined
   #own: Buffer | undefined
   #lastRead = 0
@@ -95,6 +95,16 @@ export class Transport {
     const transport = new Transport(owner)
     transport.#socket.connect({ host, port }, connected)
     return transport
+  }
+
+  /** Gives it to somebody else, who is told of everything from now on. */
+  transfer(owner: TransportOwner): void {
+    this.#owner = owner
+  }
+
+  /** Has the system ask whether the other side is still there, after so long without a byte. */
+  keepAlive(ms: number): void {
+    this.#socket.setKeepAlive(true, ms)
   }
 
   get remoteAddress(): string {
