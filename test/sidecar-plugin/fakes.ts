@@ -65,6 +65,7 @@ export function bodyOf(repeatable: boolean, length?: number): Content {
 
 export interface FakeNode {
   readonly id: string
+  readonly host?: string
   readonly port?: number
   readonly status?: NodeStatus
 }
@@ -74,7 +75,13 @@ export function viewOf(service: string, nodes: readonly FakeNode[], policy: Poli
     namespace: 'default',
     service,
     cursor: 'epoch:1',
-    nodes: nodes.map(({ id, port = 1, status = 'up' }) => ({ id, host: '127.0.0.1', port, weight: 100, status })),
+    nodes: nodes.map(({ id, host = '127.0.0.1', port = 1, status = 'up' }) => ({
+      id,
+      host,
+      port,
+      weight: 100,
+      status,
+    })),
     policy,
   })
 }
