@@ -3,6 +3,7 @@
  * in one place, by the composer's stack ({@link problemReply}).
  */
 
+import { Fields } from './fields.ts'
 import type { Reply } from './layer.ts'
 
 /** Who is to blame: the node or the service behind, the caller, or the sidecar itself. */
@@ -90,7 +91,7 @@ export function problemReply(error: SidecarError): Reply {
   )
   return {
     status: error.status,
-    headers: ['content-type', 'application/problem+json', 'content-length', String(body.length)],
+    headers: Fields.of(['content-type', 'application/problem+json', 'content-length', String(body.length)]),
     body,
     reason: error.reason,
     own: true,

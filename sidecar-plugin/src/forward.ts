@@ -1,7 +1,7 @@
 import { every, type Clock } from '@holdfast/registry-client/clock'
 import { SidecarError } from './errors.ts'
 import type { Call, Failure } from './http1/client-connection.ts'
-import { fieldLines, UnwritableError } from './http1/head-text.ts'
+import { linesOf } from './fields.ts'
 import type { ResponseHead } from './http1/head.ts'
 import { Pool, type PoolLimits } from './http1/pool.ts'
 import { isRepeatable, type Body, type Destination, type Exchange, type Reply, type Tunnel } from './layer.ts'
@@ -28,10 +28,10 @@ export const DEFAULT_FORWARD_LIMITS: ForwardLimits = {
 export interface ForwardOptions {
   readonly clock: Clock
   readonly limits?: Partial<ForwardLimits>
-  /** Fields that are added to each request, flat. They replace fields of the same name. */
+  /** Fields that are added to each request, flat. */
   readonly fields?: (exchange: Exchange) => readonly string[]
-  /** The names of those, in lower case. */
-  readonly fieldNames?: readonly string[]
+  /** Names in lower case of those of the caller that make room for them. */
+  readonly replaces?: readonly string[]
   /** Whether an answer may say by `x-holdfast-reason` that a sidecar made it up: true towards peers, false towards the
    * local service, which could otherwise pretend. */
   readonly trustReason: boolean
@@ -54,6 +54,8 @@ export class Forward {
   readonly #options: ForwardOptions
   readonly #limits: ForwardLimits
   readonly #pools = new Map<string, Pool>()
+  /** The same by the object that names the node, which is the same for all requests of a view. */
+  readonly #known = new WeakMap<Destination, Pool>()
   readonly #now: { ms: number }
   readonly #stopTicks: () => void
 
@@ -93,26 +95,30 @@ export class Forward {
   }
 
   #headOf(exchange: Exchange, destination: Destination): string {
-    const { fields, fieldNames } = this.#options
-    const { upgrade, authority, headers } = exchange
-    try {
-      let head = `${exchange.method} ${exchange.target} HTTP/1.1\r\n${fieldLines(headers, fieldNames)}`
-      // Of HTTP/1.0 one may be without.
-      if (authority === '' && !/(?:^|\n)host:/i.test(head)) head += `host: ${originOf(destination)}\r\n`
-      if (fields) head += fieldLines(fields(exchange))
-      const { body } = exchange
-      if (body !== undefined && !Buffer.isBuffer(body) && body.length === undefined)
-        head += 'transfer-encoding: chunked\r\n'
-      if (upgrade !== undefined) head += `connection: upgrade\r\nupgrade: ${upgrade}\r\n`
-      else if (exchange.takesTrailers) head += 'connection: te\r\nte: trailers\r\n'
-      return `${head}\r\n`
-    } catch (error) {
-      if (!(error instanceof UnwritableError)) throw error
-      throw new SidecarError('bad_request', error.message, { cause: error })
-    }
+    const { fields, replaces } = this.#options
+    const { upgrade, authority, body } = exchange
+    let { headers } = exchange
+    if (replaces) for (const name of replaces) if (headers.has(name)) headers = headers.without([name])
+    let head = `${exchange.method} ${exchange.target} HTTP/1.1\r\n${headers.lines}`
+    if (fields) head += linesOf(fields(exchange))
+    // Of HTTP/1.0 one may be without.
+    if (authority === '' && headers.get('host') === undefined) head += `host: ${originOf(destination)}\r\n`
+    if (body !== undefined && !Buffer.isBuffer(body) && body.length === undefined)
+      head += 'transfer-encoding: chunked\r\n'
+    if (upgrade !== undefined) head += `connection: upgrade\r\nupgrade: ${upgrade}\r\n`
+    else if (exchange.takesTrailers) head += 'connection: te\r\nte: trailers\r\n'
+    return `${head}\r\n`
   }
 
   #pool(destination: Destination): Pool {
+    const known = this.#known.get(destination)
+    if (known?.isClosed === false) return known
+    const pool = this.#poolOf(destination)
+    this.#known.set(destination, pool)
+    return pool
+  }
+
+  #poolOf(destination: Destination): Pool {
     const origin = originOf(destination)
     let pool = this.#pools.get(origin)
     if (pool) return pool
@@ -198,7 +204,7 @@ class Sending implements Call {
   }
 
   informed({ status, statusText, fields: headers }: ResponseHead): void {
-    this.#exchange.inform({ status, statusText, headers })
+    this.#exchange.caller?.inform({ status, statusText, headers })
   }
 
   answered(head: ResponseHead, body: Body | undefined, open: Tunnel['open'] | undefined): void {

@@ -8,6 +8,7 @@
 
 import type { ServiceNode, PolicyDocument } from '@holdfast/registry-client/protocol'
 import type { SidecarError } from './errors.ts'
+import type { Fields } from './fields.ts'
 
 /** `outbound`: from a local caller to some node. `inbound`: from somebody to the local service. */
 export type Direction = 'outbound' | 'inbound'
@@ -22,8 +23,8 @@ export interface Sink {
    * @returns false to be given no more until then, but for what is on its way already
    */
   write(piece: Buffer): boolean
-  /** That was all. @param trailers flat, `[name, value, …]` */
-  end(trailers: readonly string[]): void
+  /** That was all. */
+  end(trailers: Fields): void
   /** There is more, and it will not come. */
   fail(error: SidecarError): void
 }
@@ -78,8 +79,8 @@ export interface Ending {
 export interface ReplyHead {
   readonly status: number
   readonly statusText?: string
-  /** Flat, end-to-end fields only, without `x-holdfast-*`. */
-  readonly headers: readonly string[]
+  /** End-to-end fields only, without those `x-holdfast-*` that this sidecar adds. */
+  readonly headers: Fields
 }
 
 /** The answer to an exchange. */
@@ -103,6 +104,12 @@ export interface Tunnel {
   open(incoming: Content): void
 }
 
+/** The connection that a request came by. */
+export interface Caller {
+  /** Tells it something before the answer: a status of 1xx other than 101. */
+  inform(head: ReplyHead): void
+}
+
 /** What a listener knows of a request when its head has arrived. */
 export interface Arrival {
   readonly direction: Direction
@@ -115,8 +122,8 @@ export interface Arrival {
   readonly method: string
   /** As received; in origin form behind the layer `clean-head`, but for CONNECT and `OPTIONS *`. */
   readonly target: string
-  /** Flat, `[name, value, …]`, with case, order and duplicates kept. End-to-end fields only. */
-  readonly headers: readonly string[]
+  /** End-to-end fields only. */
+  readonly headers: Fields
   /** What stands for the host; behind `clean-head`, that of an absolute URL. */
   readonly authority: string
   /** The `x-holdfast-*` fields by what follows the prefix. Not relayed. */
@@ -126,8 +133,7 @@ export interface Arrival {
   readonly upgrade?: string | undefined
   /** Whether the caller said that it takes trailers. */
   readonly takesTrailers?: boolean
-  /** Tells the caller something before the answer: a status of 1xx other than 101. */
-  readonly inform?: (head: ReplyHead) => void
+  readonly caller?: Caller
 }
 
 /** One request on its way through the stack. Layers fill in what they decide; those further out read it afterwards. */
@@ -140,14 +146,16 @@ export class Exchange {
   readonly body: Body | undefined
   readonly upgrade: string | undefined
   readonly takesTrailers: boolean
-  readonly inform: (head: ReplyHead) => void
+  readonly caller: Caller | undefined
 
   target: string
-  headers: readonly string[]
+  headers: Fields
   authority: string
   control: ReadonlyMap<string, string>
   service = ''
   namespace = ''
+  /** Both, as `service.namespace`. */
+  name = ''
   /** Set by `resolve`. */
   known: Known | undefined = undefined
   /** Milliseconds of the clock when a stated timeout ends; undefined when none was stated. Set by `deadline`. */
@@ -182,7 +190,7 @@ export class Exchange {
     this.body = arrival.body
     this.upgrade = arrival.upgrade
     this.takesTrailers = arrival.takesTrailers ?? false
-    this.inform = arrival.inform ?? nothing
+    this.caller = arrival.caller
   }
 
   /** Why nobody waits for the answer any more; undefined as long as somebody does. */
@@ -228,8 +236,6 @@ export class Exchange {
     this.#whenEnded = undefined
   }
 }
-
-function nothing(): void {}
 
 /** Answers an exchange, or throws a {@link SidecarError}. Settles soon after the exchange was aborted. */
 export type Service = (exchange: Exchange) => Promise<Reply>

@@ -1,10 +1,10 @@
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net'
 import { every, sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
 import { asSidecarError, problemReply, SidecarError, type Reason } from './errors.ts'
-import { UnwritableError } from './http1/head-text.ts'
 import type { RequestHead } from './http1/head.ts'
 import type { Malformed, MalformedKind } from './http1/malformed.ts'
 import { ServerConnection, type ConnectionLimits, type ServerHost } from './http1/server-connection.ts'
+import { RequestIds } from './request-ids.ts'
 import { discard, Exchange, type Body, type Direction, type Reply, type Service } from './layer.ts'
 import { untilQuiet } from './quiet.ts'
 import { randomId } from './random-id.ts'
@@ -67,6 +67,7 @@ export class Listener implements ServerHost {
   readonly #connections = new Set<ServerConnection>()
   readonly #emptied = new Set<() => void>()
   readonly #cut = new AbortController()
+  readonly #ids: RequestIds
   #stopTicks: () => void = () => {}
   #nowMs: number
   #inFlight = 0
@@ -79,6 +80,7 @@ export class Listener implements ServerHost {
     this.#options = options
     this.limits = { ...DEFAULT_LISTENER_LIMITS, ...options.limits }
     this.#nowMs = options.clock.now()
+    this.#ids = new RequestIds(options.random)
     this.#server = createServer({ pauseOnConnect: true, noDelay: true, allowHalfOpen: true }, (socket) =>
       this.#accept(socket),
     )
@@ -168,11 +170,11 @@ export class Listener implements ServerHost {
   }
 
   arrived(connection: ServerConnection, head: RequestHead, body: Body | undefined): Exchange {
-    const { clock, random, direction, serve } = this.#options
+    const { clock, direction, serve } = this.#options
     this.#nowMs = this.#arrivedMs = clock.now()
     const exchange = new Exchange({
       direction,
-      id: head.requestId?.slice(0, 128) || randomId(random),
+      id: head.requestId?.slice(0, 128) || this.#ids.next(),
       startedMs: this.#nowMs,
       peer: connection.peer,
       method: head.method,
@@ -183,7 +185,7 @@ export class Listener implements ServerHost {
       body,
       upgrade: upgradeOf(head),
       takesTrailers: head.takesTrailers,
-      inform: (reply) => connection.inform(reply),
+      caller: connection,
     })
     if (Buffer.isBuffer(body)) exchange.bytesIn = body.length
     this.#inFlight++
@@ -217,21 +219,10 @@ export class Listener implements ServerHost {
     try {
       connection.answer(reply)
     } catch (error) {
+      // Made by a layer, and none that can be written: nothing of it has been.
       discard(reply)
-      this.#answerUnwritable(connection, error, reply)
+      connection.answer(problemReply(asSidecarError(error)))
     }
-  }
-
-  #answerUnwritable(connection: ServerConnection, error: unknown, reply: Reply): void {
-    if (!(error instanceof UnwritableError) || reply.own) return connection.fail(asSidecarError(error))
-    connection.answer(
-      problemReply(
-        new SidecarError('upstream_protocol', 'the answer has a head that cannot be passed on', {
-          delivered: true,
-          cause: error,
-        }),
-      ),
-    )
   }
 
   #accept(socket: Socket): void {

@@ -3,6 +3,32 @@ import { isNamespace, isServiceName } from '@holdfast/registry-client/protocol'
 export interface ServiceAddress {
   readonly service: string
   readonly namespace: string
+  /** Both, as `service.namespace`. */
+  readonly name: string
+}
+
+/** Hosts that are remembered; past this many the memory starts again. */
+const HOSTS_MAX = 10_000
+
+/** The same as {@link parseServiceHost}, for hosts of which most come again and again. */
+export class ServiceHosts {
+  readonly #home: string
+  readonly #known = new Map<string, ServiceAddress>()
+
+  /** @param home the namespace of names without a dot */
+  constructor(home: string) {
+    this.#home = home
+  }
+
+  find(host: string): ServiceAddress | undefined {
+    const known = this.#known.get(host)
+    if (known) return known
+    const found = parseServiceHost(host, this.#home)
+    if (found === undefined) return undefined
+    if (this.#known.size >= HOSTS_MAX) this.#known.clear()
+    this.#known.set(host, found)
+    return found
+  }
 }
 
 /**
@@ -16,5 +42,6 @@ export function parseServiceHost(host: string, home: string): ServiceAddress | u
   const dot = name.lastIndexOf('.')
   const service = dot < 0 ? name : name.slice(0, dot)
   const namespace = dot < 0 ? home : name.slice(dot + 1)
-  return isServiceName(service) && isNamespace(namespace) ? { service, namespace } : undefined
+  if (!isServiceName(service) || !isNamespace(namespace)) return undefined
+  return { service, namespace, name: `${service}.${namespace}` }
 }

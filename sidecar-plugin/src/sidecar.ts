@@ -139,14 +139,14 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     clock,
     trustReason: true,
     fields: (exchange) => peerFields(exchange, clock),
-    fieldNames: ['x-request-id'],
+    replaces: ['x-request-id'],
     ...(options.limits?.forward && { limits: options.limits.forward }),
   })
   const inboundForward = new Forward({
     clock,
     trustReason: false,
     fields: serviceFields,
-    fieldNames: ['x-request-id', 'x-forwarded-for'],
+    replaces: ['x-request-id', 'x-forwarded-for'],
     limits: { ...options.limits?.forward, keepAliveMs: LOCAL_KEEP_ALIVE_MS },
   })
   const { inbound: inboundAt, outbound: outboundAt, admin: adminAt, peers: peersAt } = config.listeners
@@ -478,7 +478,7 @@ export function nodeIdOf(host: string, port: number): string {
 
 /** What one sidecar tells the next: whose request it is, what is left of a stated timeout, and whether it has a choice. */
 function peerFields(exchange: Exchange, clock: Clock): string[] {
-  const fields = ['x-request-id', exchange.id, 'x-holdfast-service', `${exchange.service}.${exchange.namespace}`]
+  const fields = ['x-request-id', exchange.id, 'x-holdfast-service', exchange.name]
   if (exchange.deadlineMs !== undefined)
     fields.push('x-holdfast-deadline', String(Math.max(1, Math.ceil(exchange.deadlineMs - clock.now()))))
   if (exchange.elsewhere) fields.push('x-holdfast-elsewhere', 'true')
@@ -487,9 +487,7 @@ function peerFields(exchange: Exchange, clock: Clock): string[] {
 
 /** What the service is told: the request's id, and appended to what it says already, the address it came from. */
 function serviceFields(exchange: Exchange): string[] {
-  const forwarded: string[] = []
-  for (let i = 0; i < exchange.headers.length; i += 2)
-    if (exchange.headers[i]!.toLowerCase() === 'x-forwarded-for') forwarded.push(exchange.headers[i + 1]!)
+  const forwarded = exchange.headers.getAll('x-forwarded-for')
   if (exchange.peer) forwarded.push(exchange.peer)
   return ['x-request-id', exchange.id, ...(forwarded.length > 0 ? ['x-forwarded-for', forwarded.join(', ')] : [])]
 }

@@ -1,4 +1,5 @@
-import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client'
+import { collectDefaultMetrics, Counter, Gauge, Registry } from 'prom-client'
+import { Durations } from './durations.ts'
 import type { Direction, Ending, Exchange, Reply, ViewSource } from './layer.ts'
 
 /** What `GET /v1/stats` shows of the requests. */
@@ -11,6 +12,13 @@ export interface RequestStats {
   readonly servedFrom: Readonly<Record<ViewSource, number>>
   readonly retries: number
   readonly malformed: number
+}
+
+interface RequestLabels {
+  readonly direction: Direction
+  readonly service: string
+  readonly status: string
+  readonly reason: string
 }
 
 /** Service names in metrics; more are counted as `other`, so that no caller can make the page grow without end. */
@@ -26,9 +34,9 @@ export class Stats {
   readonly #services = new Set<string>()
   #retries = 0
   #malformed = 0
-  readonly #requestCount: Counter
-  readonly #seconds: Histogram
-  readonly #sources: Counter
+  /** What the page shows, kept as plain numbers: the library's own counters cost a request more than its routing. */
+  readonly #counts = new Map<string, { readonly labels: RequestLabels; value: number }>()
+  readonly #seconds: Durations
   readonly #retryCount: Counter
   readonly #malformedCount: Counter
 
@@ -36,24 +44,33 @@ export class Stats {
   constructor(gauges: Readonly<Record<string, { help: string; read: () => number }>> = {}) {
     const registers = [this.registry]
     collectDefaultMetrics({ register: this.registry })
-    this.#requestCount = new Counter({
+    const counts = this.#counts
+    new Counter({
       name: 'holdfast_sidecar_requests_total',
       help: 'Requests by direction, service, class of status, and reason of the sidecar if it answered by itself.',
       labelNames: ['direction', 'service', 'status', 'reason'],
       registers,
+      collect() {
+        this.reset()
+        for (const { labels, value } of counts.values()) this.inc({ ...labels }, value)
+      },
     })
-    this.#seconds = new Histogram({
-      name: 'holdfast_sidecar_request_duration_seconds',
-      help: 'Time from a request’s head to its answer’s last byte.',
-      labelNames: ['direction'],
-      buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
-      registers,
-    })
-    this.#sources = new Counter({
+    this.#seconds = new Durations(
+      'holdfast_sidecar_request_duration_seconds',
+      'Time from a request’s head to its answer’s last byte.',
+      ['outbound', 'inbound'],
+    )
+    this.registry.registerMetric(this.#seconds.metric)
+    const servedFrom = this.#servedFrom
+    new Counter({
       name: 'holdfast_requests_by_view_source',
       help: 'Requests by where the view came from that they were sent by.',
       labelNames: ['source'],
       registers,
+      collect() {
+        this.reset()
+        for (const [source, count] of Object.entries(servedFrom)) if (count > 0) this.inc({ source }, count)
+      },
     })
     this.#retryCount = new Counter({
       name: 'holdfast_sidecar_retries_total',
@@ -101,15 +118,9 @@ export class Stats {
     const source = exchange.known?.source
     if (source && exchange.attempts > 0) {
       this.#servedFrom[source]++
-      this.#sources.inc({ source })
     }
-    this.#requestCount.inc({
-      direction,
-      service: this.#label(exchange),
-      status: `${Math.floor(reply.status / 100)}xx`,
-      reason: reason ?? '',
-    })
-    this.#seconds.observe({ direction }, durationMs / 1000)
+    this.#count(direction, this.#label(exchange), Math.floor(reply.status / 100), reason ?? '')
+    this.#seconds.observe(direction, durationMs / 1000)
   }
 
   retried(reason: string): void {
@@ -136,10 +147,17 @@ export class Stats {
     }
   }
 
+  #count(direction: Direction, service: string, statusClass: number, reason: string): void {
+    const key = `${direction} ${service} ${statusClass} ${reason}`
+    const count = this.#counts.get(key)
+    if (count) count.value++
+    else this.#counts.set(key, { labels: { direction, service, status: `${statusClass}xx`, reason }, value: 1 })
+  }
+
   /** A service's name only once something is known of it: callers choose names, and each one is a line for ever. */
   #label(exchange: Exchange): string {
     if (exchange.known === undefined && exchange.destination === undefined) return 'unknown'
-    const name = `${exchange.service}.${exchange.namespace}`
+    const { name } = exchange
     if (!this.#services.has(name)) {
       if (this.#services.size >= SERVICES_MAX) return 'other'
       this.#services.add(name)

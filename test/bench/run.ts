@@ -7,12 +7,13 @@ import { cpus, totalmem } from 'node:os'
 import { client } from './client.ts'
 import { etcd } from './etcd.ts'
 import { fanout } from './fanout.ts'
+import { proxy } from './proxy.ts'
 import { registry } from './registry.ts'
 import { resolve } from './resolve.ts'
 import { returns } from './returns.ts'
 import { start } from './start.ts'
 
-const BENCHES = { resolve, client, start, returns, registry, fanout, etcd } as const
+const BENCHES = { resolve, client, start, returns, registry, fanout, etcd, proxy } as const
 
 const wanted = process.argv.slice(2)
 const unknown = wanted.filter((name) => !Object.keys(BENCHES).includes(name))

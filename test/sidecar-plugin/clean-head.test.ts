@@ -19,11 +19,11 @@ describe('what of a head goes on', () => {
     const exchange = await clean(['Host', 'liar', 'A', 'b'], { target: 'http://stock.shop:80/items?q=1#x' })
     assert.equal(exchange.target, '/items?q=1')
     assert.equal(exchange.authority, 'stock.shop:80')
-    assert.deepEqual(exchange.headers, ['Host', 'stock.shop:80', 'A', 'b'])
+    assert.deepEqual(exchange.headers.list, ['Host', 'stock.shop:80', 'A', 'b'])
   })
 
   test('an absolute URL names the Host that HTTP/1.0 may leave out', async () => {
-    assert.deepEqual((await clean(['A', 'b'], { target: 'http://stock/' })).headers, ['Host', 'stock', 'A', 'b'])
+    assert.deepEqual((await clean(['A', 'b'], { target: 'http://stock/' })).headers.list, ['Host', 'stock', 'A', 'b'])
   })
 
   test('an absolute URL without a path asks for the root', async () => {

@@ -19,7 +19,7 @@ describe('a listener that finishes', () => {
       direction: 'inbound',
       clock,
       random: seededRandom(1),
-      serve: async () => replyOf({ headers: ['content-length', '0'] }),
+      serve: async () => replyOf(),
     })
     const port = await listener.listen('127.0.0.1', 0)
     t.after(() => listener.close())

@@ -17,6 +17,7 @@ import {
   type PolicyDocument,
   type View,
 } from '@holdfast/registry-client/protocol'
+import { Fields } from '../../sidecar-plugin/src/fields.ts'
 import { Exchange, type Arrival, type Content, type Ending, type Reply } from '../../sidecar-plugin/src/layer.ts'
 import type { Log } from '@holdfast/registry-client/log'
 import type { Handle, NodeSpec } from '../../sidecar-plugin/src/registry.ts'
@@ -24,7 +25,11 @@ import type { Handle, NodeSpec } from '../../sidecar-plugin/src/registry.ts'
 export const quietLog: Log = { debug() {}, info() {}, warn() {}, error() {} }
 
 /** An exchange as a listener makes it, and the way to end it. */
-export function exchangeFor(over: Partial<Arrival> & Partial<Pick<Exchange, 'service' | 'namespace'>> = {}) {
+export function exchangeFor({
+  headers = ['Host', 'stock'],
+  ...over
+}: Partial<Omit<Arrival, 'headers'>> &
+  Partial<Pick<Exchange, 'service' | 'namespace'>> & { headers?: readonly string[] } = {}) {
   const exchange = new Exchange({
     direction: 'outbound',
     id: 'request-1',
@@ -32,7 +37,7 @@ export function exchangeFor(over: Partial<Arrival> & Partial<Pick<Exchange, 'ser
     peer: '127.0.0.1',
     method: 'GET',
     target: '/',
-    headers: ['Host', 'stock'],
+    headers: Fields.of(headers),
     authority: 'stock',
     control: new Map(),
     body: undefined,
@@ -40,6 +45,7 @@ export function exchangeFor(over: Partial<Arrival> & Partial<Pick<Exchange, 'ser
   })
   exchange.service = over.service ?? 'stock'
   exchange.namespace = over.namespace ?? 'default'
+  exchange.name = `${exchange.service}.${exchange.namespace}`
   return {
     exchange,
     end: (ending: Partial<Ending> = {}) => exchange.end({ error: undefined, bytesIn: 0, bytesOut: 0, ...ending }),
@@ -47,7 +53,7 @@ export function exchangeFor(over: Partial<Arrival> & Partial<Pick<Exchange, 'ser
 }
 
 export function replyOf(over: Partial<Reply> = {}): Reply {
-  return { status: 200, headers: [], body: undefined, ...over }
+  return { status: 200, headers: Fields.NONE, body: undefined, ...over }
 }
 
 /** A body that says whether it can be sent again. */

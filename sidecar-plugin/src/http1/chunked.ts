@@ -3,6 +3,7 @@
  * never passed on, line ends are CRLF and nothing else.
  */
 
+import { Fields } from '../fields.ts'
 import { parseTrailers } from './head.ts'
 import { Malformed } from './malformed.ts'
 
@@ -30,23 +31,21 @@ const DATA_LF = 5
 const TRAILER = 6
 const DONE = 7
 
-const NONE: readonly string[] = Object.freeze([])
-
 export class ChunkedDecoder {
   #state = SIZE
   #size = 0
   #digits = 0
   #extensionBytes = 0
   #trailer = ''
-  #trailers = NONE
+  #trailers = Fields.NONE
 
   /** Whether the message has ended. */
   get done(): boolean {
     return this.#state === DONE
   }
 
-  /** Flat `[name, value, …]`, once it is done. */
-  get trailers(): readonly string[] {
+  /** Once it is done. */
+  get trailers(): Fields {
     return this.#trailers
   }
 

@@ -1,7 +1,6 @@
+import { Fields } from '../fields.ts'
 import { ChunkedDecoder } from './chunked.ts'
 import type { Framing } from './head.ts'
-
-const NONE: readonly string[] = Object.freeze([])
 
 /** Finds the content of one message in the bytes of a connection, and its end (RFC 9112, section 6.3). */
 export class ContentReader {
@@ -24,9 +23,9 @@ export class ContentReader {
     return this.#left === Infinity
   }
 
-  /** Flat `[name, value, …]`, once it is done. */
-  get trailers(): readonly string[] {
-    return this.#chunked?.trailers ?? NONE
+  /** Once it is done. */
+  get trailers(): Fields {
+    return this.#chunked?.trailers ?? Fields.NONE
   }
 
   /**

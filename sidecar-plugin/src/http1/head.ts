@@ -6,7 +6,8 @@
  * cannot be one of those.
  */
 
-import { endToEnd, parseFields, TOKEN, VALUE, type Seen } from './fields.ts'
+import { TOKEN, VALUE, type Fields } from '../fields.ts'
+import { endToEnd, parseFields, type Seen } from './field-parser.ts'
 import { Malformed } from './malformed.ts'
 
 /** How the content of a message is delimited. */
@@ -16,10 +17,10 @@ export interface MessageHead {
   /** 0 for HTTP/1.0. A higher minor version than 1 is read as 1, as RFC 9110, section 2.5, has it. */
   readonly minor: number
   /**
-   * Flat, `[name, value, …]`: the fields that concern both ends. `Content-Length` is among them, where it frames the
-   * message; so is `Trailer`, where there may be trailers.
+   * The fields that concern both ends. `Content-Length` is among them, where it frames the message; so is `Trailer`,
+   * where there may be trailers.
    */
-  readonly fields: readonly string[]
+  readonly fields: Fields
   /** `x-holdfast-*`, by what follows the prefix in lower case, flat. Only sidecars may say it. */
   readonly control: readonly string[]
   readonly framing: Framing
@@ -158,8 +159,8 @@ export function parseResponseHead(text: string, maxFields: number, method: strin
   }
 }
 
-/** Fields after the last chunk (RFC 9112, section 7.1.2), as a flat list. @throws Malformed */
-export function parseTrailers(text: string, maxFields: number): readonly string[] {
+/** Fields after the last chunk (RFC 9112, section 7.1.2). @throws Malformed */
+export function parseTrailers(text: string, maxFields: number): Fields {
   const seen = parseFields(text, 0, maxFields)
   // Whoever merges them into the head would frame the message anew.
   if (seen.lengths > 0 || seen.codings > 0 || seen.hosts > 0)

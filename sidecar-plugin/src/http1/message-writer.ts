@@ -1,4 +1,5 @@
 import { SidecarError } from '../errors.ts'
+import type { Fields } from '../fields.ts'
 import type { Content, Sink } from '../layer.ts'
 import type { Transport } from './transport.ts'
 
@@ -82,16 +83,15 @@ export class MessageWriter implements Sink {
     return this.#transport.writeFramed(head, piece, '')
   }
 
-  end(trailers: readonly string[]): void {
+  end(trailers: Fields): void {
     if (this.#isOver) return
     if (this.#framing === 'length' && this.#bytes < this.#content.length!)
       return this.fail(new SidecarError('internal_error', 'less content than its length', { delivered: true }))
     this.#isEnded = true
     if (this.#framing === 'chunked') {
-      let last = `${this.#head}0\r\n`
-      for (let i = 0; i < trailers.length; i += 2) last += `${trailers[i]}: ${trailers[i + 1]}\r\n`
+      const head = this.#head
       this.#head = ''
-      this.#transport.write(`${last}\r\n`)
+      this.#transport.write(`${head}0\r\n${trailers.lines}\r\n`)
     } else this.flush()
     if (!this.#transport.isFull) this.#finish()
   }

@@ -36,6 +36,7 @@ export class Pool implements ClientHost {
   #learnedMs = Infinity
   #learnedAtMs = -Infinity
   #usedMs: number
+  #isClosed = false
 
   /** @param now milliseconds of the clock, as of a moment ago */
   constructor(
@@ -51,6 +52,10 @@ export class Pool implements ClientHost {
 
   get nowMs(): number {
     return this.#now.ms
+  }
+
+  get isClosed(): boolean {
+    return this.#isClosed
   }
 
   /** Connections, idle or not. */
@@ -104,6 +109,7 @@ export class Pool implements ClientHost {
 
   /** Cuts everything. */
   close(): void {
+    this.#isClosed = true
     this.#waiting = []
     for (const connection of this.#open) connection.destroy()
   }

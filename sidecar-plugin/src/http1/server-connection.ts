@@ -1,12 +1,13 @@
 import type { Socket } from 'node:net'
 import { SidecarError } from '../errors.ts'
+import { lineOf } from '../fields.ts'
 import { discard, type Body, type Exchange, type Reply, type ReplyHead } from '../layer.ts'
 import { HeadReader } from './head-reader.ts'
-import { fieldLines, fieldOf, statusLine, UnwritableError } from './head-text.ts'
 import { parseRequestHead, type RequestHead } from './head.ts'
 import { IncomingContent, type ContentOwner } from './incoming-content.ts'
 import { Malformed } from './malformed.ts'
 import { MessageWriter, type WriterOwner } from './message-writer.ts'
+import { statusLine } from './status-line.ts'
 import { Transport, type TransportOwner } from './transport.ts'
 
 /** Bounds on one connection, in the unit the name ends in. */
@@ -49,6 +50,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   readonly #reader: HeadReader
   /** Read already, and not yet anybody's turn. */
   #stash: Buffer | undefined
+  #peer: string | undefined
   #movedMs: number
   #headSinceMs = 0
   #exchange: Exchange | undefined
@@ -79,7 +81,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   }
 
   get peer(): string {
-    return this.#transport?.remoteAddress ?? ''
+    return (this.#peer ??= this.#transport?.remoteAddress ?? '')
   }
 
   /** Whether no request is under way, nor the beginning of one. */
@@ -107,12 +109,12 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   /** Says something before the answer. Callers of HTTP/1.0 would not understand it. */
   inform({ status, statusText, headers }: ReplyHead): void {
     if (this.#isAnswering || this.#head?.minor === 0 || this.#transport!.isClosed) return
-    this.#transport!.write(`${statusLine(status, statusText)}${fieldLines(headers)}\r\n`)
+    this.#transport!.write(`${statusLine(status, statusText)}${headers.lines}\r\n`)
   }
 
   /**
    * Answers the request under way.
-   * @throws UnwritableError before anything was written
+   * @throws Error before anything was written, for an answer that is none
    */
   answer(reply: Reply): void {
     const exchange = this.#exchange
@@ -131,15 +133,18 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
           : 'chunked'
     this.#isLast =
       this.#isLast || this.#host.isClosing || !this.#head!.persistent || framing === 'until_close' || this.#isUnwanted
-    let head = statusLine(reply.status, reply.statusText)
-    head += fieldLines(reply.headers, framing === 'length' ? undefined : DROPPED[framing])
-    if (reply.reason !== undefined) head += fieldLines(['x-holdfast-reason', reply.reason])
+    let { headers } = reply
+    // What would say something else of the content than how it is sent.
+    if (framing !== 'length' && headers.contentLength !== undefined) headers = headers.without(LENGTH)
+    if (framing === 'until_close') headers = headers.without(TRAILER)
+    let head = statusLine(reply.status, reply.statusText) + headers.lines
+    if (reply.reason !== undefined) head += lineOf('x-holdfast-reason', reply.reason)
     if (framing === 'chunked') head += 'transfer-encoding: chunked\r\n'
     else if (framing === 'length' && !hasNone) {
       const length = content?.length ?? whole?.length ?? 0
-      const said = fieldOf(reply.headers, 'content-length')
-      if (said === undefined) head += `content-length: ${length}\r\n`
-      else if (Number(said) !== length) throw new UnwritableError(`a length of ${said} for ${length} bytes`)
+      if (headers.contentLength === undefined) head += `content-length: ${length}\r\n`
+      else if (headers.contentLength !== length)
+        throw new RangeError(`a length of ${headers.contentLength} for ${length} bytes`)
     }
     if (isTunnel) {
       if (reply.tunnel.protocol !== undefined) head += `connection: upgrade\r\nupgrade: ${reply.tunnel.protocol}\r\n`
@@ -324,8 +329,8 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
       return
     }
     if (this.#content) return this.#close()
-    const reason = fieldLines(['x-holdfast-reason', reply.reason!, 'connection', 'close'])
-    const head = `${statusLine(reply.status, undefined)}${fieldLines(reply.headers)}${reason}\r\n`
+    const reason = lineOf('x-holdfast-reason', reply.reason!)
+    const head = `${statusLine(reply.status, undefined)}${reply.headers.lines}${reason}connection: close\r\n\r\n`
     this.#transport!.writeFramed(head, reply.body as Buffer, '')
     this.#close()
   }
@@ -373,5 +378,5 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
 }
 
 const DROP = { write: () => true, end: () => {}, fail: () => {} }
-/** What would say something else of the content than how it is sent. */
-const DROPPED = { chunked: ['content-length'], until_close: ['content-length', 'trailer'] } as const
+const LENGTH = ['content-length']
+const TRAILER = ['trailer']

@@ -1,14 +1,15 @@
 import { SidecarError } from '../errors.ts'
 import type { Layer } from '../layer.ts'
-import { parseServiceHost } from '../service-address.ts'
+import { ServiceHosts } from '../service-address.ts'
 
 /**
  * Outbound: names the service by the host that the caller asked for. Throws `bad_request`.
  * @param home the namespace of names without a dot
  */
 export function address(home: string): Layer {
+  const hosts = new ServiceHosts(home)
   return (inner) => async (exchange) => {
-    const found = parseServiceHost(exchange.authority, home)
+    const found = hosts.find(exchange.authority)
     if (found === undefined)
       throw new SidecarError(
         'bad_request',
@@ -16,6 +17,7 @@ export function address(home: string): Layer {
       )
     exchange.service = found.service
     exchange.namespace = found.namespace
+    exchange.name = found.name
     return inner(exchange)
   }
 }

@@ -1,5 +1,6 @@
 import { parseDuration } from '@holdfast/registry-client/clock'
 import { SidecarError } from '../errors.ts'
+import { Fields } from '../fields.ts'
 import type { Exchange, Layer } from '../layer.ts'
 
 /**
@@ -48,7 +49,9 @@ function clean(exchange: Exchange): void {
   exchange.headers = withHost(headers, authority)
 }
 
-function withHost(headers: readonly string[], host: string): readonly string[] {
-  const at = headers.findIndex((part, i) => i % 2 === 0 && part.toLowerCase() === 'host')
-  return at < 0 ? ['Host', host, ...headers] : headers.with(at + 1, host)
+/** Where it stood, because some look at the first field first. */
+function withHost(headers: Fields, host: string): Fields {
+  const { list } = headers
+  const at = list.findIndex((part, i) => i % 2 === 0 && part.toLowerCase() === 'host')
+  return Fields.of(at < 0 ? ['Host', host, ...list] : list.with(at + 1, host))
 }

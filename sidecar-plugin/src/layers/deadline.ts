@@ -29,47 +29,63 @@ export interface DeadlineOptions {
 export function deadline(options: DeadlineOptions): Layer {
   const { clock, policyTimeoutMs, defaultMs = DEFAULT_TIMEOUT_MS } = options
   return (inner) => async (exchange) => {
+    const { control } = exchange
     const statedMs = least(
-      parseDuration(exchange.control.get('timeout')),
-      remaining(exchange),
+      control.size > 0 ? parseDuration(control.get('timeout')) : undefined,
+      control.size > 0 ? remaining(exchange) : undefined,
       policyTimeoutMs(exchange.known?.policy),
     )
-    const expire = (limitMs: number) =>
-      exchange.abort(
-        new SidecarError('deadline', `no answer within ${Math.round(limitMs)} ms`, {
-          delivered: exchange.attempts > 0,
-        }),
-      )
-    if (statedMs !== undefined) {
-      exchange.deadlineMs = exchange.startedMs + statedMs
-      const cancel = clock.after(exchange.deadlineMs - clock.now(), () => expire(statedMs))
-      exchange.whenEnded(cancel)
-      return untilAborted(exchange, inner(exchange))
-    }
-    let seen = exchange.bytesIn
-    let cancel = () => {}
-    const arm = (ms: number) => {
-      cancel = clock.after(ms, () => {
-        if (exchange.bytesIn === seen) return expire(defaultMs)
-        seen = exchange.bytesIn
-        arm(defaultMs)
-      })
-    }
-    arm(exchange.startedMs + defaultMs - clock.now())
+    const limit = new Limit(exchange, clock, statedMs ?? defaultMs, statedMs === undefined)
+    if (statedMs !== undefined) exchange.deadlineMs = limit.endMs
     try {
-      return await untilAborted(exchange, inner(exchange))
-    } finally {
-      cancel()
+      const reply = await inner(exchange)
+      // Where a tunnel begins, the answer has come.
+      if (statedMs === undefined || reply.tunnel) limit.cancel()
+      else exchange.whenEnded(() => limit.cancel())
+      return reply
+    } catch (error) {
+      limit.cancel()
+      // An inner service that was aborted may fail with whatever the abort broke; what counts is why it was aborted.
+      throw exchange.aborted ?? error
     }
   }
 }
 
-/** An inner service that was aborted may fail with whatever the abort broke; what counts is why it was aborted. */
-async function untilAborted<T>(exchange: Exchange, reply: Promise<T>): Promise<T> {
-  try {
-    return await reply
-  } catch (error) {
-    throw exchange.aborted ?? error
+/** Gives an exchange up in time. */
+class Limit {
+  readonly #exchange: Exchange
+  readonly #clock: Clock
+  readonly #ms: number
+  /** Whether bytes of the request that arrive begin it anew. */
+  readonly #extends: boolean
+  #seen: number
+  #cancel: () => void
+  readonly endMs: number
+
+  constructor(exchange: Exchange, clock: Clock, ms: number, doesExtend: boolean) {
+    this.#exchange = exchange
+    this.#clock = clock
+    this.#ms = ms
+    this.#extends = doesExtend
+    this.#seen = exchange.bytesIn
+    this.endMs = exchange.startedMs + ms
+    // Whole milliseconds: the system keeps a list of timers for each duration there is.
+    this.#cancel = clock.after(Math.ceil(this.endMs - clock.now()), () => this.#expire())
+  }
+
+  cancel(): void {
+    this.#cancel()
+  }
+
+  #expire(): void {
+    const { bytesIn, attempts } = this.#exchange
+    if (this.#extends && bytesIn !== this.#seen) {
+      this.#seen = bytesIn
+      this.#cancel = this.#clock.after(this.#ms, () => this.#expire())
+      return
+    }
+    const detail = `no answer within ${Math.round(this.#ms)} ms`
+    this.#exchange.abort(new SidecarError('deadline', detail, { delivered: attempts > 0 }))
   }
 }
 
@@ -80,6 +96,7 @@ function remaining(exchange: Exchange): number | undefined {
 }
 
 function least(...values: readonly (number | undefined)[]): number | undefined {
-  const stated = values.filter((value) => value !== undefined)
-  return stated.length > 0 ? Math.min(...stated) : undefined
+  let least: number | undefined
+  for (const value of values) if (value !== undefined && (least === undefined || value < least)) least = value
+  return least
 }

@@ -1,6 +1,6 @@
 import { SidecarError } from '../errors.ts'
 import type { Destination, Layer } from '../layer.ts'
-import { parseServiceHost } from '../service-address.ts'
+import { ServiceHosts } from '../service-address.ts'
 
 /** A service that runs behind this sidecar. */
 export interface LocalTarget {
@@ -17,9 +17,10 @@ export interface LocalTarget {
  * told, not served by a stranger.
  */
 export function local(home: string, find: (service: string, namespace: string) => LocalTarget | undefined): Layer {
+  const hosts = new ServiceHosts(home)
   return (inner) => async (exchange) => {
     const wanted = exchange.control.get('service') ?? exchange.authority
-    const found = parseServiceHost(wanted, home)
+    const found = hosts.find(wanted)
     const target = found && find(found.service, found.namespace)
     if (found === undefined || target === undefined)
       throw new SidecarError(
@@ -28,6 +29,7 @@ export function local(home: string, find: (service: string, namespace: string) =
       )
     exchange.service = found.service
     exchange.namespace = found.namespace
+    exchange.name = found.name
     exchange.destination = target.destination
     exchange.attempts++
     const end = target.begin()

@@ -25,17 +25,20 @@ export function resolve(options: { resolver: Resolver; limitMs: number }): Layer
   const { resolver, limitMs } = options
   const subscribed = new Set<string>()
   return (inner) => async (exchange) => {
-    const key = `${exchange.service}.${exchange.namespace}`
-    const view = subscribed.has(key) ? resolver.peek(exchange.service, exchange) : undefined
+    const { name } = exchange
+    const view = subscribed.has(name) ? resolver.peek(exchange.service, exchange) : undefined
     if (view) exchange.known = view
     else {
       exchange.known = await firstUse(resolver, exchange, limitMs)
       if (subscribed.size >= SUBSCRIBED_MAX) subscribed.clear()
-      subscribed.add(key)
+      subscribed.add(name)
     }
     const { source, age } = exchange.known
     const reply = await inner(exchange)
-    return { ...reply, headers: [...reply.headers, 'x-holdfast-view', `${source}; age=${Math.floor(age / 1000)}`] }
+    const headers = reply.headers.with('x-holdfast-view', `${source}; age=${Math.floor(age / 1000)}`)
+    // Not spread: it would cost more than the field.
+    const { status, statusText, body, tunnel, reason, own } = reply
+    return { status, statusText, headers, body, tunnel, reason, own }
   }
 }
 

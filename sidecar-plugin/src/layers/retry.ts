@@ -93,11 +93,10 @@ export function retry(options: RetryOptions): Layer {
   const { clock, random } = options
   const budgets = new Map<string, RetryBudget>()
   const budgetOf = (exchange: Exchange) => {
-    const key = `${exchange.service}.${exchange.namespace}`
-    let budget = budgets.get(key)
+    let budget = budgets.get(exchange.name)
     if (budget === undefined) {
       if (budgets.size >= BUDGETS_MAX) budgets.delete(budgets.keys().next().value!)
-      budgets.set(key, (budget = new RetryBudget(clock)))
+      budgets.set(exchange.name, (budget = new RetryBudget(clock)))
     }
     return budget
   }

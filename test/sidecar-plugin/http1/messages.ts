@@ -63,7 +63,7 @@ function read<Head extends RequestHead | ResponseHead>(
         }
         if (content.done) {
           reading.messages.at(-1)!.whole = true
-          reading.messages.at(-1)!.trailers = content.trailers
+          reading.messages.at(-1)!.trailers = content.trailers.list
           content = undefined
         }
       }

@@ -51,7 +51,7 @@ test('what was sent is what is read, whatever the pieces in which it arrives', (
       )
       for (const [i, { head }] of messages.entries()) {
         const names = requests[i]!.fields.flat()
-        assert.deepEqual(head.fields.slice(2, 2 + names.length), names)
+        assert.deepEqual(head.fields.list.slice(2, 2 + names.length), names)
       }
     }),
     RUNS,

@@ -1,15 +1,8 @@
 /** The fields of a message, in one pass over one latin1 string (RFC 9112, section 5; RFC 9110, section 5). */
 
+import { Fields, TOKEN, VALUE } from '../fields.ts'
 import { Malformed } from './malformed.ts'
 
-/** tchar of RFC 9110, section 5.6.2. */
-export const TOKEN = new Uint8Array(256)
-for (const char of "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
-  TOKEN[char.charCodeAt(0)] = 1
-/** What a field's value may hold: visible characters, obs-text, space and tab. */
-export const VALUE = new Uint8Array(256)
-for (let code = 0x20; code < 256; code++) VALUE[code] = code === 0x7f ? 0 : 1
-VALUE[0x09] = 1
 const CONTROL_PREFIX = 'x-holdfast-'
 const NONE: readonly string[] = Object.freeze([])
 
@@ -22,7 +15,7 @@ const COLON = 0x3a
 /** What was found in the fields of one message. */
 export interface Seen {
   /** All but those of the connection and of the sidecars. */
-  readonly fields: string[]
+  lines: string
   control: string[] | readonly []
   hosts: number
   host: string | undefined
@@ -48,9 +41,8 @@ export interface Seen {
  * @throws Malformed
  */
 export function parseFields(text: string, start: number, maxFields: number): Seen {
-  const fields: string[] = []
   const seen: Seen = {
-    fields,
+    lines: '',
     control: NONE as readonly [],
     hosts: 0,
     host: undefined,
@@ -70,11 +62,14 @@ export function parseFields(text: string, start: number, maxFields: number): See
     named: undefined,
   }
   let count = 0
+  /** Where the lines begin that are taken over as they are. */
+  let from = start
   let at = start
   for (;;) {
     const first = text.charCodeAt(at)
     if (first === CR) {
       if (text.charCodeAt(at + 1) !== LF || at + 2 !== text.length) throw new Malformed('line_end', 'a bare CR')
+      seen.lines += text.slice(from, at)
       return seen
     }
     if (++count > maxFields) throw new Malformed('too_many_fields', `more than ${maxFields} fields`)
@@ -101,10 +96,13 @@ export function parseFields(text: string, start: number, maxFields: number): See
       const code = text.charCodeAt(valueEnd - 1)
       if (code !== SPACE && code !== TAB) break
     }
-    const name = text.slice(nameAt, nameEnd)
-    const value = text.slice(valueAt, valueEnd)
-    if (note(seen, name, value)) fields.push(name, value)
+    const isKept = note(seen, text, nameAt, nameEnd, valueAt, valueEnd)
     at += 2
+    // White space may be written in more than one way; what is passed on has one.
+    if (isKept && valueAt === nameEnd + 2 && text.charCodeAt(nameEnd + 1) === SPACE && valueEnd === at - 2) continue
+    seen.lines += text.slice(from, nameAt)
+    from = at
+    if (isKept) seen.lines += `${text.slice(nameAt, nameEnd)}: ${text.slice(valueAt, valueEnd)}\r\n`
   }
 }
 
@@ -112,93 +110,91 @@ export function parseFields(text: string, start: number, maxFields: number): See
  * Takes note of what decides about the message and its connection. Only names of these lengths are looked at.
  * @returns whether the field concerns both ends (RFC 9110, section 7.6.1)
  */
-function note(seen: Seen, name: string, value: string): boolean {
-  switch (name.length) {
+function note(seen: Seen, text: string, nameAt: number, nameEnd: number, valueAt: number, valueEnd: number): boolean {
+  switch (nameEnd - nameAt) {
     case 2:
-      if (!isNamed(name, 'te')) return true
-      if (/(?:^|,)[ \t]*trailers[ \t]*(?:,|;|$)/i.test(value)) seen.takesTrailers = true
+      if (!isAt(text, nameAt, 'te')) return true
+      if (/(?:^|,)[ \t]*trailers[ \t]*(?:,|;|$)/i.test(text.slice(valueAt, valueEnd))) seen.takesTrailers = true
       return false
     case 4:
-      if (isNamed(name, 'host')) {
+      if (isAt(text, nameAt, 'host')) {
         seen.hosts++
-        seen.host = value
+        seen.host = text.slice(valueAt, valueEnd)
       }
       return true
     case 6:
-      if (isNamed(name, 'expect')) seen.expect = seen.expect === undefined ? value : `${seen.expect}, ${value}`
+      if (isAt(text, nameAt, 'expect')) seen.expect = joined(seen.expect, text.slice(valueAt, valueEnd))
       return true
     case 7:
-      if (isNamed(name, 'trailer')) seen.announcesTrailers = true
-      if (!isNamed(name, 'upgrade')) return true
-      seen.upgrades = seen.upgrades === undefined ? value : `${seen.upgrades}, ${value}`
+      if (isAt(text, nameAt, 'trailer')) seen.announcesTrailers = true
+      if (!isAt(text, nameAt, 'upgrade')) return true
+      seen.upgrades = joined(seen.upgrades, text.slice(valueAt, valueEnd))
       return false
     case 10:
-      if (isNamed(name, 'connection')) {
-        noteConnection(seen, value)
+      if (isAt(text, nameAt, 'connection')) {
+        noteConnection(seen, text.slice(valueAt, valueEnd))
         return false
       }
-      if (!isNamed(name, 'keep-alive')) break
-      noteKeepAlive(seen, value)
+      if (!isAt(text, nameAt, 'keep-alive')) return true
+      noteKeepAlive(seen, text.slice(valueAt, valueEnd))
       return false
     case 12:
-      if (isNamed(name, 'x-request-id')) seen.requestId ??= value
+      if (isAt(text, nameAt, 'x-request-id')) seen.requestId ??= text.slice(valueAt, valueEnd)
       break
     case 14:
-      if (isNamed(name, 'content-length')) {
+      if (isAt(text, nameAt, 'content-length')) {
         seen.lengths++
-        seen.length = lengthOf(value)
+        seen.length = lengthOf(text.slice(valueAt, valueEnd))
       }
       break
     case 16:
-      if (isNamed(name, 'proxy-connection')) return false
+      if (isAt(text, nameAt, 'proxy-connection')) return false
       break
     case 17:
-      if (isNamed(name, 'transfer-encoding')) {
+      if (isAt(text, nameAt, 'transfer-encoding')) {
+        const value = text.slice(valueAt, valueEnd)
         seen.codings++
         seen.coding = seen.codings === 1 ? value : `${seen.coding},${value}`
         return false
       }
       break
     case 18:
-      if (isNamed(name, 'proxy-authenticate')) return false
+      if (isAt(text, nameAt, 'proxy-authenticate')) return false
       break
     case 19:
-      if (isNamed(name, 'proxy-authorization')) return false
+      if (isAt(text, nameAt, 'proxy-authorization')) return false
   }
-  if (name.length <= CONTROL_PREFIX.length || (name.charCodeAt(0) | 0x20) !== 0x78) return true
-  const lower = name.toLowerCase()
-  if (!lower.startsWith(CONTROL_PREFIX)) return true
-  const { control } = seen
-  const key = lower.slice(CONTROL_PREFIX.length)
-  if (control.length === 0) seen.control = [key, value]
-  else (control as string[]).push(key, value)
+  if (nameEnd - nameAt <= CONTROL_PREFIX.length || !isAt(text, nameAt, CONTROL_PREFIX)) return true
+  const key = text.slice(nameAt + CONTROL_PREFIX.length, nameEnd).toLowerCase()
+  const value = text.slice(valueAt, valueEnd)
+  if (seen.control.length === 0) seen.control = [key, value]
+  else (seen.control as string[]).push(key, value)
   return false
 }
 
+/** Whether a name stands there, whatever its case. Of the characters of a token only letters differ in that bit. */
+function isAt(text: string, at: number, lower: string): boolean {
+  for (let i = 0; i < lower.length; i++) if ((text.charCodeAt(at + i) | 0x20) !== lower.charCodeAt(i)) return false
+  return true
+}
+
+function joined(before: string | undefined, value: string): string {
+  return before === undefined ? value : `${before}, ${value}`
+}
+
 /** Without what the connection's own fields name, and what means nothing in this message. */
-export function endToEnd(
-  { fields, named, announcesTrailers }: Seen,
-  hasTrailers: boolean,
-  except: string,
-): readonly string[] {
-  const dropsTrailer = announcesTrailers && !hasTrailers
-  if (named === undefined && !dropsTrailer && except === '') return fields
-  const kept: string[] = []
-  for (let i = 0; i < fields.length; i += 2) {
-    const name = fields[i]!.toLowerCase()
-    if (named?.includes(name) || name === except || (dropsTrailer && name === 'trailer')) continue
-    kept.push(fields[i]!, fields[i + 1]!)
-  }
-  return kept
+export function endToEnd(seen: Seen, hasTrailers: boolean, except: string): Fields {
+  const length = seen.lengths > 0 ? seen.length : undefined
+  const fields = seen.lines === '' ? Fields.NONE : Fields.fromLines(seen.lines, length)
+  const dropped = [...(seen.named ?? NONE)]
+  if (seen.announcesTrailers && !hasTrailers) dropped.push('trailer')
+  if (except !== '') dropped.push(except)
+  return dropped.length === 0 ? fields : fields.without(dropped)
 }
 
 function noteKeepAlive(seen: Seen, value: string): void {
   const seconds = /(?:^|,)\s*timeout\s*=\s*(\d{1,6})\s*(?:,|$)/i.exec(value)?.[1]
   if (seconds !== undefined) seen.keepAlive = Number(seconds)
-}
-
-function isNamed(name: string, lower: string): boolean {
-  return name === lower || name.toLowerCase() === lower
 }
 
 function noteConnection(seen: Seen, value: string): void {

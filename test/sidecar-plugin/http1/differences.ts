@@ -1,0 +1,147 @@
+/**
+ * Where another reader makes something else of the corpus than this engine, and why that is right. Nearly everywhere it
+ * is the other one that repairs what it should refuse.
+ */
+
+export interface Difference {
+  readonly other: 'node' | 'haproxy'
+  /** Who lets fewer requests through. */
+  readonly stricter: 'ours' | 'theirs'
+  readonly reason: string
+  /** Of the corpus, by name. */
+  readonly cases: readonly string[]
+  /** Of messages that were changed at random. */
+  readonly shape?: RegExp
+}
+
+export const DIFFERENCES: readonly Difference[] = [
+  {
+    other: 'node',
+    stricter: 'theirs',
+    reason: 'White space before an extension is to be understood (RFC 9110, section 5.6.3); it frames nothing anew.',
+    cases: ['a chunk size with spaces after it'],
+    shape: /\r\n[0-9a-f]+[ \t]+(?:;|\r\n)/i,
+  },
+  {
+    other: 'node',
+    stricter: 'theirs',
+    reason: 'A higher minor version is read as the highest one knows (RFC 9110, section 2.5).',
+    cases: ['a higher minor version'],
+    shape: / HTTP\/1\.[2-9]\r\n/,
+  },
+  {
+    other: 'node',
+    stricter: 'ours',
+    reason: 'Node still speaks HTTP/0.9, which has no head, and takes HTTP/2 for it in a request line.',
+    cases: ['HTTP/0.9', 'HTTP/2 in a request line'],
+  },
+  {
+    other: 'node',
+    stricter: 'ours',
+    reason: 'A request line has one space between its parts (RFC 9112, section 3), and one of four targets.',
+    cases: ['two spaces after the method', 'an asterisk of a GET'],
+  },
+  {
+    other: 'node',
+    stricter: 'ours',
+    reason: 'Node leaves it to the application whom a request is for; a proxy routes by it (RFC 9112, section 3.2).',
+    cases: ['two Hosts', 'the same Host twice', 'a Host with a path', 'a Host with a user', 'a Host of two words'],
+  },
+  {
+    other: 'node',
+    stricter: 'ours',
+    reason: 'Node decodes codings that it does not know as if they were not there; a reader behind may not.',
+    cases: ['TE.TE: an empty coding', 'TE.TE: a comma before it', 'a coding that nobody knows', 'a coding in HTTP/1.0'],
+  },
+  {
+    other: 'node',
+    stricter: 'ours',
+    reason: 'Node merges no trailers, but whoever does would send the request elsewhere (RFC 9110, section 6.5.1).',
+    cases: ['a trailer that names a host'],
+  },
+  {
+    other: 'node',
+    stricter: 'ours',
+    reason: 'Node is no proxy, and strips nothing that a Connection names (RFC 9110, section 7.6.1).',
+    cases: [
+      'a Connection that names Host',
+      'a Connection that names Content-Length',
+      'a Connection that names Transfer-Encoding',
+    ],
+  },
+  {
+    other: 'node',
+    stricter: 'ours',
+    reason: 'Node cuts a list of fields that is too long instead of refusing it.',
+    cases: ['too many fields'],
+  },
+  {
+    other: 'haproxy',
+    stricter: 'ours',
+    reason: 'HAProxy ends lines with an LF alone, and passes them on repaired; the readers before it may not.',
+    cases: [
+      'a bare LF after a field',
+      'a bare LF after the request line',
+      'line ends of LF alone',
+      'an LF alone as the empty line',
+      'a chunk size with a bare LF',
+      'an extension with a bare LF',
+      'a chunk that ends in a bare LF',
+      'a trailer with a bare LF',
+    ],
+  },
+  {
+    other: 'haproxy',
+    stricter: 'ours',
+    reason: 'HAProxy takes a tab for a space, and unfolds a field (RFC 9112, section 5.2, lets it choose).',
+    cases: ['a tab after the method', 'a folded field', 'a folded coding'],
+  },
+  {
+    other: 'haproxy',
+    stricter: 'ours',
+    reason:
+      'HAProxy drops the length beside a coding and goes on, as RFC 9112, section 6.3, allows; refusing is safer.',
+    cases: ['CL.TE: a length beside a coding'],
+  },
+  {
+    other: 'haproxy',
+    stricter: 'ours',
+    reason: 'HAProxy makes one length of several that are equal, as RFC 9110, section 8.6, allows; refusing is safer.',
+    cases: ['the same length twice', 'a list of lengths'],
+  },
+  {
+    other: 'haproxy',
+    stricter: 'ours',
+    reason: 'HAProxy skips extensions without a look at them.',
+    cases: ['a null in an extension'],
+  },
+  {
+    other: 'haproxy',
+    stricter: 'ours',
+    reason: 'HAProxy forgives spaces, forms of targets and versions that are none, and passes them on repaired.',
+    cases: ['two spaces after the method', 'an asterisk of a GET', 'HTTP/2 in a request line'],
+  },
+  {
+    other: 'haproxy',
+    stricter: 'ours',
+    reason: 'HAProxy takes what a Host says as it is; here it names a service, and a name that is none is nobody’s.',
+    cases: ['the same Host twice', 'a Host with a path', 'a Host with a user', 'a Host of two words'],
+  },
+  {
+    other: 'haproxy',
+    stricter: 'ours',
+    reason: 'HAProxy drops the coding of HTTP/1.0 and closes; RFC 9112, section 6.1, calls its framing faulty.',
+    cases: ['a coding in HTTP/1.0'],
+  },
+  {
+    other: 'haproxy',
+    stricter: 'ours',
+    reason: 'HAProxy passes such trailers on, and such fields; whoever drops or merges them frames or routes anew.',
+    cases: [
+      'a trailer that names a host',
+      'a Connection that names Host',
+      'a Connection that names Content-Length',
+      'a Connection that names Transfer-Encoding',
+    ],
+  },
+]
