@@ -4,10 +4,10 @@ import { asSidecarError, problemReply, SidecarError, type Reason } from './error
 import type { RequestHead } from './http1/head.ts'
 import type { Malformed, MalformedKind } from './http1/malformed.ts'
 import { ServerConnection, type ConnectionLimits, type ServerHost } from './http1/server-connection.ts'
+import type { Transport } from './http1/transport.ts'
 import { RequestIds } from './request-ids.ts'
 import { discard, Exchange, type Body, type Direction, type Reply, type Service } from './layer.ts'
 import { untilQuiet } from './quiet.ts'
-import { randomId } from './random-id.ts'
 
 /** Bounds on what a stranger may send or hold, in the unit the name ends in. */
 export interface ListenerLimits extends ConnectionLimits {
@@ -225,14 +225,25 @@ export class Listener implements ServerHost {
     }
   }
 
-  #accept(socket: Socket): void {
+  /**
+   * Takes over a connection whose first bytes somebody else has read, from whom it is told nothing more.
+   * @param first those bytes, which belong to the caller again after the call
+   * @returns false to read no more of it until it is asked for
+   */
+  adopt(transport: Transport, first: Buffer): boolean {
+    return this.#accept(transport)?.received(first, first.length) ?? true
+  }
+
+  #accept(accepted: Socket | Transport): ServerConnection | undefined {
     if (this.#connections.size >= this.limits.connections) {
       this.#refused++
-      socket.destroy()
-      return
+      accepted.destroy()
+      return undefined
     }
-    const connection = new ServerConnection(socket, this)
-    if (!connection.isVoid) this.#connections.add(connection)
+    const connection = new ServerConnection(accepted, this)
+    if (connection.isVoid) return undefined
+    this.#connections.add(connection)
+    return connection
   }
 
   #tick(): void {

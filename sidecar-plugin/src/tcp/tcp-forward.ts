@@ -1,5 +1,6 @@
 import type { Clock } from '@holdfast/registry-client/clock'
 import { SidecarError } from '../errors.ts'
+import { Fields } from '../fields.ts'
 import type { Destination, Exchange, Reply } from '../layer.ts'
 import { TcpStream, type TcpStreamHost } from './tcp-stream.ts'
 
@@ -64,7 +65,7 @@ export class TcpForward {
         stream.keepAlive(keepAliveMs)
         resolve({
           status: 200,
-          headers: [],
+          headers: Fields.NONE,
           body: stream,
           tunnel: { protocol: undefined, open: (incoming) => stream.take(incoming) },
         })

@@ -1,9 +1,10 @@
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net'
 import { every, sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
 import { SidecarError } from '../errors.ts'
+import { Fields } from '../fields.ts'
 import type { Direction, Service } from '../layer.ts'
 import { untilQuiet } from '../quiet.ts'
-import { randomId } from '../random-id.ts'
+import { RequestIds } from '../request-ids.ts'
 import type { Capacity } from './capacity.ts'
 import { TcpConnection, type TcpConnectionHost, type TcpConnectionLimits } from './tcp-connection.ts'
 
@@ -54,6 +55,7 @@ export class TcpListener implements TcpConnectionHost {
   readonly #server: Server
   readonly #connections = new Set<TcpConnection>()
   readonly #cut = new AbortController()
+  readonly #ids: RequestIds
   readonly #failed = new Map<string, number>()
   #emptied: (() => void)[] = []
   #stopTicks: () => void = () => {}
@@ -68,6 +70,7 @@ export class TcpListener implements TcpConnectionHost {
   constructor(options: TcpListenerOptions) {
     this.#options = options
     this.limits = options.limits
+    this.#ids = new RequestIds(options.random)
     this.#nowMs = options.clock.now()
     this.#server = createServer(
       {
@@ -167,7 +170,7 @@ export class TcpListener implements TcpConnectionHost {
   }
 
   #accept(socket: Socket): void {
-    const { direction, service, namespace, clock, random, serve, capacity } = this.#options
+    const { direction, service, namespace, clock, serve, capacity } = this.#options
     this.#nowMs = this.#arrivedMs = clock.now()
     this.#opened++
     if (!capacity.take()) {
@@ -183,12 +186,12 @@ export class TcpListener implements TcpConnectionHost {
     this.#connections.add(connection)
     const arrival = {
       direction,
-      id: randomId(random),
+      id: this.#ids.next(),
       startedMs: this.#nowMs,
       peer: connection.peer,
       method: 'CONNECT',
       target: '',
-      headers: [],
+      headers: Fields.NONE,
       // As a caller of HTTP would name it.
       authority: `${service}.${namespace}`,
       control: NO_CONTROL,

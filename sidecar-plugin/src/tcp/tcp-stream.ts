@@ -1,5 +1,6 @@
 import type { Socket } from 'node:net'
 import type { SidecarError } from '../errors.ts'
+import { Fields } from '../fields.ts'
 import type { Content, Sink } from '../layer.ts'
 import { Transport, type TransportOwner } from '../http1/transport.ts'
 
@@ -85,7 +86,7 @@ export class TcpStream implements TransportOwner, Content, Sink {
     const stash = this.#stash
     this.#stash = undefined
     const goesOn = stash === undefined || sink.write(stash)
-    if (this.#hasEnded) sink.end([])
+    if (this.#hasEnded) sink.end(Fields.NONE)
     else if (goesOn) this.#transport.resume()
   }
 
@@ -121,7 +122,7 @@ export class TcpStream implements TransportOwner, Content, Sink {
   /** Says to both sides that nothing more is to come, and leaves it to them to close. @param why what its host is told */
   leave(why: SidecarError | undefined): void {
     this.#failure ??= why
-    this.#sink?.end([])
+    this.#sink?.end(Fields.NONE)
     this.end()
     // Bytes that nobody has read turn a regular end into a reset.
     if (this.#sink === undefined) this.pour(NOBODY)
@@ -140,7 +141,7 @@ export class TcpStream implements TransportOwner, Content, Sink {
   ended(): void {
     this.#host.moved?.(0, 0)
     this.#hasEnded = true
-    this.#sink?.end([])
+    this.#sink?.end(Fields.NONE)
   }
 
   drained(): void {
