@@ -1,7 +1,7 @@
 import type { Socket } from 'node:net'
 import { asSidecarError, SidecarError } from '../errors.ts'
-import { discard, Exchange, type Arrival, type Service } from '../layer.ts'
-import { TcpStream, type TcpStreamHost } from './tcp-stream.ts'
+import { discard, type Exchange, type Reply } from '../layer.ts'
+import { TcpStream, type Adopted, type TcpStreamHost } from './tcp-stream.ts'
 
 /** Bounds on one connection, in the unit the name ends in. */
 export interface TcpConnectionLimits {
@@ -32,12 +32,14 @@ export class TcpConnection implements TcpStreamHost {
   #movedMs: number
   #leftMs: number | undefined
   #reason: string | undefined
+  /** Read before there was an exchange. */
+  #bytesIn = 0
   #bytesOut = 0
 
-  constructor(socket: Socket, host: TcpConnectionHost) {
+  constructor(accepted: Socket | Adopted, host: TcpConnectionHost) {
     this.#host = host
     this.#movedMs = host.nowMs
-    this.#stream = TcpStream.accept(socket, this)
+    this.#stream = 'transport' in accepted ? TcpStream.adopt(accepted, this) : TcpStream.accept(accepted, this)
   }
 
   /** Whether it had gone before it could be accepted. */
@@ -49,10 +51,12 @@ export class TcpConnection implements TcpStreamHost {
     return this.#stream?.peer ?? ''
   }
 
-  async open(arrival: Arrival, serve: Service): Promise<void> {
-    const exchange = (this.#exchange = new Exchange(arrival))
+  /** @param answer to the exchange, which this one ends */
+  async open(exchange: Exchange, answer: Promise<Reply>): Promise<void> {
+    this.#exchange = exchange
+    exchange.bytesIn += this.#bytesIn
     try {
-      const reply = await serve(exchange)
+      const reply = await answer
       const { tunnel, body } = reply
       if (this.#exchange === undefined || this.#leftMs !== undefined) return discard(reply)
       if (tunnel === undefined || body === undefined || Buffer.isBuffer(body)) {
@@ -87,6 +91,7 @@ export class TcpConnection implements TcpStreamHost {
     this.#movedMs = this.#host.nowMs
     this.#bytesOut += written
     if (this.#exchange) this.#exchange.bytesIn += read
+    else this.#bytesIn += read
     this.#host.moved(read, written)
   }
 

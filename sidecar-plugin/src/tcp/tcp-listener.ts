@@ -2,16 +2,19 @@ import { createServer, type AddressInfo, type Server, type Socket } from 'node:n
 import { every, sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
 import { SidecarError } from '../errors.ts'
 import { Fields } from '../fields.ts'
-import type { Direction, Service } from '../layer.ts'
+import { Exchange, type Direction, type Service } from '../layer.ts'
 import { untilQuiet } from '../quiet.ts'
 import { RequestIds } from '../request-ids.ts'
 import type { Capacity } from './capacity.ts'
+import { Detection, type Begun, type DetectionHost, type TakeHttp } from './detection.ts'
 import { TcpConnection, type TcpConnectionHost, type TcpConnectionLimits } from './tcp-connection.ts'
 
 /** Bounds, in the unit the name ends in. */
 export interface TcpListenerLimits extends TcpConnectionLimits {
   /** Without a byte, until the system asks whether the other side is still there. */
   readonly keepAliveMs: number
+  /** For a client to finish what begins as something known. */
+  readonly detectMs: number
 }
 
 /** What went through a listener since it was opened. */
@@ -41,6 +44,8 @@ export interface TcpListenerOptions {
   readonly random: Random
   readonly limits: TcpListenerLimits
   readonly capacity: Capacity
+  /** Takes the connections whose clients speak HTTP; without it nobody looks what they speak. */
+  readonly http?: TakeHttp
 }
 
 /** How often what takes too long is looked for. */
@@ -49,11 +54,11 @@ const TICK_MS = 500
 const NO_CONTROL: ReadonlyMap<string, string> = new Map()
 
 /** A TCP server that turns each connection into an exchange with one service, and its reply into a relay. */
-export class TcpListener implements TcpConnectionHost {
+export class TcpListener implements TcpConnectionHost, DetectionHost {
   readonly limits: TcpListenerLimits
   readonly #options: TcpListenerOptions
   readonly #server: Server
-  readonly #connections = new Set<TcpConnection>()
+  readonly #connections = new Set<TcpConnection | Detection>()
   readonly #cut = new AbortController()
   readonly #ids: RequestIds
   readonly #failed = new Map<string, number>()
@@ -156,12 +161,36 @@ export class TcpListener implements TcpConnectionHost {
 
   // What its connections tell it.
 
+  begin(peer: string): Begun {
+    const { direction, service, namespace, serve } = this.#options
+    const exchange = new Exchange({
+      direction,
+      id: this.#ids.next(),
+      startedMs: this.#nowMs,
+      peer,
+      method: 'CONNECT',
+      target: '',
+      headers: Fields.NONE,
+      // As a caller of HTTP would name it.
+      authority: `${service}.${namespace}`,
+      control: NO_CONTROL,
+      body: undefined,
+    })
+    return { exchange, reply: serve(exchange) }
+  }
+
+  relayed(connection: TcpConnection, { exchange, reply }: Begun, detection?: Detection): void {
+    if (detection) this.#connections.delete(detection)
+    this.#connections.add(connection)
+    void connection.open(exchange, reply)
+  }
+
   moved(read: number, written: number): void {
     this.#bytesIn += read
     this.#bytesOut += written
   }
 
-  closed(connection: TcpConnection, reason: string | undefined): void {
+  closed(connection: TcpConnection | Detection, reason: string | undefined): void {
     this.#connections.delete(connection)
     this.#options.capacity.giveBack()
     if (reason !== undefined) this.#count(reason)
@@ -170,7 +199,7 @@ export class TcpListener implements TcpConnectionHost {
   }
 
   #accept(socket: Socket): void {
-    const { direction, service, namespace, clock, serve, capacity } = this.#options
+    const { clock, capacity, http, limits } = this.#options
     this.#nowMs = this.#arrivedMs = clock.now()
     this.#opened++
     if (!capacity.take()) {
@@ -178,26 +207,15 @@ export class TcpListener implements TcpConnectionHost {
       socket.destroy()
       return
     }
-    const connection = new TcpConnection(socket, this)
+    const connection = http
+      ? new Detection(socket, this, limits.detectMs, clock, http)
+      : new TcpConnection(socket, this)
     if (connection.isVoid) {
       capacity.giveBack()
       return this.#count('caller_gone')
     }
     this.#connections.add(connection)
-    const arrival = {
-      direction,
-      id: this.#ids.next(),
-      startedMs: this.#nowMs,
-      peer: connection.peer,
-      method: 'CONNECT',
-      target: '',
-      headers: Fields.NONE,
-      // As a caller of HTTP would name it.
-      authority: `${service}.${namespace}`,
-      control: NO_CONTROL,
-      body: undefined,
-    }
-    void connection.open(arrival, serve)
+    if (connection instanceof TcpConnection) this.relayed(connection, this.begin(connection.peer))
   }
 
   #tick(): void {

@@ -1,6 +1,7 @@
 import type { Clock, Random } from '@holdfast/registry-client/clock'
 import type { Direction, Service } from '../layer.ts'
 import { Capacity } from './capacity.ts'
+import type { TakeHttp } from './detection.ts'
 import type { TcpBinding } from './tcp-binding.ts'
 import { TcpListener, type TcpListenerLimits, type TcpTraffic } from './tcp-listener.ts'
 
@@ -14,6 +15,8 @@ export const DEFAULT_TCP_LIMITS: TcpLimits = {
   lingerMs: 2_000,
   /** Shorter than what firewalls and address translators between hosts forget after. */
   keepAliveMs: 60_000,
+  /** Longer delays what only begins like a request; shorter takes a request whose rest was lost on the way for something else. */
+  detectMs: 1_000,
   connections: 10_000,
 }
 
@@ -23,6 +26,8 @@ export interface TcpListenersOptions {
   readonly clock: Clock
   readonly random: Random
   readonly limits?: Partial<TcpLimits>
+  /** Takes the connections whose clients speak HTTP; without it nobody looks what they speak. */
+  readonly http?: TakeHttp
 }
 
 /** The TCP listeners of one direction, each of which stands for one service. */

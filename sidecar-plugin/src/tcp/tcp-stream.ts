@@ -14,6 +14,15 @@ export interface TcpStreamHost {
   closed(failure: SidecarError | undefined): void
 }
 
+/** A connection that somebody else has read from. */
+export interface Adopted {
+  readonly transport: Transport
+  /** What was read, and is nobody's yet. */
+  readonly first: Buffer
+  /** Whether the other side has said that no more will come. */
+  readonly hasEnded: boolean
+}
+
 /**
  * One TCP connection as content, which is what arrives on it, and as a sink, which is what leaves by it. Two of them
  * that pour into each other are a relay: each side waits for the other, ends on its own, and breaks with the other.
@@ -55,12 +64,14 @@ export class TcpStream implements TransportOwner, Content, Sink {
     return stream
   }
 
-  /** Of one that was read from until now by somebody else. @param first what was read and not yet anybody's */
-  static adopt(transport: Transport, first: Buffer | undefined, host: TcpStreamHost): TcpStream {
+  /** Of one that somebody else has read from until now. */
+  static adopt({ transport, first, hasEnded }: Adopted, host: TcpStreamHost): TcpStream {
     const stream = new TcpStream(host)
     stream.#transport = transport
-    stream.#stash = first
+    stream.#stash = first.length > 0 ? first : undefined
+    stream.#hasEnded = hasEnded
     transport.transfer(stream)
+    if (first.length > 0) host.moved?.(first.length, 0)
     return stream
   }
 
@@ -134,7 +145,7 @@ export class TcpStream implements TransportOwner, Content, Sink {
     this.#host.moved?.(length, 0)
     const piece = bytes.subarray(0, length)
     if (this.#sink) return this.#sink.write(piece)
-    this.#stash = Buffer.from(piece)
+    this.#stash = this.#stash ? Buffer.concat([this.#stash, piece]) : Buffer.from(piece)
     return false
   }
 

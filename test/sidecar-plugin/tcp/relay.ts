@@ -11,6 +11,7 @@ import { balance } from '../../../sidecar-plugin/src/layers/balance.ts'
 import { deadline } from '../../../sidecar-plugin/src/layers/deadline.ts'
 import { resolve } from '../../../sidecar-plugin/src/layers/resolve.ts'
 import { retry } from '../../../sidecar-plugin/src/layers/retry.ts'
+import type { TakeHttp } from '../../../sidecar-plugin/src/tcp/detection.ts'
 import { connectionLog } from '../../../sidecar-plugin/src/tcp/connection-log.ts'
 import { TcpForward, type TcpForwardLimits } from '../../../sidecar-plugin/src/tcp/tcp-forward.ts'
 import { TcpListeners, type TcpLimits } from '../../../sidecar-plugin/src/tcp/tcp-listeners.ts'
@@ -34,7 +35,12 @@ export interface LogLine {
 export async function startRelay(
   t: TestContext,
   nodePorts: readonly number[],
-  options: { limits?: Partial<TcpLimits & TcpForwardLimits>; clock?: Clock; connectMs?: number } = {},
+  options: {
+    limits?: Partial<TcpLimits & TcpForwardLimits>
+    clock?: Clock
+    connectMs?: number
+    http?: TakeHttp
+  } = {},
 ) {
   const { clock = systemClock, connectMs = 10_000 } = options
   const client = new FakeClient()
@@ -51,6 +57,7 @@ export async function startRelay(
     clock,
     random,
     limits,
+    ...(options.http && { http: options.http }),
     serve: stack(
       [
         connectionLog({ clock, write: (line) => void lines.push(JSON.parse(line) as LogLine) }),
