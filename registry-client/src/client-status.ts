@@ -3,7 +3,8 @@
 import type { Clock } from './clock.ts'
 import type { ConnectionStatus } from './registry/connection.ts'
 import type { FileCacheStatus } from './files/file-cache.ts'
-import type { Entry, MemoryCacheStatus, QuarantineReason } from './cache/memory-cache.ts'
+import type { Entry, QuarantineReason } from './cache/entry.ts'
+import type { MemoryCacheStatus } from './cache/memory-cache.ts'
 import type { OutageProbesStatus } from './selection/outage-probes.ts'
 import type { PeersStatus } from './cache/peers.ts'
 import { formatCursor } from './protocol.ts'
@@ -38,6 +39,8 @@ export interface ClientStatus {
   /** Names among them that the registry never heard of. */
   readonly unknown: number
   readonly quarantined: readonly QuarantinedService[]
+  /** `namespace/service` of those of which the registry that answers has not reached what is known: they grow older. */
+  readonly ahead: readonly string[]
   /** `namespace/service` of those with an operator's override in force. */
   readonly overridden: readonly string[]
   /** Services by where their view comes from, each with the oldest view's age in milliseconds. */

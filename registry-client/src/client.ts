@@ -5,20 +5,19 @@
 
 import { hostname } from 'node:os'
 import { attemptsAt, unknownAttempt, type Levels } from './cache/attempts.ts'
-import { systemClock, systemRandom, type Clock } from './clock.ts'
+import { checkList, checkNamespace, checkObject, checkService, checkSignal, millisecondsOf } from './checks.ts'
+import type { Clock } from './clock.ts'
 import { countServices, type ClientMetrics, type ClientStatus } from './client-status.ts'
-import { limitsOf, millisecondsOf, type ConnectOptions } from './connect-options.ts'
+import { settingsOf, type ConnectOptions } from './connect-options.ts'
 import { Connection } from './registry/connection.ts'
 import { channels, type ConnectionMessage, type ResolveMessage } from './diagnostics.ts'
-import { systemDisk } from './disk.ts'
 import { FileCache } from './files/file-cache.ts'
 import { FollowedServices, isUnknown, keyOf, type Followed } from './cache/followed-services.ts'
-import { silentLog } from './log.ts'
-import { MemoryCache, type Entry } from './cache/memory-cache.ts'
-import { systemNetwork } from './network.ts'
+import type { Entry } from './cache/entry.ts'
+import { MemoryCache } from './cache/memory-cache.ts'
 import { OutageProbes } from './selection/outage-probes.ts'
 import { Peers } from './cache/peers.ts'
-import { DEFAULT_NAMESPACE, isNamespace, isServiceName, type Cursor, type View } from './protocol.ts'
+import type { Cursor, View } from './protocol.ts'
 import { Registrar, type NodeRegistration, type Registration } from './registry/registrar.ts'
 import { rehearse, type Rehearsal, type ServiceName } from './cache/rehearsal.ts'
 import {
@@ -31,13 +30,17 @@ import {
   type Resolved,
 } from './cache/resolved.ts'
 import { NoNodesError, Selector, type NodeReport, type Pick } from './selection/selector.ts'
+import { show } from './shown.ts'
 
 export interface ServiceOptions {
   readonly namespace?: string
 }
 
 export interface ResolveOptions extends ServiceOptions {
-  /** The oldest view to accept, as `10m`; a number counts milliseconds. Default: any age. */
+  /**
+   * The oldest view to accept, as `10m`; a number counts milliseconds. What is older is confirmed by the registry first,
+   * if it can be reached; 0 asks it in any case. Default: any age.
+   */
   readonly maxStale?: string | number
   /**
    * A place of the store's history that the answer has to reflect: a revision of the history that the client follows, or
@@ -49,6 +52,10 @@ export interface ResolveOptions extends ServiceOptions {
   readonly signal?: AbortSignal
 }
 
+export interface WatchOptions extends ServiceOptions {
+  readonly signal?: AbortSignal
+}
+
 export interface PickOptions extends ServiceOptions {
   /** What the strategies that hash choose by. The strategies of this version take turns or draw, whatever it is. */
   readonly key?: string
@@ -56,6 +63,9 @@ export interface PickOptions extends ServiceOptions {
   readonly not?: ReadonlySet<string>
 }
 
+const NO_OPTIONS = {}
+/** More than a client follows by default, several times over. */
+const MAX_REHEARSED = 100_000
 const DEFAULT_DEADLINE_MS = 5_000
 /** How long a registration waits for a registry that cannot be reached before it returns as pending. */
 const PATIENCE_MS = 3_000
@@ -86,9 +96,8 @@ export class RegistryClient {
 
   /** Use {@link connect}. */
   constructor(options: ConnectOptions) {
-    const { endpoints, peers, leaseTtlMs, maxNodes, maxServices, maxCacheBytes, idleAfterMs } = limitsOf(options)
-    const { clock = systemClock, random = systemRandom, log = silentLog, namespace = DEFAULT_NAMESPACE } = options
-    const { network = systemNetwork, disk = systemDisk, cacheDir } = options
+    const settings = settingsOf(options)
+    const { endpoints, peers, cacheDir, namespace, idleAfterMs, log, clock, random, network, disk } = settings
     this.#clock = clock
     this.#namespace = namespace
     this.#connection = new Connection(
@@ -107,13 +116,13 @@ export class RegistryClient {
       },
     )
     this.#memory = new MemoryCache({
-      maxNodes,
-      maxServices,
+      maxNodes: settings.maxNodes,
+      maxServices: settings.maxServices,
       clock,
       evicted: (key, entry) => this.#services.drop(key, entry),
     })
     if (cacheDir !== undefined)
-      this.#files = new FileCache({ directory: cacheDir, disk, clock, log, maxBytes: maxCacheBytes })
+      this.#files = new FileCache({ directory: cacheDir, disk, clock, log, maxBytes: settings.maxCacheBytes })
     this.#peers = new Peers({ urls: peers, network, clock, random, log })
     this.#services = new FollowedServices({
       memory: this.#memory,
@@ -126,7 +135,7 @@ export class RegistryClient {
       log,
     })
     const services = () => this.#services.inUse()
-    if (options.outageProbes) this.#probes = new OutageProbes({ services, network, clock, random, log })
+    if (settings.outageProbes) this.#probes = new OutageProbes({ services, network, clock, random, log })
     this.#registrar = new Registrar({
       connection: this.#connection,
       clock,
@@ -134,15 +143,18 @@ export class RegistryClient {
       log,
       owner: `${hostname()}:${process.pid}`,
       namespace,
-      zone: options.zone,
-      ttlMs: leaseTtlMs,
+      zone: settings.zone,
+      ttlMs: settings.leaseTtlMs,
       patienceMs: PATIENCE_MS,
     })
   }
 
   /** Called by {@link connect}. */
   async open(): Promise<void> {
-    await this.#files?.open({ changed: (namespace, service) => void this.#services.fileChanged(namespace, service) })
+    await this.#files?.open({
+      changed: (namespace, service) => void this.#services.fileChanged(namespace, service),
+      replaces: (view, found) => this.#services.replacesFile(view, found),
+    })
     this.#probes?.reachable(false)
     this.#connection.open()
   }
@@ -153,6 +165,8 @@ export class RegistryClient {
    * @throws ResolveError, TypeError for names and options that cannot be
    */
   async resolve(service: string, options: ResolveOptions = {}): Promise<Resolved> {
+    checkObject(options, 'options')
+    checkSignal(options.signal)
     if (!channels.resolve.hasSubscribers) return this.#resolve(service, options)
     const startedMs = this.#clock.now()
     const ended = (resolved: Resolved | undefined, code: ResolveCode | undefined) => {
@@ -177,8 +191,11 @@ export class RegistryClient {
     const minimum = minimumOf(options.minRevision)
     const served = this.#follow(service, options)
     const { entry } = served
-    const isYoung = () => entry.ageMs(this.#clock) <= maxStaleMs
-    const isThere = () => minimum === undefined || reaches(entry.asOf, minimum)
+    const calledMs = this.#clock.now()
+    // What was known to be current after the call came is as young as an answer can be.
+    const isYoung = () => entry.ageMs(this.#clock) <= maxStaleMs || entry.confirmed.heardMs >= calledMs
+    // What a peer claims to know is no knowledge of it.
+    const isThere = () => minimum === undefined || (entry.origin !== 'peer' && reaches(entry.asOf, minimum))
     // An operator's word is as new as now.
     const answers = () => entry.served !== undefined && (entry.override !== undefined || (isYoung() && isThere()))
     const answer = (waited: boolean) => {
@@ -193,14 +210,15 @@ export class RegistryClient {
     // Whoever waits for a service watches it meanwhile: evicted, it would wait in vain.
     this.#memory.pin(served.key, entry)
     try {
-      const wanted = minimum && (() => placeOf(minimum, entry))
+      const isWanting = minimum !== undefined || (entry.served !== undefined && !isYoung())
+      const wanted = isWanting ? () => minimum && placeOf(minimum, entry) : undefined
       if (await this.#services.until(served, answers, deadlineMs, signal, wanted)) {
         if (entry.origin === 'registry') this.#calls.registry.hits++
         return answer(true)
       }
       if (this.#closed) throw closedError(service)
       this.#calls.registry.misses++
-      const code = entry.view === undefined ? 'unresolved' : isYoung() ? 'behind' : 'stale'
+      const code = entry.served === undefined ? 'unresolved' : isYoung() ? 'behind' : 'stale'
       throw new ResolveError(code, service, attemptsAt(entry, minimum, this.#levels()))
     } finally {
       this.#memory.unpin(served.key, entry)
@@ -209,20 +227,20 @@ export class RegistryClient {
 
   /** What memory knows of a service, without I/O and without following it. */
   peek(service: string, options: ServiceOptions = {}): Resolved | undefined {
-    const entry = this.#memory.peek(keyOf(options.namespace ?? this.#namespace, service))
+    const entry = this.#memory.peek(keyOf(...this.#named(service, options)))
     return entry?.served && !isUnknown(entry) ? this.#resolved(entry, false) : undefined
   }
 
   /**
-   * What the registry last said of a service, from memory, else from file, without following it and without asking
-   * anyone: what a peer is told. Not what an operator's file or a quarantine makes of it here.
+   * What is known of a service from the registry, from memory, else from file, without following it and without asking
+   * anyone: what a peer is told. Not what an operator's file makes of it here.
    */
   async lookup(service: string, options: ServiceOptions = {}): Promise<KnownView | undefined> {
     const [namespace, name] = this.#named(service, options)
     const entry = this.#memory.peek(keyOf(namespace, name))
     if (entry?.view && !isUnknown(entry))
       return {
-        view: entry.view,
+        view: entry.carried ?? entry.view,
         age: entry.ageMs(this.#clock),
         source: entry.origin === 'registry' ? 'memory' : entry.origin,
       }
@@ -239,42 +257,59 @@ export class RegistryClient {
 
   /**
    * Chooses a node, synchronously and from memory. Tell its `done` how the call ended. Resolve or watch the service first.
-   * @throws NoNodesError when none can take traffic, or nothing is known of the service
+   * @throws NoNodesError when none can take traffic, or nothing is known of the service; TypeError
    */
-  pick(service: string, options?: PickOptions): Pick {
-    const served = this.#services.find(options?.namespace ?? this.#namespace, service)
-    if (served === undefined) throw new NoNodesError(service, 0)
+  pick(service: string, options: PickOptions = NO_OPTIONS): Pick {
+    checkObject(options, 'options')
+    const { namespace = this.#namespace, not } = options
+    const served = this.#services.find(namespace, service)
+    // What is found has a name that can be one.
+    if (served === undefined) {
+      this.#named(service, options)
+      throw new NoNodesError(service, 0)
+    }
+    if (not !== undefined && !(not instanceof Set))
+      throw new TypeError(`not: must be a Set of node ids, got ${show(not)}`)
     // A pick is use: without this a service that is called all the time could be evicted.
     this.#memory.get(served.key)
-    return served.selector.pick(options?.not)
+    return served.selector.pick(not)
   }
 
   /** What calls have shown of a service's nodes. */
   nodeReports(service: string, options: ServiceOptions = {}): NodeReport[] {
-    return this.#services.find(options.namespace ?? this.#namespace, service)?.selector.report() ?? []
+    return this.#services.find(...this.#named(service, options))?.selector.report() ?? []
   }
 
   /**
    * The current view, then each change, until the loop is left, the signal aborts, or the client closes. A slow consumer
    * gets the latest, not each. The service is never evicted meanwhile.
+   * @throws TypeError at once for names and options that cannot be; ResolveError from the loop when the client is closed
    */
-  async *watch(
+  watch(service: string, options: WatchOptions = {}): AsyncGenerator<Resolved, void, undefined> {
+    const [namespace, name] = this.#named(service, options)
+    const { signal } = options
+    checkSignal(signal)
+    return this.#watch(namespace, name, signal)
+  }
+
+  async *#watch(
+    namespace: string,
     service: string,
-    options: ServiceOptions & { readonly signal?: AbortSignal } = {},
+    signal: AbortSignal | undefined,
   ): AsyncGenerator<Resolved, void, undefined> {
-    const served = this.#follow(service, options)
+    const served = this.#follow(service, { namespace })
     const { entry } = served
     const shown = () => (isUnknown(entry) ? undefined : entry.served)
     this.#memory.pin(served.key, entry)
     try {
       await served.loading
       for (let last: View | undefined; ;) {
-        if (this.#closed || options.signal?.aborted) return
+        if (this.#closed || signal?.aborted) return
         const now = shown()
         if (now !== undefined && now !== last) {
           last = now
           yield this.#resolved(entry, false)
-        } else await this.#services.until(served, () => shown() !== now, Infinity, options.signal)
+        } else await this.#services.until(served, () => shown() !== now, Infinity, signal)
       }
     } finally {
       this.#memory.unpin(served.key, entry)
@@ -284,7 +319,7 @@ export class RegistryClient {
   /**
    * Registers a node and keeps it registered until it is closed. Returns once acknowledged; when the registry cannot be
    * reached, after a few seconds with the state `pending`, and goes on trying.
-   * @throws RefusedError when the registry refuses it
+   * @throws TypeError for what cannot be a node, RefusedError when the registry refuses it
    */
   register(node: NodeRegistration): Promise<Registration> {
     return this.#registrar.register(node)
@@ -293,24 +328,33 @@ export class RegistryClient {
   /**
    * Whether services would resolve if the registry died now: from memory as this process is, from file after a restart,
    * from a peer on a new host. Files are really read and peers really asked; nothing is changed by it.
-   * @param services default: all that memory holds
+   * @param services at most 100,000; default: all that memory holds
+   * @param options `signal` ends it, with its reason
    */
-  async rehearse(services?: readonly ServiceName[]): Promise<Rehearsal[]> {
+  async rehearse(
+    services?: readonly ServiceName[],
+    options: { readonly signal?: AbortSignal } = {},
+  ): Promise<Rehearsal[]> {
+    if (services !== undefined) checkList(services, MAX_REHEARSED, 'services')
+    checkObject(options, 'options')
+    checkSignal(options.signal)
     const names = services ?? [...this.#memory.entries()].flatMap(([, entry]) => (isUnknown(entry) ? [] : [entry]))
     return rehearse(
-      names.map((item) => {
+      names.map((item, at) => {
+        checkObject(item, `services.${at}`)
         const [namespace, service] = this.#named(item.service, item)
         return { namespace, service }
       }),
       {
         memory: ({ namespace, service }) => {
           const known = this.peek(service, { namespace })
-          return known && { view: known.view, ageMs: known.age }
+          return known && { view: known.view, ageMs: known.age, overridden: known.overridden }
         },
         ...(this.#files && { file: this.#files }),
         ...(!this.#peers.isEmpty && { peers: this.#peers }),
         clock: this.#clock,
       },
+      options.signal ?? new AbortController().signal,
     )
   }
 
@@ -328,6 +372,7 @@ export class RegistryClient {
       peers: this.#peers.status(),
       services: this.#memory.size,
       unknown: unknown.remembered,
+      ahead: this.#services.ahead,
       ...countServices(this.#memory.entries(), this.#clock),
       outageProbes: this.#probes?.status(),
       registrations: this.#registrar.registrations.length,
@@ -360,6 +405,7 @@ export class RegistryClient {
     this.#connection.close()
     this.#probes?.close()
     this.#services.close()
+    this.#peers.close()
     await this.#files?.close()
   }
 
@@ -380,10 +426,12 @@ export class RegistryClient {
     return this.#services.follow(namespace, name)
   }
 
-  #named(service: string, options: ServiceOptions): [namespace: string, service: string] {
-    const namespace = options.namespace ?? this.#namespace
-    if (!isNamespace(namespace)) throw new TypeError(`not a namespace: ${JSON.stringify(namespace.slice(0, 80))}`)
-    if (!isServiceName(service)) throw new TypeError(`not a service name: ${JSON.stringify(service.slice(0, 80))}`)
+  /** @throws TypeError for names that cannot be names */
+  #named(service: string, options: ServiceOptions = {}): [namespace: string, service: string] {
+    checkObject(options, 'options')
+    const { namespace = this.#namespace } = options
+    checkNamespace(namespace)
+    checkService(service)
     return [namespace, service]
   }
 

@@ -1,13 +1,15 @@
 /** What a client is started with, checked before anything is opened. */
 
-import { parseDuration, type Clock, type Random } from './clock.ts'
-import type { Disk } from './disk.ts'
-import type { Log } from './log.ts'
-import type { Network } from './network.ts'
-import { isNamespace, LIMITS } from './protocol.ts'
+import { checkInteger, checkList, checkMethods, checkNamespace, checkObject, millisecondsOf } from './checks.ts'
+import { systemClock, systemRandom, type Clock, type Random } from './clock.ts'
+import { systemDisk, type Disk } from './disk.ts'
+import { silentLog, type Log } from './log.ts'
+import { systemNetwork, type Network } from './network.ts'
+import { DEFAULT_NAMESPACE, LIMITS } from './protocol.ts'
+import { show } from './shown.ts'
 
 export interface ConnectOptions {
-  /** Base URLs of registries that hold the same state. */
+  /** Base URLs of registries that hold the same state, at most 100. */
   readonly endpoints: readonly string[]
   /**
    * Base URLs of sidecars, or of other programs that answer `GET /v1/views/{service}`: asked, while the registry cannot
@@ -48,16 +50,25 @@ export interface ConnectOptions {
   readonly disk?: Disk
 }
 
-/** The options that have a default which takes reading. */
-export interface ConnectLimits {
+/** The same with its defaults, checked. */
+export interface ConnectSettings {
   readonly endpoints: readonly string[]
   readonly peers: readonly string[]
+  readonly cacheDir: string | undefined
+  readonly maxCacheBytes: number
+  readonly namespace: string
+  readonly zone: string | undefined
   readonly leaseTtlMs: number
   readonly maxNodes: number
   readonly maxServices: number
-  readonly maxCacheBytes: number
   /** Infinity: never. */
   readonly idleAfterMs: number
+  readonly outageProbes: boolean
+  readonly log: Log
+  readonly clock: Clock
+  readonly random: Random
+  readonly network: Network
+  readonly disk: Disk
 }
 
 const DEFAULT_LEASE_TTL_MS = 15_000
@@ -70,51 +81,73 @@ const DEFAULT_MAX_CACHE_BYTES = 1_073_741_824
 const MIN_CACHE_BYTES = 1_048_576
 /** Longer than the pauses of a job that runs every half hour; shorter, and each of its runs would begin with a stale view. */
 const DEFAULT_IDLE_MS = 3_600_000
+/** A request may have to try all of them. */
+const MAX_ENDPOINTS = 100
 /** Each service that is missing is asked of all of them. */
 const MAX_PEERS = 16
 
-/** @throws TypeError that names the option */
-export function limitsOf(options: ConnectOptions): ConnectLimits {
-  if (!Array.isArray(options.endpoints) || options.endpoints.length === 0)
-    throw new TypeError('endpoints: at least one is needed')
-  const endpoints = urlsOf(options.endpoints, 'endpoints')
-  const peers = urlsOf(options.peers ?? [], 'peers')
-  if (peers.length > MAX_PEERS) throw new TypeError(`peers: at most ${MAX_PEERS}, got ${peers.length}`)
-  if (options.namespace !== undefined && !isNamespace(options.namespace))
-    throw new TypeError(`namespace: not a namespace: ${options.namespace}`)
-  const { leaseTtlMs = DEFAULT_LEASE_TTL_MS } = options
-  if (!(leaseTtlMs >= LIMITS.leaseTtlMinMs && leaseTtlMs <= LIMITS.leaseTtlMaxMs))
-    throw new TypeError(`leaseTtlMs: must be ${LIMITS.leaseTtlMinMs}..${LIMITS.leaseTtlMaxMs}, got ${leaseTtlMs}`)
-  if (options.zone !== undefined && !isNamespace(options.zone))
-    throw new TypeError(`zone: must be lower-case letters, digits and -: ${options.zone}`)
-  if (options.cacheDir === '') throw new TypeError('cacheDir: must not be empty; leave it out to keep nothing on disk')
-  const { maxNodes = DEFAULT_MAX_NODES, maxServices = DEFAULT_MAX_SERVICES } = options
-  for (const [name, value] of Object.entries({ maxNodes, maxServices }))
-    if (!(Number.isInteger(value) && value > 0))
-      throw new TypeError(`${name}: must be an integer above zero, got ${value}`)
-  const { maxCacheBytes = DEFAULT_MAX_CACHE_BYTES } = options
-  if (!(Number.isInteger(maxCacheBytes) && maxCacheBytes >= MIN_CACHE_BYTES))
-    throw new TypeError(`maxCacheBytes: must be an integer of at least ${MIN_CACHE_BYTES}, got ${maxCacheBytes}`)
-  const { idleAfter = DEFAULT_IDLE_MS } = options
-  const idleAfterMs = idleAfter === false ? 0 : millisecondsOf(idleAfter, 'idleAfter')!
-  return { endpoints, peers, leaseTtlMs, maxNodes, maxServices, maxCacheBytes, idleAfterMs: idleAfterMs || Infinity }
+const CLOCK = ['now', 'wall', 'after'] as const
+const LOG = ['debug', 'info', 'warn', 'error'] as const
+const NETWORK = ['request', 'open', 'probe'] as const
+const DISK = Object.keys(systemDisk) as (keyof Disk)[]
+
+/** @throws TypeError that names the option, and what was given */
+export function settingsOf(options: ConnectOptions): ConnectSettings {
+  checkObject(options, 'options')
+  // Each is read once: what was checked is what is used.
+  const { endpoints, peers = [], cacheDir, namespace = DEFAULT_NAMESPACE, zone, outageProbes = false } = options
+  const { leaseTtlMs = DEFAULT_LEASE_TTL_MS, maxCacheBytes = DEFAULT_MAX_CACHE_BYTES } = options
+  const { maxNodes = DEFAULT_MAX_NODES, maxServices = DEFAULT_MAX_SERVICES, idleAfter = DEFAULT_IDLE_MS } = options
+  const { log = silentLog, clock = systemClock, random = systemRandom } = options
+  const { network = systemNetwork, disk = systemDisk } = options
+  const urls = urlsOf(endpoints, MAX_ENDPOINTS, 'endpoints')
+  if (urls.length === 0) throw new TypeError('endpoints: at least one is needed')
+  const peerUrls = urlsOf(peers, MAX_PEERS, 'peers')
+  if (cacheDir !== undefined && (typeof cacheDir !== 'string' || cacheDir === '' || cacheDir.includes('\0')))
+    throw new TypeError(`cacheDir: must be a path; leave it out to keep nothing on disk; got ${show(cacheDir)}`)
+  checkNamespace(namespace)
+  if (zone !== undefined) checkNamespace(zone, 'zone')
+  const { leaseTtlMinMs, leaseTtlMaxMs } = LIMITS
+  if (typeof leaseTtlMs !== 'number' || !(leaseTtlMs >= leaseTtlMinMs && leaseTtlMs <= leaseTtlMaxMs))
+    throw new TypeError(`leaseTtlMs: must be ${leaseTtlMinMs}..${leaseTtlMaxMs}, got ${show(leaseTtlMs)}`)
+  checkInteger(maxNodes, 1, 'maxNodes')
+  checkInteger(maxServices, 1, 'maxServices')
+  checkInteger(maxCacheBytes, MIN_CACHE_BYTES, 'maxCacheBytes')
+  const idleAfterMs = (idleAfter !== false && millisecondsOf(idleAfter, 'idleAfter')) || Infinity
+  if (typeof outageProbes !== 'boolean')
+    throw new TypeError(`outageProbes: must be true or false, got ${show(outageProbes)}`)
+  checkMethods(log, LOG, 'log')
+  checkMethods(clock, CLOCK, 'clock')
+  if (typeof random !== 'function') throw new TypeError(`random: must be a function, got ${show(random)}`)
+  checkMethods(network, NETWORK, 'network')
+  checkMethods(disk, DISK, 'disk')
+  return {
+    ...{
+      endpoints: urls,
+      peers: peerUrls,
+      cacheDir,
+      maxCacheBytes,
+      namespace,
+      zone,
+      leaseTtlMs,
+      maxNodes,
+      maxServices,
+    },
+    ...{ idleAfterMs, outageProbes, log, clock, random, network, disk },
+  }
 }
 
-function urlsOf(urls: readonly string[], name: string): string[] {
-  return urls.map((url) => {
-    if (!/^https?:\/\/[^/?#]+[^?#]*$/.test(url) || !URL.canParse(url))
-      throw new TypeError(`${name}: not an http URL: ${url}`)
+function urlsOf(urls: readonly string[], most: number, name: string): string[] {
+  checkList(urls, most, name)
+  return urls.map((url: unknown) => {
+    if (typeof url !== 'string' || !URL_PATTERN.test(url) || !URL.canParse(url))
+      throw new TypeError(`${name}: not an http URL: ${show(url)}`)
     return url.replace(/\/+$/, '')
   })
 }
 
 /**
- * @param name of the option, for the error
- * @throws TypeError for what is neither a duration with its unit nor a number of milliseconds
+ * Written as it is sent: what a URL would have to escape is a slip, such as a space at the end. An @ behind the host is the
+ * end of a password that had to be escaped.
  */
-export function millisecondsOf(input: string | number | undefined, name: string): number | undefined {
-  const ms = typeof input === 'string' ? parseDuration(input) : input
-  if (input !== undefined && (ms === undefined || !(ms >= 0)))
-    throw new TypeError(`${name}: must be a duration with its unit, such as 250ms, 15s or 10m, got ${input}`)
-  return ms
-}
+const URL_PATTERN = /^https?:\/\/[^\s/?#\\"<>^`{|}]+(?:\/[^\s?#\\"<>^`{|}@]*)?$/

@@ -11,7 +11,8 @@
  */
 
 import { channel } from 'node:diagnostics_channel'
-import type { Origin, Verdict } from './cache/memory-cache.ts'
+import type { Origin } from './cache/entry.ts'
+import type { Verdict } from './cache/gate.ts'
 import type { ResolveCode, Resolved } from './cache/resolved.ts'
 import type { View } from './protocol.ts'
 

@@ -7,6 +7,7 @@ export type { ConnectionMessage, FileMessage, ResolveMessage, ViewMessage } from
 export type { Disk } from './disk.ts'
 export type { Log } from './log.ts'
 export { silentLog } from './log.ts'
+export { maskUrl } from './network.ts'
 export type { HttpAnswer, HttpCall, Network, Stream, StreamHandlers } from './network.ts'
 export type { NodeRegistration, Registration, RegistrationState } from './registry/registrar.ts'
 export type { LevelRehearsal, RehearsedLevel, Rehearsal, ServiceName } from './cache/rehearsal.ts'

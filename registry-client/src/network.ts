@@ -18,6 +18,8 @@ export interface HttpCall {
   readonly body?: string
   /** A longer answer is cut off, and none. Default 64 MiB. */
   readonly maxBytes?: number
+  /** Told of each piece of the answer's body as it comes. */
+  readonly received?: (bytes: number) => void
   readonly signal: AbortSignal
 }
 
@@ -73,7 +75,7 @@ const agents = new Map<string, Agent>()
 
 export const systemNetwork: Network = {
   // Not `fetch`, which refuses a registry on any of some eighty ports that browsers are kept from.
-  async request({ method, url, headers, body, maxBytes = MAX_ANSWER_BYTES, signal }) {
+  async request({ method, url, headers, body, maxBytes = MAX_ANSWER_BYTES, received, signal }) {
     const target = new URL(url)
     const { protocol } = target
     const { default: http } = protocol === 'https:' ? await import('node:https') : await import('node:http')
@@ -94,6 +96,7 @@ export const systemNetwork: Network = {
           let bytes = 0
           response.on('data', (chunk: Buffer) => {
             bytes += chunk.length
+            received?.(chunk.length)
             if (bytes > maxBytes) response.destroy(new Error(`an answer of over ${maxBytes} bytes`))
             else chunks.push(chunk)
           })
@@ -162,10 +165,23 @@ function codeOf(error: NodeJS.ErrnoException): string {
   return (first as NodeJS.ErrnoException).code ?? ''
 }
 
-/** The innermost reason of a network error: `fetch` hides it as a cause, a dual-stack connect in a list. */
+/**
+ * The innermost reason of a network error: `fetch` hides it as a cause, a dual-stack connect in a list. Without the
+ * passwords of URLs, which an error may repeat.
+ */
 export function reasonOf(error: unknown): string {
-  if (!(error instanceof Error)) return String(error)
+  if (!(error instanceof Error)) return maskUrl(String(error))
   if (error instanceof AggregateError && error.errors.length > 0) return reasonOf(error.errors[0])
   if (error.cause instanceof Error) return reasonOf(error.cause)
-  return error.message || ((error as NodeJS.ErrnoException).code ?? error.name)
+  return maskUrl(error.message || ((error as NodeJS.ErrnoException).code ?? error.name))
+}
+
+const CREDENTIALS = /\b((?:https?|wss?):\/\/)(?:([^\s/?#:@"\\]+):)?[^\s/?#"\\]*@/gi
+
+/**
+ * A URL, or a text with URLs in it, as it may be shown: a password is for the one that is asked, and neither logs nor
+ * answers show it. A name that stands alone is masked too, since it may be a token.
+ */
+export function maskUrl(text: string): string {
+  return text.replace(CREDENTIALS, (_, scheme: string, user?: string) => `${scheme}${user ? `${user}:` : ''}***@`)
 }

@@ -188,13 +188,21 @@ export interface View {
   readonly policy: PolicyDocument | undefined
   /** For a view without nodes: the removal that took the last one. A store knows it for ever, so it outlives history. */
   readonly emptied?: Removal
+  /** For a view that a client has made of two: which nodes the registry does not name, and where they are known from. */
+  readonly kept?: Kept
+}
+
+export interface Kept {
+  readonly cursor: Cursor
+  readonly ids: readonly string[]
 }
 
 /** `nodes` as an array: the form of a view on the wire and on disk. */
-export interface ViewDocument extends Omit<View, 'nodes' | 'cursor' | 'policy'> {
+export interface ViewDocument extends Omit<View, 'nodes' | 'cursor' | 'policy' | 'kept'> {
   readonly cursor: string
   readonly nodes: readonly ServiceNode[]
   readonly policy: PolicyDocument | null
+  readonly kept?: { readonly cursor: string; readonly ids: readonly string[] }
 }
 
 export interface SnapshotFrame {
@@ -288,7 +296,19 @@ export function isProven(view: View): boolean {
 export function carryOver(current: View, next: View, missing: readonly ServiceNode[]): View {
   const { namespace, service, cursor } = next
   const nodes = NodeMap.from(next.nodes).with(missing, [])
-  return Object.freeze({ namespace, service, cursor, nodes, policy: next.policy ?? current.policy })
+  const kept = Object.freeze({ cursor: current.cursor, ids: Object.freeze(missing.map(({ id }) => id)) })
+  return Object.freeze({ namespace, service, cursor, nodes, policy: next.policy ?? current.policy, kept })
+}
+
+/** The two views that {@link carryOver} has made one of: what was known, as far as it is kept, and what the registry said. */
+export function takeApart(view: View, { cursor, ids }: Kept): { readonly known: View; readonly heard: View } {
+  const { namespace, service, policy } = view
+  const nodes = NodeMap.from(view.nodes)
+  const known = NodeMap.of(ids.map((id) => view.nodes.get(id)!))
+  return {
+    known: Object.freeze({ namespace, service, cursor, nodes: known, policy }),
+    heard: Object.freeze({ namespace, service, cursor: view.cursor, nodes: nodes.with([], ids), policy }),
+  }
 }
 
 /** A message that breaks the contract. `path` is where, in dots, from the message's root. */
@@ -367,6 +387,7 @@ export function encodeView(view: View): ViewDocument {
     nodes: [...view.nodes.values()],
     policy: view.policy ?? null,
     ...(view.emptied && { emptied: view.emptied }),
+    ...(view.kept && { kept: { cursor: formatCursor(view.kept.cursor), ids: view.kept.ids } }),
   }
 }
 
@@ -404,7 +425,18 @@ export function decodeView(input: unknown, path = 'view'): View {
     nodes,
     policy: doc.policy == null ? undefined : policyOf(doc.policy, `${path}.policy`),
     ...(doc.emptied !== undefined && { emptied: decodeRemoval(doc.emptied, `${path}.emptied`) }),
+    ...(doc.kept !== undefined && { kept: decodeKept(doc.kept, nodes, `${path}.kept`) }),
   })
+}
+
+function decodeKept(input: unknown, nodes: ReadonlyMap<string, ServiceNode>, path: string): Kept {
+  const doc = record(input, path)
+  const ids = list(doc.ids, `${path}.ids`).map((id, index) => {
+    if (typeof id !== 'string' || !nodes.has(id))
+      throw new ProtocolError(`${path}.ids.${index}`, 'not one of the nodes')
+    return id
+  })
+  return Object.freeze({ cursor: Object.freeze(cursorOf(doc.cursor, `${path}.cursor`)), ids: Object.freeze(ids) })
 }
 
 /**

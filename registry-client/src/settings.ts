@@ -12,6 +12,9 @@ import { closest, distance } from 'fastest-levenshtein'
 import { parse as parseYaml, YAMLParseError } from 'yaml'
 import { z } from 'zod'
 import { parseDuration } from './clock.ts'
+import { show } from './shown.ts'
+
+export { show }
 
 /** How a setting appears on the command line. */
 export interface Flag {
@@ -97,8 +100,9 @@ export function listOf<T extends z.ZodType>(item: T): z.ZodType<z.output<T>[]> {
 export function httpUrl(): z.ZodType<string> {
   return z.any().transform((input: unknown, context) => {
     const url = typeof input === 'string' && URL.canParse(input) ? new URL(input) : undefined
-    if (url && (url.protocol === 'http:' || url.protocol === 'https:') && !url.search && !url.hash)
-      return url.href.replace(/\/+$/, '')
+    // An @ behind the host is the end of a password that had to be escaped, which nobody could tell from a path.
+    const isPlain = url && !url.search && !url.hash && !url.pathname.includes('@')
+    if (isPlain && (url.protocol === 'http:' || url.protocol === 'https:')) return url.href.replace(/\/+$/, '')
     const message = `must be a URL such as http://127.0.0.1:7400, got ${show(input)}`
     context.issues.push({ code: 'custom', input, message })
     return z.NEVER
@@ -386,22 +390,6 @@ export function variableOf(flag: string): string {
 
 function article(type: string): string {
   return `${/^[aeiou]/.test(type) ? 'an' : 'a'} ${type}`
-}
-
-/** A value in an error's text: short, on one line. */
-export function show(input: unknown): string {
-  const text = typeof input === 'string' ? input : input === undefined ? 'nothing' : json(input)
-  const line = text.replaceAll(/[\p{Cc}]/gu, '?')
-  return line.length > 60 ? `${line.slice(0, 57)}...` : line
-}
-
-/** What cannot be written as JSON (aliases of YAML make circles, strangers nest without end) is named by its type. */
-function json(input: unknown): string {
-  try {
-    return JSON.stringify(input) ?? typeof input
-  } catch {
-    return Array.isArray(input) ? 'an array' : `an ${typeof input}`
-  }
 }
 
 function deepFreeze(value: unknown): void {

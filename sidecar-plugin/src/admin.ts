@@ -1,10 +1,10 @@
-import type { Socket } from 'node:net'
 import Fastify, { type FastifyError, type FastifyInstance, type FastifyRequest } from 'fastify'
 import { problemsOf, type Problem } from '@holdfast/registry-client/settings'
 import { isNamespace, isServiceName } from '@holdfast/registry-client/protocol'
 import type { z } from 'zod'
 import { localBodySchema, localSpecOf, type LocalSpec } from './local/local-spec.ts'
 import type { LocalReport } from './local/local-services.ts'
+import { refuseBytes } from './refuse-bytes.ts'
 
 /** A request that somebody thinks of. */
 export interface AskedRequest {
@@ -24,8 +24,11 @@ export interface AdminSubject {
   views(): readonly object[]
   /** Undefined when neither memory nor file holds one. */
   view(service: string, namespace: string): Promise<object | undefined>
-  /** @param services default: all that are known */
-  rehearse(services: readonly string[] | undefined, namespace: string): Promise<readonly object[]>
+  /**
+   * @param services default: all that are known
+   * @param signal whoever asked has gone
+   */
+  rehearse(services: readonly string[] | undefined, namespace: string, signal: AbortSignal): Promise<readonly object[]>
   explain(service: string, namespace: string, request: AskedRequest): object | undefined
   config(): object
   stats(): object
@@ -70,7 +73,7 @@ export function createAdmin(subject: AdminSubject, home: string): FastifyInstanc
     requestTimeout: 30_000,
     routerOptions: { maxParamLength: 512 },
     exposeHeadRoutes: false,
-    clientErrorHandler: refuseBytes,
+    clientErrorHandler: (error, socket) => void refuseBytes(error, socket),
   })
   app.removeAllContentTypeParsers()
   // Whatever it is called: curl calls a body a form unless told otherwise.
@@ -134,12 +137,14 @@ function addRoutes(app: FastifyInstance, subject: AdminSubject, home: string): v
     const { service } = request.params
     return found(await subject.view(serviceOf(service), namespaceOf(namespace, home)), service)
   })
-  app.get('/v1/rehearsal', async (request) => {
+  app.get('/v1/rehearsal', async (request, reply) => {
     const { service, namespace } = queryOf(request, ['service', 'namespace'])
     const names = service?.split(',').map((name, index) => serviceOf(name, `query.service.${index}`))
     if (names && names.length > REHEARSED_MAX)
       throw invalid([{ path: 'query.service', message: `at most ${REHEARSED_MAX} services, got ${names.length}` }])
-    return { services: await subject.rehearse(names, namespaceOf(namespace, home)) }
+    const gone = new AbortController()
+    reply.raw.once('close', () => gone.abort())
+    return { services: await subject.rehearse(names, namespaceOf(namespace, home), gone.signal) }
   })
   app.get('/v1/explain', (request) => {
     const query = queryOf(request, ['service', 'namespace', 'method', 'path'], HEADER_PARAMETER)
@@ -175,25 +180,6 @@ function addRoutes(app: FastifyInstance, subject: AdminSubject, home: string): v
     subject.drain()
     return reply.code(202).send({ status: 'draining' })
   })
-}
-
-/** What is not HTTP has no route, and is answered in the same form. */
-function refuseBytes(error: NodeJS.ErrnoException, socket: Socket): void {
-  if (error.code === 'ECONNRESET' || !socket.writable) {
-    socket.destroy()
-    return
-  }
-  const [status, code, phrase] =
-    error.code === 'HPE_HEADER_OVERFLOW'
-      ? [431, 'header_too_large', 'Request Header Fields Too Large']
-      : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
-        ? [408, 'request_timeout', 'Request Timeout']
-        : [400, 'invalid_request', 'Bad Request']
-  const body = JSON.stringify({ type: `urn:holdfast:problem:${code}`, status, code, title: phrase })
-  socket.end(
-    `HTTP/1.1 ${status} ${phrase}\r\ncontent-type: application/problem+json\r\n` +
-      `content-length: ${body.length}\r\nconnection: close\r\n\r\n${body}`,
-  )
 }
 
 function found(shown: object | undefined, service: string): object {

@@ -64,6 +64,7 @@ export function exposeClient(register: Registry, read: () => ClientMetrics): voi
   gauge('watched_services', 'Services watched, which are never evicted', ({ memory }) => memory.pinned)
   gauge('unknown_services', 'Names remembered as unknown to the registry', ({ unknown }) => unknown)
   gauge('nodes', 'Nodes held in memory', ({ memory }) => memory.nodes)
+  gauge('ahead_services', 'Services known further than the registry that answers has reached', (m) => m.ahead.length)
   gauge('quarantined_services', 'Services kept against an unproven word of the registry', (m) => m.quarantined.length)
   gauge('overridden_services', 'Services with an override file in force', ({ overridden }) => overridden.length)
   gauge('registrations', 'Nodes that are kept registered', ({ registrations }) => registrations)
@@ -89,8 +90,8 @@ export function exposeClient(register: Registry, read: () => ClientMetrics): voi
   counters('evictions', 'Services that had to make room, by the bound met', 'bound', ({ memory }) => memory.evicted)
   counter('idle_drops', 'Services dropped because nobody asked for them', ({ idled }) => idled)
   counters('peer_requests', 'Requests to peers, by what came of them', 'outcome', ({ peers }) => {
-    const { answered, unknown, failed } = peers
-    return { answered, unknown, failed }
+    const { answered, unknown, failed, crowded, skipped } = peers
+    return { answered, unknown, failed, crowded, skipped }
   })
   for (const [name, kind] of Object.entries(FILE)) {
     const value = (m: ClientMetrics) => Number((m.file as Partial<Record<string, unknown>> | undefined)?.[name] ?? 0)

@@ -4,7 +4,7 @@
  */
 
 import { Fields } from './fields.ts'
-import type { Reply } from './layer.ts'
+import { Whole, type Reply } from './layer.ts'
 
 /** Who is to blame: the node or the service behind, the caller, or the sidecar itself. */
 export type ErrorSource = 'upstream' | 'downstream' | 'internal'
@@ -80,7 +80,7 @@ export function asSidecarError(error: unknown): SidecarError {
 
 /** The answer to a failed request: problem+json with the reason in a header. */
 export function problemReply(error: SidecarError): Reply {
-  const body = Buffer.from(
+  const body = Whole.of(
     JSON.stringify({
       type: `urn:holdfast:problem:${error.reason}`,
       title: REASONS[error.reason].title,

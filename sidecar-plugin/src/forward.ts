@@ -4,7 +4,7 @@ import type { Call, Failure } from './http1/client-connection.ts'
 import { linesOf } from './fields.ts'
 import type { ResponseHead } from './http1/head.ts'
 import { Pool, type PoolLimits } from './http1/pool.ts'
-import { isRepeatable, type Body, type Destination, type Exchange, type Reply, type Tunnel } from './layer.ts'
+import { isRepeatable, Whole, type Body, type Destination, type Exchange, type Reply, type Tunnel } from './layer.ts'
 
 /** Bounds on what is held towards nodes, in the unit the name ends in; `connections` and `pending` are of one node. */
 export interface ForwardLimits extends PoolLimits {
@@ -103,7 +103,7 @@ export class Forward {
     if (fields) head += linesOf(fields(exchange))
     // Of HTTP/1.0 one may be without.
     if (authority === '' && headers.get('host') === undefined) head += `host: ${originOf(destination)}\r\n`
-    if (body !== undefined && !Buffer.isBuffer(body) && body.length === undefined)
+    if (body !== undefined && !(body instanceof Whole) && body.length === undefined)
       head += 'transfer-encoding: chunked\r\n'
     if (upgrade !== undefined) head += `connection: upgrade\r\nupgrade: ${upgrade}\r\n`
     else if (exchange.takesTrailers) head += 'connection: te\r\nte: trailers\r\n'

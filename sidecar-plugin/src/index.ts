@@ -2,7 +2,7 @@ export { loadConfig, sidecarSettings } from './config.ts'
 export type { SidecarConfig } from './config.ts'
 export { REASONS, REFUSALS, SidecarError } from './errors.ts'
 export type { ErrorSource, Reason } from './errors.ts'
-export { stack } from './layer.ts'
+export { stack, Whole } from './layer.ts'
 export type {
   Body,
   Content,

@@ -1,11 +1,10 @@
 /** What the admin API shows of the views, as documents. Pure: looking changes nothing. */
 
-import type { KnownView, NodeReport, Resolved } from '@holdfast/registry-client'
+import { maskUrl, type KnownView, type NodeReport, type Resolved } from '@holdfast/registry-client'
 import { formatDuration } from '@holdfast/registry-client/clock'
 import { encodeView, type ServiceNode } from '@holdfast/registry-client/protocol'
 import type { SidecarConfig } from './config.ts'
 import { localSpecDocument } from './local/local-spec.ts'
-import { maskPasswords } from './masked.ts'
 import { formatTcpBinding } from './tcp/tcp-binding.ts'
 
 /** The effective configuration as its file would say it. */
@@ -13,8 +12,8 @@ export function shownConfig(config: SidecarConfig): object {
   const { settle, idle, timeout } = config.drain
   return {
     ...config,
-    registry: config.registry.map(maskPasswords),
-    peers: config.peers.map(maskPasswords),
+    registry: config.registry.map(maskUrl),
+    peers: config.peers.map(maskUrl),
     listeners: { ...config.listeners, tcp: config.listeners.tcp.map(formatTcpBinding) },
     tcp: { ...config.tcp, idle: formatDuration(config.tcp.idle), connect: formatDuration(config.tcp.connect) },
     drain: { settle: formatDuration(settle), idle: formatDuration(idle), timeout: formatDuration(timeout) },

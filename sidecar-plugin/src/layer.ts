@@ -43,12 +43,32 @@ export interface Content {
   cancel(): void
 }
 
-/** A message's content: all of it when it came with the head, else as it arrives. */
-export type Body = Buffer | Content
+/** Content that is there as a whole, and small. */
+export class Whole {
+  /** A character for each byte: one string costs less to make, to keep and to write than a buffer of its own. */
+  readonly latin1: string
+
+  constructor(latin1: string) {
+    this.latin1 = latin1
+  }
+
+  /** In UTF-8. */
+  static of(text: string): Whole {
+    return new Whole(Buffer.from(text).toString('latin1'))
+  }
+
+  /** In bytes. */
+  get length(): number {
+    return this.latin1.length
+  }
+}
+
+/** A message's content: all of it when it came with the head and is small, else as it arrives. */
+export type Body = Whole | Content
 
 /** Whether a request with this body could be sent once more. */
 export function isRepeatable(body: Body | undefined): boolean {
-  return body === undefined || Buffer.isBuffer(body) || body.repeatable
+  return body === undefined || body instanceof Whole || body.repeatable
 }
 
 /** Where a request is sent. A node of a view is one. */
@@ -237,7 +257,7 @@ export class Exchange {
   }
 }
 
-/** Answers an exchange, or throws a {@link SidecarError}. Settles soon after the exchange was aborted. */
+/** Answers an exchange, or throws a {@link SidecarError}, at once or later. Settles soon after the exchange was aborted. */
 export type Service = (exchange: Exchange) => Promise<Reply>
 export type Layer = (inner: Service) => Service
 
@@ -248,11 +268,11 @@ export function stack(layers: readonly Layer[], innermost: Service): Service {
 
 /** Gives back what a reply holds, for those who do not pass it on. */
 export function discard(reply: Reply): void {
-  if (reply.body !== undefined && !Buffer.isBuffer(reply.body)) reply.body.cancel()
+  if (reply.body !== undefined && !(reply.body instanceof Whole)) reply.body.cancel()
 }
 
 /** Resolves once all of a body has been read and dropped, or nothing more of it will come. */
 export function consume(body: Body | undefined): Promise<void> {
-  if (body === undefined || Buffer.isBuffer(body)) return Promise.resolve()
+  if (body === undefined || body instanceof Whole) return Promise.resolve()
   return new Promise((resolve) => body.pour({ write: () => true, end: () => resolve(), fail: () => resolve() }))
 }

@@ -6,7 +6,7 @@ import type { Malformed, MalformedKind } from './http1/malformed.ts'
 import { ServerConnection, type ConnectionLimits, type ServerHost } from './http1/server-connection.ts'
 import type { Transport } from './http1/transport.ts'
 import { RequestIds } from './request-ids.ts'
-import { discard, Exchange, type Body, type Direction, type Reply, type Service } from './layer.ts'
+import { discard, Exchange, Whole, type Body, type Direction, type Reply, type Service } from './layer.ts'
 import { untilQuiet } from './quiet.ts'
 
 /** Bounds on what a stranger may send or hold, in the unit the name ends in. */
@@ -187,7 +187,7 @@ export class Listener implements ServerHost {
       takesTrailers: head.takesTrailers,
       caller: connection,
     })
-    if (Buffer.isBuffer(body)) exchange.bytesIn = body.length
+    if (body instanceof Whole) exchange.bytesIn = body.length
     this.#inFlight++
     exchange.whenEnded(this.#ended)
     void this.#serve(connection, serve(exchange))

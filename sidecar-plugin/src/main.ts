@@ -2,7 +2,6 @@ import { readFileSync } from 'node:fs'
 import { pino } from 'pino'
 import { SettingsError } from '@holdfast/registry-client/settings'
 import { loadConfig, sidecarHelp } from './config.ts'
-import { maskPasswords } from './masked.ts'
 import { createSidecar } from './sidecar.ts'
 import { formatTcpBinding } from './tcp/tcp-binding.ts'
 
@@ -13,7 +12,7 @@ export async function main(): Promise<void> {
     loaded = loadConfig({ argv: process.argv.slice(2), env: process.env })
   } catch (error) {
     if (!(error instanceof SettingsError)) throw error
-    process.stderr.write(`${maskPasswords(error.message)}\n`)
+    process.stderr.write(`${error.message}\n`)
     process.exit(2)
   }
   const { config, asked } = loaded
@@ -22,10 +21,7 @@ export async function main(): Promise<void> {
     return
   }
   // Standard output is for the ready line, and for the access log of those who want it there.
-  const log = pino(
-    { name: 'holdfast-sidecar', level: config.logLevel, hooks: { streamWrite: maskPasswords } },
-    pino.destination({ dest: 2, sync: true }),
-  )
+  const log = pino({ name: 'holdfast-sidecar', level: config.logLevel }, pino.destination({ dest: 2, sync: true }))
   // A promise that nobody waits for broke: a bug, but one whose request is over. The others go on.
   process.on('unhandledRejection', (error) => log.error({ err: error }, 'a promise was left alone'))
   // Before anybody can know that it is ready: a signal that finds no handler kills.

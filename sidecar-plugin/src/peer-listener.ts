@@ -7,10 +7,11 @@
  */
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
-import type { AddressInfo } from 'node:net'
+import type { AddressInfo, Socket } from 'node:net'
 import type { Clock } from '@holdfast/registry-client/clock'
 import type { Log } from '@holdfast/registry-client/log'
 import { isNamespace, isServiceName } from '@holdfast/registry-client/protocol'
+import { refuseBytes, refuseSocket } from './refuse-bytes.ts'
 
 export interface PeerListenerOptions {
   readonly clock: Clock
@@ -19,6 +20,8 @@ export interface PeerListenerOptions {
   readonly namespace: string
   /** Undefined when nothing is known. */
   readonly view: (service: string, namespace: string) => Promise<PeerAnswer | undefined>
+  /** Whether `view` answers at once, without a file. Default: never. */
+  readonly isAtHand?: (service: string, namespace: string) => boolean
   readonly limits?: Partial<PeerListenerLimits>
 }
 
@@ -39,6 +42,9 @@ export interface PeerListenerLimits {
    */
   readonly perSecond: number
   readonly burst: number
+  /** Views that are read from file at once, and that wait for it: a disk that hangs holds up nothing else. */
+  readonly readings: number
+  readonly waiting: number
 }
 
 const DEFAULTS: PeerListenerLimits = {
@@ -47,6 +53,8 @@ const DEFAULTS: PeerListenerLimits = {
   connections: 128,
   perSecond: 500,
   burst: 2_000,
+  readings: 2,
+  waiting: 64,
 }
 const NODES_PER_TOKEN = 100
 const PATH = '/v1/views/'
@@ -60,10 +68,22 @@ export interface PeerListenerStatus {
   readonly refused: number
 }
 
+/** One look for a service, and the text of what it found: both are shared by all who ask at that moment. */
+interface Lookup {
+  readonly found: Promise<PeerAnswer | undefined>
+  text?: Buffer
+}
+
+/** More ask than are answered. */
+class CrowdedError extends Error {}
+
 export class PeerListener {
   readonly #options: PeerListenerOptions
   readonly #limits: PeerListenerLimits
   readonly #server: Server
+  readonly #lookups = new Map<string, Lookup>()
+  #readings = 0
+  readonly #waiting: (() => void)[] = []
   #tokens: number
   #filledMs: number
   readonly #counts = { answered: 0, unknown: 0, refused: 0 }
@@ -84,12 +104,24 @@ export class PeerListener {
       },
       (request, response) => {
         this.#serve(request, response).catch((error: unknown) => {
+          if (error instanceof CrowdedError) {
+            response.setHeader('retry-after', '1')
+            return this.#refuse(response, 429, 'too_many_requests', 'Too many ask at once')
+          }
           options.log.error({ err: error }, 'a peer could not be answered')
           if (response.headersSent) response.destroy()
           else this.#refuse(response, 500, 'internal_error', 'The sidecar failed')
         })
       },
     )
+    this.#server.on('clientError', (error, socket) => {
+      if (refuseBytes(error, socket as Socket)) this.#counts.refused++
+    })
+    // Node lets go of a socket that asks for a tunnel, and would close it without a word.
+    this.#server.on('connect', (_request, socket) => {
+      this.#counts.refused++
+      refuseSocket(socket as Socket, 405, 'method_not_allowed', 'Method Not Allowed')
+    })
     this.#server.maxConnections = connections
     this.#server.timeout = timeoutMs
   }
@@ -135,29 +167,61 @@ export class PeerListener {
     const namespace = target.searchParams.get('namespace') ?? this.#options.namespace
     if (!isServiceName(service) || !isNamespace(namespace))
       return this.#refuse(response, 400, 'invalid_request', 'Not the name of a service and of a namespace')
-    if (!this.#take()) {
-      response.setHeader('retry-after', '1')
-      return this.#refuse(response, 429, 'too_many_requests', 'Too many ask at once')
-    }
-    const answer = await this.#options.view(service, namespace)
+    this.#fill()
+    if (this.#tokens < 1) throw new CrowdedError()
+    this.#tokens--
+    const lookup = this.#lookUp(service, namespace)
+    const answer = await lookup.found
+    // They have gone meanwhile.
+    if (response.destroyed) return
     if (answer === undefined) {
       this.#counts.unknown++
       return send(response, 404, problem(404, 'service_not_found', 'Nothing is known of it'))
     }
+    this.#fill()
+    if (this.#tokens < 0) throw new CrowdedError()
     this.#tokens -= Math.floor(answer.nodes / NODES_PER_TOKEN)
     this.#counts.answered++
-    send(response, 200, answer.document, 'application/json')
+    lookup.text ??= textOf(answer.document)
+    sendText(response, 200, lookup.text, 'application/json')
   }
 
-  /** A bucket of tokens; an answer that turned out larger leaves it in debt, which the next ones wait for. */
-  #take(): boolean {
+  #lookUp(service: string, namespace: string): Lookup {
+    const key = `${namespace}/${service}`
+    let lookup = this.#lookups.get(key)
+    if (lookup === undefined) {
+      lookup = { found: this.#find(service, namespace).finally(() => this.#lookups.delete(key)) }
+      this.#lookups.set(key, lookup)
+    }
+    return lookup
+  }
+
+  async #find(service: string, namespace: string): Promise<PeerAnswer | undefined> {
+    const { view, isAtHand } = this.#options
+    if (isAtHand?.(service, namespace) === true) return view(service, namespace)
+    const { readings, waiting } = this.#limits
+    if (this.#readings < readings) this.#readings++
+    else if (this.#waiting.length < waiting) await new Promise<void>((resolve) => this.#waiting.push(resolve))
+    else throw new CrowdedError()
+    try {
+      return await view(service, namespace)
+    } finally {
+      // Whoever is next takes over the place.
+      const next = this.#waiting.shift()
+      if (next) next()
+      else this.#readings--
+    }
+  }
+
+  /**
+   * A bucket of tokens. An answer that turned out larger leaves it in debt, which the next ones wait for, those that came
+   * while it was looked for among them.
+   */
+  #fill(): void {
     const { perSecond, burst } = this.#limits
     const nowMs = this.#options.clock.now()
     this.#tokens = Math.min(burst, this.#tokens + ((nowMs - this.#filledMs) / 1_000) * perSecond)
     this.#filledMs = nowMs
-    if (this.#tokens < 1) return false
-    this.#tokens--
-    return true
   }
 
   #refuse(response: ServerResponse, status: number, code: string, title: string): void {
@@ -171,7 +235,14 @@ function problem(status: number, code: string, title: string): object {
   return { type: `urn:holdfast:problem:${code}`, status, code, title }
 }
 
-function send(response: ServerResponse, status: number, document: object, type = 'application/problem+json'): void {
-  const body = Buffer.from(JSON.stringify(document))
-  response.writeHead(status, { 'content-type': type, 'content-length': body.length }).end(body)
+function textOf(document: object): Buffer {
+  return Buffer.from(JSON.stringify(document))
+}
+
+function send(response: ServerResponse, status: number, document: object): void {
+  sendText(response, status, textOf(document), 'application/problem+json')
+}
+
+function sendText(response: ServerResponse, status: number, text: Buffer, type: string): void {
+  response.writeHead(status, { 'content-type': type, 'content-length': text.length }).end(text)
 }

@@ -30,7 +30,6 @@ import { DEFAULT_ATTEMPTS, retry } from './layers/retry.ts'
 import { Listener, type ListenerLimits } from './listener.ts'
 import { LocalServices, type Entrance } from './local/local-services.ts'
 import type { LocalSpec } from './local/local-spec.ts'
-import { masked } from './masked.ts'
 import { PeerListener } from './peer-listener.ts'
 import { policyReader } from './policy-reader.ts'
 import { LocalRegistration } from './local/local-registration.ts'
@@ -188,6 +187,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
           nodes: known.view.nodes.size,
         }
       },
+      isAtHand: (service, of) => client.peek(service, { namespace: of }) !== undefined,
     })
 
   // Each stack in the order in which a request meets it.
@@ -320,7 +320,11 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
         // An operator's word for a service that the registry said nothing of is nothing to peers: it has no cursor.
         return known ? shownKnown(known, served, client.reachable) : served && shownView(served)
       },
-      rehearse: (names, of) => client.rehearse(names?.map((service) => ({ service, namespace: of }))),
+      rehearse: (names, of, signal) =>
+        client.rehearse(
+          names?.map((service) => ({ service, namespace: of })),
+          { signal },
+        ),
       explain: (service, of, request) => {
         const known = client.peek(service, { namespace: of })
         if (known === undefined) return undefined
@@ -344,7 +348,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
         ...stats.snapshot(),
         tcp: tcpTraffic(),
         registrations: countStates(services),
-        client: masked(client.status()),
+        client: client.status(),
       }),
       metrics: () => stats.registry.metrics(),
       drain: askDrain,

@@ -14,11 +14,12 @@ export interface RequestStats {
   readonly malformed: number
 }
 
-interface RequestLabels {
+interface Count {
   readonly direction: Direction
   readonly service: string
-  readonly status: string
+  readonly statusClass: number
   readonly reason: string
+  value: number
 }
 
 /** Service names in metrics; more are counted as `other`, so that no caller can make the page grow without end. */
@@ -35,7 +36,8 @@ export class Stats {
   #retries = 0
   #malformed = 0
   /** What the page shows, kept as plain numbers: the library's own counters cost a request more than its routing. */
-  readonly #counts = new Map<string, { readonly labels: RequestLabels; value: number }>()
+  readonly #counts = new Map<string, Count>()
+  #last: Count | undefined
   readonly #seconds: Durations
   readonly #retryCount: Counter
   readonly #malformedCount: Counter
@@ -52,7 +54,8 @@ export class Stats {
       registers,
       collect() {
         this.reset()
-        for (const { labels, value } of counts.values()) this.inc({ ...labels }, value)
+        for (const { direction, service, statusClass, reason, value } of counts.values())
+          this.inc({ direction, service, status: `${statusClass}xx`, reason }, value)
       },
     })
     this.#seconds = new Durations(
@@ -148,10 +151,20 @@ export class Stats {
   }
 
   #count(direction: Direction, service: string, statusClass: number, reason: string): void {
-    const key = `${direction} ${service} ${statusClass} ${reason}`
-    const count = this.#counts.get(key)
-    if (count) count.value++
-    else this.#counts.set(key, { labels: { direction, service, status: `${statusClass}xx`, reason }, value: 1 })
+    // Mostly the same as before: the key costs more than a look.
+    let count = this.#last
+    if (
+      count?.service !== service ||
+      count.direction !== direction ||
+      count.statusClass !== statusClass ||
+      count.reason !== reason
+    ) {
+      const key = `${direction} ${service} ${statusClass} ${reason}`
+      count = this.#counts.get(key)
+      if (count === undefined) this.#counts.set(key, (count = { direction, service, statusClass, reason, value: 0 }))
+      this.#last = count
+    }
+    count.value++
   }
 
   /** A service's name only once something is known of it: callers choose names, and each one is a line for ever. */

@@ -24,7 +24,7 @@ const REQUESTS: readonly Request[] = [
 ]
 const CONNECTIONS = 32
 const SECONDS = Number(process.env.HOLDFAST_BENCH_SECONDS ?? 6)
-const WARM_UP_SECONDS = 3
+const WARM_UP_SECONDS = 2
 
 /** `HOLDFAST_BENCH_PROXIES=sidecar,haproxy` measures only those whose names begin so. */
 const WANTED = process.env.HOLDFAST_BENCH_PROXIES?.split(',')
@@ -88,6 +88,7 @@ export async function proxy(): Promise<void> {
         return { name: 'sidecars, both in a row', pids: [ours.pid, theirs.pid], port: ours.port, stop }
       },
     ] as [string, Start],
+    alone('bytes through Node, unread', () => startScript('node-bytes.ts', service.port)),
     alone('undici behind Node’s http', () => startScript('node-undici.ts', service.port)),
     alone('Node’s http with an agent', () => startScript('node-http.ts', service.port)),
   ].filter(([name]) => WANTED === undefined || WANTED.some((part) => name.toLowerCase().startsWith(part)))

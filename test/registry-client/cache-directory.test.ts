@@ -61,13 +61,13 @@ describe('a cache directory over its bound', () => {
     await files.close()
   })
 
-  test('keeps what this process follows, what others have dated a moment ago, overrides and what is not its own', async () => {
+  test('keeps what this process follows, what others have marked a moment ago, overrides and what is not its own', async () => {
     const { clock, disk, open, fill, names } = world(4)
     await fill()
     disk.write('/cache/default/s1.override.json', '{}')
     disk.write('/cache/default/notes.txt', 'mine')
     disk.write('/cache/sidecar-7502.json', 'mine')
-    disk.files.get('/cache/default/s1.json')!.modifiedMs = clock.wall()
+    disk.files.get('/cache/default/s1.json')!.changedMs = clock.wall()
     const files = await open(BLOCK)
     await files.load('default', 's0')
     await clock.advance(5_000)
@@ -77,6 +77,32 @@ describe('a cache directory over its bound', () => {
     )
     assert.ok(disk.files.has('/cache/default/notes.txt'))
     assert.ok(disk.files.has('/cache/sidecar-7502.json'))
+    await files.close()
+  })
+
+  test('keeps in an outage what another process follows, and dates nothing by that', async () => {
+    const { clock, disk, open, fill, names } = world(3)
+    await fill()
+    const modifiedMs = disk.files.get('/cache/default/s0.json')!.modifiedMs
+    const following = await open()
+    await following.load('default', 's0')
+    await clock.advance(HOUR_MS)
+    const other = await open(BLOCK)
+    await clock.advance(5_000)
+    assert.deepEqual(names(), ['s0.json'])
+    assert.equal(disk.files.get('/cache/default/s0.json')!.modifiedMs, modifiedMs)
+    for (const files of [following, other]) await files.close()
+  })
+
+  test('takes back a file that is mended, however full it is', async () => {
+    const { clock, disk, open, names } = world()
+    const files = await open(2 * BLOCK)
+    for (const service of ['a', 'b']) files.save(viewOf('e:1', ['a'], { service }))
+    await clock.advance(1_000)
+    disk.files.delete('/cache/default/a.json')
+    disk.write('/cache/default/c.json', 'of somebody else')
+    await clock.advance(60_000)
+    assert.deepEqual(names(), ['a.json', 'b.json', 'c.json'])
     await files.close()
   })
 
@@ -122,7 +148,7 @@ describe('a cache directory over its bound', () => {
     let looked = 0
     disk.hold = (operation, file) => {
       if (operation === 'stat' && file.endsWith('s0.json') && ++looked === 2)
-        disk.files.get(file)!.modifiedMs = clock.wall()
+        disk.files.get(file)!.changedMs = clock.wall()
       return undefined
     }
     const files = await open(3 * BLOCK)
@@ -134,7 +160,7 @@ describe('a cache directory over its bound', () => {
   test('dated in the future, by a clock that was wrong, files go before all others', async () => {
     const { clock, disk, open, fill, names } = world(4)
     await fill()
-    disk.files.get('/cache/default/s3.json')!.modifiedMs = clock.wall() + 24 * HOUR_MS
+    disk.files.get('/cache/default/s3.json')!.changedMs = clock.wall() + 24 * HOUR_MS
     const files = await open(3 * BLOCK)
     await clock.advance(5_000)
     assert.deepEqual(names(), ['s1.json', 's2.json'])

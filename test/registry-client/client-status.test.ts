@@ -107,6 +107,11 @@ test('the bounds that were met are counted', async () => {
     await made.network.stream.event('snapshot', snapshotOf('e:5', ['n'], { service }), 'e:5')
     await resolving
   }
-  assert.deepEqual(client.metrics().memory, { services: 2, pinned: 0, nodes: 2, evicted: { nodes: 0, services: 2 } })
+  assert.deepEqual(client.metrics().memory, {
+    services: 2,
+    pinned: 0,
+    nodes: 2,
+    evicted: { nodes: 0, services: 2, names: 0 },
+  })
   await client.close()
 })

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import type { RegistryClient } from '@holdfast/registry-client'
-import { resolved, world, worldWithFile, type World } from '../support/client-world.ts'
+import { failure, resolved, world, worldWithFile, type World } from '../support/client-world.ts'
 import { settle } from '../support/manual-clock.ts'
 import { changeOf, idsOf, removalOf, snapshotOf, viewOf } from '../support/sample-views.ts'
 
@@ -218,7 +218,7 @@ function changeable(value: unknown, path: string, seen = new Set<unknown>()): st
 }
 
 describe('what is handed out cannot be changed', () => {
-  const policy = { timeout: '1s', retry: { attempts: 2, on: ['reset', 'refused'] } }
+  const policy = { timeout: '1s', retry: { attempts: 2, on: ['connect_failure', '5xx'] } }
   const labelled = { labels: { version: 'v1' }, override: { weight: 5 } }
 
   async function everyKind(): Promise<{ client: RegistryClient; made: World }> {
@@ -256,7 +256,8 @@ describe('what is handed out cannot be changed', () => {
       JSON.stringify({ nodes: [80, 81].map((port) => ({ host: '10.0.0.9', port, labels: { a: 'b' } })), policy }),
     )
     await made.clock.advance(10_000)
-    assert.equal(client.peek('stock')?.overridden, true)
+    // What checks its policy is loaded with the first one.
+    while (!client.peek('stock')?.overridden) await settle()
     for (const [index, shown] of (await look()).entries()) assert.deepEqual(changeable(shown, `override ${index}`), [])
     await client.close()
   })
@@ -275,6 +276,50 @@ describe('what is handed out cannot be changed', () => {
     Object.assign(client.metrics().resumes, { nothing: 99 })
     Object.assign(client.metrics().memory.evicted, { nodes: 99 })
     assert.equal(JSON.stringify([client.status(), client.metrics(), client.nodeReports('stock')]), before)
+    await client.close()
+  })
+})
+
+describe('what makes room', () => {
+  const follow = async (made: World, client: RegistryClient, service: string, cursor = 'e:5', nodes = ['q']) => {
+    const resolving = client.resolve(service)
+    await settle()
+    await made.network.stream.event('snapshot', snapshotOf(cursor, nodes, { service }), cursor)
+    return resolving
+  }
+
+  test('a view in quarantine goes last, since nobody would say it again', async () => {
+    const made = world()
+    const client = await made.start({ cacheDir: undefined, maxServices: 2 })
+    await resolved(made, client, 'a', 'b')
+    await made.network.stream.event('snapshot', snapshotOf('new:3'), 'new:3')
+    for (const service of ['o1', 'o2', 'o3']) await follow(made, client, service, 'new:3')
+    assert.deepEqual(idsOf((await client.resolve('stock')).view), ['a', 'b'])
+    assert.equal(client.status().quarantined.length, 1)
+    assert.deepEqual(client.status().memory.evicted, { nodes: 0, services: 2, names: 0 })
+    await client.close()
+  })
+
+  test('made-up names cost no view, in an outage or out of it', async () => {
+    const made = world()
+    const client = await made.start({ cacheDir: undefined, maxServices: 20 })
+    await resolved(made, client, 'a', 'b')
+    for (let name = 0; name < 30; name++) {
+      const unknown = failure(client.resolve(`up${name}`))
+      await settle()
+      await made.network.stream.event('snapshot', snapshotOf('e:0', [], { service: `up${name}` }), 'e:5')
+      await unknown
+    }
+    assert.equal(client.status().memory.evicted.names, 10)
+    await made.network.stream.cut('dead')
+    for (let name = 0; name < 50; name++) {
+      const unknown = failure(client.resolve(`down${name}`, { deadline: 1 }))
+      await made.clock.advance(1)
+      await unknown
+    }
+    assert.deepEqual(idsOf((await client.resolve('stock')).view), ['a', 'b'])
+    const { services, memory } = client.status()
+    assert.deepEqual([services, memory.evicted], [21, { nodes: 0, services: 0, names: 60 }])
     await client.close()
   })
 })

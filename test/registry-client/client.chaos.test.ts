@@ -53,8 +53,9 @@ class Model {
     for (const message of stream.sent.slice(from)) {
       if (message.type !== 'subscribe') continue
       this.#followers.add(stream)
-      const [{ cursor }] = message.services as [{ cursor?: string }]
-      if (cursor === `${this.epoch}:${this.changed}`) await stream.event('ping', {}, this.cursor)
+      const [subscription] = message.services as { cursor?: string }[]
+      if (subscription === undefined || subscription.cursor === `${this.epoch}:${this.changed}`)
+        await stream.event('ping', {}, this.cursor)
       else
         await stream.event(
           'snapshot',

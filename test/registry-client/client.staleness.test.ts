@@ -7,6 +7,103 @@ import { answer } from '../support/scripted-network.ts'
 
 const OVERRIDE = '/cache/default/stock.override.json'
 
+describe('maxStale', () => {
+  test('shorter than the time between pings asks the registry, once for all who wait', async () => {
+    const made = world()
+    const client = await made.start()
+    await resolved(made, client, 'a')
+    await made.network.stream.event('ping', {}, 'e:5')
+    await made.clock.advance(8_000)
+    const sent = made.network.stream.sent.length
+    const calls = [client.resolve('stock', { maxStale: '1s' }), client.resolve('stock', { maxStale: 0 })]
+    await settle()
+    assert.deepEqual(made.network.stream.sent.slice(sent), [{ type: 'subscribe', services: [], ref: 2 }])
+    await made.clock.advance(20)
+    await made.network.stream.event('ping', {}, 'e:6')
+    for (const { age, source, asOf } of await Promise.all(calls))
+      assert.deepEqual([age, source, asOf], [0, 'registry', { epoch: 'e', revision: 6 }])
+    await client.close()
+  })
+
+  test('asks again on a stream that is new, and for calls that come after an answer', async () => {
+    const made = world()
+    const client = await made.start()
+    await resolved(made, client, 'a')
+    const lost = client.resolve('stock', { maxStale: 0 })
+    await settle()
+    await made.network.stream.cut()
+    await made.clock.advance(1_000)
+    await made.network.stream.accept()
+    await made.network.stream.event('ping', {}, 'e:5')
+    assert.equal((await lost).age, 0)
+    for (let call = 0; call < 2; call++) {
+      await made.clock.advance(1)
+      const asking = client.resolve('stock', { maxStale: 0 })
+      await settle()
+      assert.deepEqual(made.network.stream.sent.at(-1)!.services, [])
+      await made.network.stream.event('ping', {}, 'e:5')
+      assert.equal((await asking).age, 0)
+    }
+    await client.close()
+  })
+
+  test('is not met by a registry that says that it is behind', async () => {
+    const made = world()
+    const client = await made.start()
+    await resolved(made, client, 'a')
+    await made.clock.advance(3_000)
+    const asking = failure(client.resolve('stock', { maxStale: '1s', deadline: '2s' }))
+    await settle()
+    await made.network.stream.event('ping', { age: 3_000 }, 'e:5')
+    await made.clock.advance(2_000)
+    assert.equal((await asking).code, 'stale')
+    await client.close()
+  })
+})
+
+describe('a registry that has not reached what is known', () => {
+  test('confirms nothing: the view ages, is named, and is confirmed once it has', async () => {
+    const made = world()
+    const client = await made.start()
+    await resolved(made, client, 'a')
+    await made.network.stream.cut()
+    await made.clock.advance(1_000)
+    await made.network.stream.accept()
+    // Another replica, which waited for what was asked of it in vain.
+    await made.network.stream.event('ping', {}, 'e:3')
+    await made.clock.advance(10_000)
+    await made.network.stream.event('ping', {}, 'e:4')
+    assert.equal((await client.resolve('stock')).age, 11_000)
+    assert.deepEqual(client.status().ahead, ['default/stock'])
+    assert.equal(made.log.of('warn', 'has not reached').length, 1)
+    await made.network.stream.event('ping', {}, 'e:5')
+    assert.equal((await client.resolve('stock')).age, 0)
+    assert.deepEqual(client.status().ahead, [])
+    await client.close()
+  })
+})
+
+describe('a registry that has not reached what another one has shown', () => {
+  test('confirms no view either that has not changed since, and is asked to come as far first', async () => {
+    const made = world()
+    const client = await made.start()
+    await resolved(made, client, 'a')
+    await made.network.stream.event('ping', {}, 'e:1000')
+    await made.network.stream.cut()
+    await made.clock.advance(1_000)
+    await made.network.stream.accept()
+    assert.equal(made.network.stream.sent.find(({ type }) => type === 'subscribe')!.reach, 'e:1000')
+    await made.network.stream.event('ping', {}, 'e:6')
+    await made.clock.advance(10_000)
+    await made.network.stream.event('ping', {}, 'e:7')
+    assert.equal((await client.resolve('stock')).age, 11_000)
+    assert.deepEqual(client.status().ahead, ['default/stock'])
+    await made.network.stream.event('ping', {}, 'e:1000')
+    assert.equal((await client.resolve('stock')).age, 0)
+    await client.close()
+  })
+})
+
 describe('minRevision', () => {
   test('is answered from memory where the stream has confirmed as much', async () => {
     const made = world()

@@ -651,27 +651,43 @@ describe('eviction', () => {
     await client.close()
   })
 
-  test('a service that was evicted while its file was read does not come back by itself', async () => {
+  test('a service that was evicted while its file was read for long does not come back by itself', async () => {
     const made = await worldWithFile('a')
     let letGo: () => void = () => {}
     const held = new Promise<void>((resolve) => (letGo = resolve))
     made.disk.hold = (operation, file) => (operation === 'read' && file.startsWith(FILE) ? held : undefined)
-    const client = await made.start({ maxNodes: 1 })
+    const client = await made.start({ maxServices: 1 })
     await made.network.stream.accept()
     const stop = new AbortController()
     const given = failure(client.resolve('stock', { signal: stop.signal }))
     stop.abort()
     await given
-    const other = failure(client.resolve('other', { deadline: 1 }))
-    await made.clock.advance(1)
+    // So long it is held.
+    await made.clock.advance(1_000)
+    const other = failure(client.resolve('other', { deadline: 2 }))
+    await made.clock.advance(2)
     await other
     letGo()
     await settle()
     assert.equal(client.peek('stock'), undefined)
-    assert.deepEqual(
-      made.network.stream.subscribed.map(({ service }) => service),
-      ['other'],
-    )
+    await client.close()
+  })
+
+  test('a service whose file is read is held until there is something to judge its worth by', async () => {
+    const made = await worldWithFile('a')
+    let letGo: () => void = () => {}
+    const held = new Promise<void>((resolve) => (letGo = resolve))
+    made.disk.hold = (operation, file) => (operation === 'read' && file.startsWith(FILE) ? held : undefined)
+    const client = await made.start({ maxServices: 1 })
+    await made.network.stream.accept()
+    const resolving = client.resolve('stock')
+    for (const name of ['x', 'y', 'z']) {
+      const other = failure(client.resolve(name, { deadline: 1 }))
+      await made.clock.advance(1)
+      await other
+    }
+    letGo()
+    assert.deepEqual(idsOf((await resolving).view), ['a'])
     await client.close()
   })
 

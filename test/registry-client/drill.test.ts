@@ -30,6 +30,15 @@ const SERVICES: Record<string, object> = {
     level: 'memory',
     levels: { memory: yes(2_400, 0, 0), file: yes(2_400, 0, 0), peer: no('no nodes, and no removal of the last') },
   },
+  overruled: {
+    resolves: true,
+    level: 'memory',
+    levels: {
+      memory: { ...yes(0, 0, 1), overridden: true },
+      file: no('no file that can be read'),
+      peer: yes(12_000, 3, 5),
+    },
+  },
   lost: {
     resolves: false,
     levels: { memory: no('not in memory'), file: no('no file that can be read'), peer: no('no peers are configured') },
@@ -123,19 +132,34 @@ describe('holdfast drill', () => {
     assert.match(out, /shop +NO +- +1\/1 90s +- +not in memory$/m)
   })
 
-  test('a level without enough nodes that take traffic does not let a service pass, and the next one may', async () => {
-    const drilled = (...words: string[]) => drill('--sidecar', sidecar.url, ...words)
-    const fromFile = await drilled('--service', 'down')
-    assert.deepEqual([fromFile.code, /down +from file/.test(fromFile.out)], [0, true])
-    const fromPeer = await drilled('--service', 'down', '--min-usable', '3')
-    assert.deepEqual([fromPeer.code, /down +from peer/.test(fromPeer.out)], [0, true])
-    const fromNone = await drilled('--service', 'down', '--min-usable', '4')
-    assert.equal(fromNone.code, 1)
-    const wanting = [0, 2, 3].map((usable) => `${usable} of 5 nodes usable, 4 wanted`).join('; ')
-    assert.match(fromNone.out, new RegExp(`down +NO .* ${wanting}$`, 'm'))
-    const fromMemory = await drilled('--service', 'down', '--level', 'memory')
-    assert.equal(fromMemory.code, 1)
-    assert.match(fromMemory.out, / 0 of 5 nodes usable, 1 wanted$/m)
+  test('a level that would answer with too few nodes fails, whatever those know that would not be asked', async () => {
+    const drilled = (...words: string[]) => drill('--sidecar', sidecar.url, '--service', ...words)
+    for (const words of [['down'], ['down', '--level', 'memory']]) {
+      const { code, out } = await drilled(...words)
+      assert.equal(code, 1)
+      assert.match(out, /down +NO .* 0 of 5 nodes usable, 1 wanted$/m)
+      assert.doesNotMatch(out, /2 of 5|3 of 5/)
+    }
+    for (const [level, usable] of [
+      ['file', 2],
+      ['peer', 3],
+    ] as const) {
+      const enough = await drilled('down', '--level', level, '--min-usable', String(usable))
+      assert.deepEqual([enough.code, enough.out.includes(`from ${level}`)], [0, true])
+      const wanting = await drilled('down', '--level', level, '--min-usable', '4')
+      assert.equal(wanting.code, 1)
+      assert.match(wanting.out, new RegExp(` ${usable} of 5 nodes usable, 4 wanted$`, 'm'))
+    }
+    // Nothing is in memory: the file is what would answer.
+    const short = await drilled('shop', '--min-usable', '2')
+    assert.equal(short.code, 1)
+    assert.match(short.out, /shop +NO .* 1 of 1 nodes usable, 2 wanted$/m)
+  })
+
+  test("says where it is an operator's file that leaves too few", async () => {
+    const { code, out } = await drill('--sidecar', sidecar.url, '--service', 'overruled')
+    assert.equal(code, 1)
+    assert.match(out, /overruled +NO +0\/1 0ms +- .* 0 of 1 nodes usable by an operator's override file, 1 wanted$/m)
   })
 
   test('a service without nodes passes only where that is allowed, and never without proof', async () => {
@@ -165,6 +189,69 @@ describe('holdfast drill', () => {
     forgetful.server.closeAllConnections()
   })
 
+  describe('takes no answer that is none', () => {
+    const level = no('')
+    const levels = { memory: yes(0, 1, 1), file: level, peer: level }
+    const stock = { service: 'stock', namespace: 'default', levels }
+    const wrong: Record<string, [answer: unknown, complaint: string]> = {
+      'of another namespace': [[{ ...stock, namespace: 'blue' }], ' of what was asked: it tells of blue/stock'],
+      'of another service': [[stock, { ...stock, service: 'shop' }], ' of what was asked: it tells of default/shop'],
+      'of a service twice': [[stock, stock], ': it tells of default/stock twice'],
+      'whose name is none': [[{ ...stock, service: 's\u001b[2J' }], ': services.0.service: not a service name'],
+      'whose peers are a number': [
+        [{ ...stock, levels: { ...levels, peer: { ...level, unanswered: 5 } } }],
+        ': services.0.levels.peer.unanswered: must be an array, got 5',
+      ],
+      'that counts below zero': [
+        [{ ...stock, levels: { ...levels, memory: yes(0, -1, 1) } }],
+        ': services.0.levels.memory.usable: ',
+      ],
+      'that counts more than there are': [
+        [{ ...stock, levels: { ...levels, memory: yes(0, 2, 1) } }],
+        ': services.0.levels.memory.usable: more than there are nodes',
+      ],
+      'of no age': [
+        [{ ...stock, levels: { ...levels, memory: { ...yes(0, 1, 1), age: 'y' } } }],
+        ': services.0.levels.memory.age: must be a number, got y',
+      ],
+      'that lacks a level': [[{ ...stock, levels: { memory: level, file: level } }], ': services.0.levels.peer'],
+      'that is no list': [{}, ': services: must be an array'],
+    }
+    for (const [what, [services, complaint]] of Object.entries(wrong))
+      test(`${what}, and says where`, async (t) => {
+        const liar = await listen(() => ({ status: 200, body: JSON.stringify({ services }) }))
+        t.after(() => {
+          liar.server.close()
+          liar.server.closeAllConnections()
+        })
+        const { code, error, out } = await drill('--sidecar', liar.url, '--service', 'stock')
+        assert.deepEqual([code, out], [1, 'no services'])
+        assert.ok(error.startsWith(`${liar.url}: the answer is no rehearsal${complaint}`), error)
+      })
+
+    test('and writes nothing to the terminal that commands it', async (t) => {
+      const commands = '\u001b]0;x\u0007\u202e'
+      const liar = await listen(({ pathname }) =>
+        pathname.startsWith('/refuses')
+          ? { status: 500, body: JSON.stringify({ title: commands }) }
+          : {
+              status: 200,
+              body: JSON.stringify({
+                services: [{ ...stock, levels: { memory: no(commands), file: level, peer: level } }],
+              }),
+            },
+      )
+      t.after(() => {
+        liar.server.close()
+        liar.server.closeAllConnections()
+      })
+      const { code, out, error } = await drill('--sidecar', `${liar.url},${liar.url}/refuses`, '--service', 'stock')
+      assert.equal(code, 1)
+      assert.match(out, /\?\]0;x\?\?/)
+      assert.match(error, /answered 500: \?\]0;x\?\?$/)
+    })
+  })
+
   test('is JSON for programs', async () => {
     const { code, out } = await drill('--sidecar', sidecar.url, '--service', 'stock,lost', '--json')
     assert.equal(code, 1)
@@ -189,7 +276,7 @@ describe('holdfast drill', () => {
     assert.equal(error.startsWith(`${nowhere.url}: cannot be asked: `), true, error)
     for (const [url, reason] of [
       [stranger.url, 'answered 404: There is nothing here'],
-      [`${stranger.url}/html`, "cannot be asked: the answer is no rehearsal; is this a sidecar's admin API?"],
+      [`${stranger.url}/html`, "the answer is no rehearsal; is this a sidecar's admin API?"],
     ] as const) {
       const answer = await drill('--sidecar', url)
       assert.deepEqual([answer.code, answer.error], [1, `${url}: ${reason}`])

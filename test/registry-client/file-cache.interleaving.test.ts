@@ -94,7 +94,7 @@ const load = async (cache: FileCache) => assert.ok(await cache.load('default', '
 
 function onDisk(disk: FailingDisk, file: string): View | undefined {
   try {
-    return parseView(disk.files.get(file)?.content ?? '', 'default', 'stock')
+    return parseView(disk.files.get(file)?.content ?? '', 'default', 'stock').view
   } catch {
     return undefined
   }

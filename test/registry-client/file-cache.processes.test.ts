@@ -55,6 +55,8 @@ test(`${PROCESSES} processes write one directory for ${SECONDS} s, one killed ev
 
   try {
     await Promise.all(Array.from({ length: PROCESSES }, add))
+    // From their first writing on.
+    for (const service of SERVICES) while (!(await revisionOf(service))) await sleep(systemClock, 5)
     let killed = 0
     for (const endMs = systemClock.now() + SECONDS * 1_000; systemClock.now() < endMs;) {
       const nextMs = systemClock.now() + 1_000

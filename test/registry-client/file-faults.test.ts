@@ -249,7 +249,8 @@ const ROWS: readonly Row[] = [
     answers: 'old',
     says: UNREADABLE,
     counted: 'EIO',
-    leaves: 6,
+    // What cannot be read may hold what must not be lost: it is written once it can be read.
+    leaves: 5,
   },
   {
     fault: 'EIO on reading anything',
@@ -257,7 +258,7 @@ const ROWS: readonly Row[] = [
     answers: 'none',
     says: UNREADABLE,
     counted: 'EIO',
-    leaves: 6,
+    leaves: 5,
   },
   {
     fault: "another version's file",
@@ -398,7 +399,7 @@ describe('whatever is done to the bytes of the file, the previous one answers', 
       turned[bit >> 3]! ^= 1 << (bit & 7)
       let view
       try {
-        view = parseView(turned.toString('utf8'), 'default', 'stock')
+        view = parseView(turned.toString('utf8'), 'default', 'stock').view
       } catch {
         noticed++
         continue

@@ -3,7 +3,9 @@ import { describe, test } from 'node:test'
 import fc from 'fast-check'
 import { fold, type Removal, type View } from '@holdfast/registry-client/protocol'
 import type { Session } from '../../registry-client/src/registry/connection.ts'
-import { Entry, MemoryCache, type Origin } from '../../registry-client/src/cache/memory-cache.ts'
+import { Entry, type Origin } from '../../registry-client/src/cache/entry.ts'
+import { judge } from '../../registry-client/src/cache/gate.ts'
+import { MemoryCache } from '../../registry-client/src/cache/memory-cache.ts'
 import { ManualClock } from '../support/manual-clock.ts'
 import { idsOf, nodeOf, removalOf, viewOf } from '../support/sample-views.ts'
 
@@ -13,18 +15,32 @@ function world(maxNodes = 1_000, maxServices = 1_000) {
   const memory = new MemoryCache({ maxNodes, maxServices, clock, evicted: (key) => evicted.push(key) })
   const entry = (key: string, nodes = 0) => {
     const made = new Entry('default', key)
+    made.isFileKnown = true
     memory.add(key, made)
+    memory.unpin(key, made)
     const ids = Array.from({ length: nodes }, (_, index) => `n${index}`)
-    if (nodes > 0) memory.offer(key, made, viewOf('e:1', ids), 'registry', { heardMs: 0 })
+    if (nodes > 0) offer(memory, key, made, viewOf('e:1', ids), 'registry', { heardMs: 0 })
     return made
   }
   return { memory, evicted, clock, entry }
 }
 
+function offer(
+  memory: MemoryCache,
+  key: string,
+  entry: Entry,
+  view: View,
+  origin: Origin,
+  confirmed: Session,
+  removed: readonly Removal[] = [],
+) {
+  return memory.offer(key, entry, { view, origin, confirmed, removed })
+}
+
 function offers(...views: (readonly [Origin, View])[]) {
   const { memory, entry } = world()
   const made = entry('stock')
-  const verdicts = views.map(([origin, view], at) => memory.offer('stock', made, view, origin, { heardMs: at }))
+  const verdicts = views.map(([origin, view], at) => offer(memory, 'stock', made, view, origin, { heardMs: at }))
   return { verdicts, entry: made }
 }
 
@@ -60,12 +76,12 @@ describe('the gate', () => {
   test('counts the same cursor as a confirmation, which never goes back', () => {
     const { memory, entry, clock } = world()
     const made = entry('stock')
-    memory.offer('stock', made, viewOf('e:5', ['a']), 'file', { heardMs: -1_000 })
+    offer(memory, 'stock', made, viewOf('e:5', ['a']), 'file', { heardMs: -1_000 })
     assert.equal(made.ageMs(clock), 1_000)
     const session: Session = { heardMs: 0 }
-    assert.equal(memory.offer('stock', made, viewOf('e:5', ['a']), 'registry', session), 'current')
+    assert.equal(offer(memory, 'stock', made, viewOf('e:5', ['a']), 'registry', session), 'current')
     assert.deepEqual([made.origin, made.ageMs(clock)], ['registry', 0])
-    assert.equal(memory.offer('stock', made, viewOf('e:5', ['a']), 'file', { heardMs: -500 }), 'current')
+    assert.equal(offer(memory, 'stock', made, viewOf('e:5', ['a']), 'file', { heardMs: -500 }), 'current')
     assert.deepEqual([made.origin, made.ageMs(clock)], ['registry', 0])
   })
 
@@ -73,20 +89,37 @@ describe('the gate', () => {
     for (const [release, expected] of [
       [viewOf('e:8', ['b']), ['b']],
       [viewOf('e:8', [], { emptied: removalOf('a', 8) }), []],
-      [viewOf('e:5', ['a']), ['a']],
     ] as const) {
       const { memory, entry } = world()
       const made = entry('stock')
       const session = { heardMs: 0 }
-      memory.offer('stock', made, viewOf('e:5', ['a']), 'registry', session)
-      assert.equal(memory.offer('stock', made, viewOf('e:7'), 'registry', session), 'unproven')
+      offer(memory, 'stock', made, viewOf('e:5', ['a']), 'registry', session)
+      assert.equal(offer(memory, 'stock', made, viewOf('e:7'), 'registry', session), 'unproven')
       assert.equal(made.quarantined, true)
       assert.deepEqual(idsOf(made.view), ['a'])
       assert.deepEqual(made.heard?.cursor.revision, 7)
-      memory.offer('stock', made, release, 'registry', session)
+      offer(memory, 'stock', made, release, 'registry', session)
       assert.deepEqual(idsOf(made.view), expected)
       assert.equal(made.quarantined, false)
     }
+  })
+
+  test('while it is kept aside the registry does not go back either', () => {
+    const { verdicts, entry } = offers(
+      ['registry', viewOf('e:5', ['a'])],
+      ['registry', viewOf('e:7')],
+      ['registry', viewOf('e:5', ['a'])],
+      ['registry', viewOf('e:8', ['a', 'b'])],
+    )
+    assert.deepEqual(verdicts, ['accepted', 'unproven', 'older', 'accepted'])
+    const revisions: (number | undefined)[] = []
+    for (const revision of [9, 8, 7]) {
+      entry.carried = viewOf('f:9', ['a'])
+      entry.heard = viewOf('f:9')
+      judge(entry, { view: viewOf(`f:${revision}`), origin: 'registry', confirmed: { heardMs: 0 } }, 0)
+      revisions.push(entry.heard.cursor.revision)
+    }
+    assert.deepEqual(revisions, [9, 9, 9])
   })
 
   test('an empty file without proof empties nothing either', () => {
@@ -96,7 +129,7 @@ describe('the gate', () => {
   })
 
   test('whatever is offered in whatever order: within an epoch cursors only grow, and nothing empties without proof', () => {
-    const offer = fc.record({
+    const anOffer = fc.record({
       origin: fc.constantFrom<Origin>('file', 'registry'),
       epoch: fc.constantFrom('e', 'f'),
       revision: fc.integer({ min: 1, max: 9 }),
@@ -104,14 +137,14 @@ describe('the gate', () => {
       emptied: fc.option(fc.integer({ min: 1, max: 9 }), { nil: undefined }),
     })
     fc.assert(
-      fc.property(fc.array(offer, { maxLength: 30 }), (offered) => {
+      fc.property(fc.array(anOffer, { maxLength: 30 }), (offered) => {
         const { memory, entry } = world()
         const made = entry('stock')
         for (const { origin, epoch, revision, nodes, emptied } of offered) {
           const before = made.view
           const removal = emptied !== undefined && nodes === 0 ? removalOf('a', Math.min(emptied, revision)) : undefined
           const view = viewOf(`${epoch}:${revision}`, ['a', 'b'].slice(0, nodes), removal && { emptied: removal })
-          memory.offer('stock', made, view, origin, { heardMs: 0 })
+          offer(memory, 'stock', made, view, origin, { heardMs: 0 })
           const now = made.view!
           if (before?.cursor.epoch === now.cursor.epoch) assert.ok(now.cursor.revision >= before.cursor.revision)
           else if (before) assert.equal(origin, 'registry')
@@ -129,8 +162,8 @@ describe('the gate', () => {
     const { memory, entry } = world()
     const made = entry('stock')
     const session = { heardMs: 0 }
-    memory.offer('stock', made, viewOf('e:5', ['a']), 'registry', session)
-    memory.offer('stock', made, viewOf('f:0'), 'registry', session)
+    offer(memory, 'stock', made, viewOf('e:5', ['a']), 'registry', session)
+    offer(memory, 'stock', made, viewOf('f:0'), 'registry', session)
     const next = fold(made.heard, {
       kind: 'change',
       namespace: 'default',
@@ -140,7 +173,7 @@ describe('the gate', () => {
       put: [...viewOf('f:1', ['b']).nodes.values()],
       remove: [],
     })
-    assert.equal(memory.offer('stock', made, next!, 'registry', session), 'unproven')
+    assert.equal(offer(memory, 'stock', made, next!, 'registry', session), 'unproven')
     assert.deepEqual(idsOf(made.served).sort(), ['a', 'b'])
   })
 
@@ -148,15 +181,15 @@ describe('the gate', () => {
     const { memory, entry } = world()
     const made = entry('stock')
     const session = { heardMs: 0 }
-    const offer = (view: View, removed: Removal[] = []) =>
-      memory.offer('stock', made, view, 'registry', session, removed)
-    offer(viewOf('e:5', ['a', 'b', 'c']))
-    assert.equal(offer(viewOf('f:1', ['a'])), 'unproven')
+    const hear = (view: View, removed: Removal[] = []) =>
+      offer(memory, 'stock', made, view, 'registry', session, removed)
+    hear(viewOf('e:5', ['a', 'b', 'c']))
+    assert.equal(hear(viewOf('f:1', ['a'])), 'unproven')
     assert.deepEqual(idsOf(made.served).sort(), ['a', 'b', 'c'])
-    assert.equal(offer(viewOf('f:2', [], { emptied: removalOf('a', 2) }), [removalOf('a', 2)]), 'unproven')
+    assert.equal(hear(viewOf('f:2', [], { emptied: removalOf('a', 2) }), [removalOf('a', 2)]), 'unproven')
     assert.deepEqual(idsOf(made.served).sort(), ['b', 'c'])
-    assert.equal(offer(viewOf('f:3', ['b'])), 'unproven')
-    assert.equal(offer(viewOf('f:4', ['b', 'c'])), 'accepted')
+    assert.equal(hear(viewOf('f:3', ['b'])), 'unproven')
+    assert.equal(hear(viewOf('f:4', ['b', 'c'])), 'accepted')
     assert.deepEqual(idsOf(made.served), ['b', 'c'])
     assert.equal(made.quarantined, false)
   })
@@ -164,9 +197,9 @@ describe('the gate', () => {
   test('while the registry speaks of another epoch, a file of the one before is history', () => {
     const { memory, entry } = world()
     const made = entry('stock')
-    memory.offer('stock', made, viewOf('e:5', ['a', 'b']), 'registry', { heardMs: 0 })
-    assert.equal(memory.offer('stock', made, viewOf('f:2', ['c']), 'registry', { heardMs: 1 }), 'unproven')
-    assert.equal(memory.offer('stock', made, viewOf('e:9', ['a']), 'file', { heardMs: 2 }), 'older')
+    offer(memory, 'stock', made, viewOf('e:5', ['a', 'b']), 'registry', { heardMs: 0 })
+    assert.equal(offer(memory, 'stock', made, viewOf('f:2', ['c']), 'registry', { heardMs: 1 }), 'unproven')
+    assert.equal(offer(memory, 'stock', made, viewOf('e:9', ['a']), 'file', { heardMs: 2 }), 'older')
     assert.deepEqual(idsOf(made.served).sort(), ['a', 'b', 'c'])
     assert.ok(made.quarantined)
     assert.deepEqual(made.served?.cursor, { epoch: 'f', revision: 2 })
@@ -177,10 +210,10 @@ describe('the gate', () => {
     const made = entry('stock')
     const session = { heardMs: 0 }
     const late = nodeOf('a', { incarnation: 5 })
-    memory.offer('stock', made, viewOf('e:5', [late]), 'registry', session)
+    offer(memory, 'stock', made, viewOf('e:5', [late]), 'registry', session)
     const gone = (incarnation: number, revision: number) => {
       const removal = removalOf('a', revision, 'lease_expired', incarnation)
-      return memory.offer('stock', made, viewOf(`f:${revision}`, [], { emptied: removal }), 'registry', session, [
+      return offer(memory, 'stock', made, viewOf(`f:${revision}`, [], { emptied: removal }), 'registry', session, [
         removal,
       ])
     }
@@ -195,17 +228,17 @@ describe('the gate', () => {
     const made = entry('stock')
     const session = { heardMs: 0 }
     const known = viewOf('e:5', ['a', 'b', nodeOf('static', { leased: false })])
-    memory.offer('stock', made, known, 'registry', session)
-    memory.offer('stock', made, viewOf('f:0'), 'registry', session)
+    offer(memory, 'stock', made, known, 'registry', session)
+    offer(memory, 'stock', made, viewOf('f:0'), 'registry', session)
     await clock.advance(3_600_000)
-    memory.offer('stock', made, viewOf('f:0'), 'registry', session)
+    offer(memory, 'stock', made, viewOf('f:0'), 'registry', session)
     assert.deepEqual(idsOf(made.served).sort(), ['a', 'b', 'static'])
-    memory.offer('stock', made, viewOf('f:1', ['a']), 'registry', session)
+    offer(memory, 'stock', made, viewOf('f:1', ['a']), 'registry', session)
     await clock.advance(599_999)
-    memory.offer('stock', made, viewOf('f:1', ['a']), 'registry', session)
+    offer(memory, 'stock', made, viewOf('f:1', ['a']), 'registry', session)
     assert.deepEqual(idsOf(made.served).sort(), ['a', 'b', 'static'])
     await clock.advance(1)
-    memory.offer('stock', made, viewOf('f:1', ['a']), 'registry', session)
+    offer(memory, 'stock', made, viewOf('f:1', ['a']), 'registry', session)
     assert.deepEqual(idsOf(made.served).sort(), ['a', 'static'])
   })
 })
@@ -241,12 +274,12 @@ describe("a peer's word", () => {
   test('that is later than the registry stays, until the registry has gone past it', () => {
     const { memory, entry } = world()
     const made = entry('stock')
-    memory.offer('stock', made, viewOf('e:9', ['peer']), 'peer', { heardMs: 0 })
-    assert.equal(memory.offer('stock', made, viewOf('e:7', ['a']), 'registry', session), 'older')
+    offer(memory, 'stock', made, viewOf('e:9', ['peer']), 'peer', { heardMs: 0 })
+    assert.equal(offer(memory, 'stock', made, viewOf('e:7', ['a']), 'registry', session), 'older')
     assert.deepEqual([idsOf(made.served), made.origin], [['peer'], 'peer'])
     // The base of the next change is what the registry said.
     assert.deepEqual(made.heard?.cursor, { epoch: 'e', revision: 7 })
-    assert.equal(memory.offer('stock', made, viewOf('e:10', ['a', 'b']), 'registry', session), 'accepted')
+    assert.equal(offer(memory, 'stock', made, viewOf('e:10', ['a', 'b']), 'registry', session), 'accepted')
     assert.deepEqual([idsOf(made.served), made.origin], [['a', 'b'], 'registry'])
   })
 })
@@ -286,7 +319,7 @@ describe('what a view is known to reflect', () => {
     const { memory, entry } = world()
     const made = entry('stock')
     assert.equal(made.asOf, undefined)
-    memory.offer('stock', made, viewOf('e:5', ['a']), 'file', { heardMs: 0 })
+    offer(memory, 'stock', made, viewOf('e:5', ['a']), 'file', { heardMs: 0 })
     assert.deepEqual(made.asOf, { epoch: 'e', revision: 5 })
     const session: Session = { heardMs: 1, asOf: { epoch: 'e', revision: 9 } }
     made.cover(session)
@@ -303,9 +336,9 @@ describe('what a view is known to reflect', () => {
     const { memory, entry } = world()
     const made = entry('stock')
     const session: Session = { heardMs: 1, asOf: { epoch: 'e', revision: 9 } }
-    memory.offer('stock', made, viewOf('e:5', ['a']), 'registry', session)
+    offer(memory, 'stock', made, viewOf('e:5', ['a']), 'registry', session)
     made.cover(session)
-    memory.offer('stock', made, viewOf('f:2', ['b']), 'registry', session)
+    offer(memory, 'stock', made, viewOf('f:2', ['b']), 'registry', session)
     assert.equal(made.quarantined, true)
     assert.deepEqual(made.asOf, { epoch: 'f', revision: 2 })
   })
@@ -313,25 +346,30 @@ describe('what a view is known to reflect', () => {
 
 describe('eviction', () => {
   test('counts nodes, as many as an entry has by now, and one for the service; a change is no use', () => {
-    const { memory, evicted, entry } = world(10)
-    const first = entry('first')
-    const second = entry('second')
-    entry('third', 7)
+    const { memory, evicted, entry } = world(11)
+    const first = entry('first', 1)
+    const second = entry('second', 1)
+    entry('third', 6)
     assert.deepEqual(evicted, [])
     memory.get('first')
-    memory.offer('second', second, viewOf('e:2', ['a', 'b', 'c']), 'registry', { heardMs: 0 })
+    offer(memory, 'second', second, viewOf('e:2', ['a', 'b', 'c']), 'registry', { heardMs: 0 })
     assert.deepEqual(evicted, ['second'])
-    memory.offer('first', first, viewOf('e:2', ['a', 'b', 'c']), 'registry', { heardMs: 0 })
+    offer(memory, 'first', first, viewOf('e:2', ['a', 'b', 'c', 'd']), 'registry', { heardMs: 0 })
     assert.deepEqual(evicted, ['second', 'third'])
     assert.equal(memory.get('first'), first)
-    assert.deepEqual(memory.status(), { services: 1, pinned: 0, nodes: 3, evicted: { nodes: 2, services: 0 } })
+    assert.deepEqual(memory.status(), {
+      services: 1,
+      pinned: 0,
+      nodes: 4,
+      evicted: { nodes: 2, services: 0, names: 0 },
+    })
   })
 
   test('counts every view that an entry holds: what the registry said, what is carried on, and an override', () => {
     const { memory, entry } = world(100)
     const made = entry('stock', 3)
     assert.equal(memory.status().nodes, 3)
-    memory.offer('stock', made, viewOf('f:1', ['n0', 'new']), 'registry', { heardMs: 0 })
+    offer(memory, 'stock', made, viewOf('f:1', ['n0', 'new']), 'registry', { heardMs: 0 })
     assert.equal(made.quarantined, true)
     assert.equal(memory.status().nodes, 3 + 2 + 4)
     memory.override('stock', made, viewOf('f:1', ['x', 'y']))
@@ -341,7 +379,7 @@ describe('eviction', () => {
     memory.override('stock', made, undefined)
     memory.unpin('stock', made)
     assert.equal(memory.status().nodes, 9)
-    memory.offer('stock', made, viewOf('f:2', ['n0', 'n1', 'n2']), 'registry', { heardMs: 0 })
+    offer(memory, 'stock', made, viewOf('f:2', ['n0', 'n1', 'n2']), 'registry', { heardMs: 0 })
     assert.equal(memory.status().nodes, 3)
     memory.evict('stock')
     assert.equal(memory.status().nodes, 0)
@@ -360,7 +398,7 @@ describe('eviction', () => {
     const { memory, evicted, entry } = world(1_000, 2)
     for (const key of ['a', 'b', 'c', 'd']) entry(key, 1)
     assert.deepEqual(evicted, ['a', 'b'])
-    assert.deepEqual(memory.status().evicted, { nodes: 0, services: 2 })
+    assert.deepEqual(memory.status().evicted, { nodes: 0, services: 2, names: 0 })
   })
 
   test('takes what was used least recently', () => {
@@ -407,7 +445,7 @@ describe('eviction', () => {
     const first = entry('first', 3)
     entry('second', 3)
     assert.deepEqual(evicted, ['first'])
-    memory.offer('first', first, viewOf('e:9', ['late']), 'file', { heardMs: 0 })
+    offer(memory, 'first', first, viewOf('e:9', ['late']), 'file', { heardMs: 0 })
     assert.equal(memory.peek('first'), undefined)
     assert.equal(memory.size, 1)
   })

@@ -7,6 +7,7 @@ import { connect } from '@holdfast/registry-client'
 import { systemClock } from '@holdfast/registry-client/clock'
 import { systemDisk, type Disk } from '../../registry-client/src/disk.ts'
 import { FileCache } from '../../registry-client/src/files/file-cache.ts'
+import type { View } from '../../registry-client/src/protocol.ts'
 import { FailingDisk } from '../support/failing-disk.ts'
 import { ManualClock, settle } from '../support/manual-clock.ts'
 import { MemoryLog } from '../support/memory-log.ts'
@@ -53,6 +54,28 @@ describe('an override file', () => {
     disk.write(file, text({ nodes: [{ host: '::1', port: 80 }] }))
     const view = await cache().override('default', 'stock', undefined, undefined)
     assert.equal(view?.nodes.size, 1)
+  })
+
+  test('with a policy that the registry would refuse is ignored as a whole, with every path and reason', async () => {
+    const { cache, disk, log } = inMemory()
+    const files = cache()
+    const node = { host: '10.0.0.1', port: 80 }
+    const read = (before?: View) => files.override('default', 'stock', undefined, before)
+    disk.write(file, text({ nodes: [node], policy: { timeout: '2s' } }))
+    const good = await read()
+    assert.deepEqual(good?.policy, { timeout: '2s' })
+    disk.write(file, text({ nodes: [node], policy: { timeout: 2, retries: { attempts: 3 }, retry: { attempts: 99 } } }))
+    assert.equal(await read(good), good)
+    const { reason, inForce } = log.lines.at(-1)!.fields as { reason: string; inForce: boolean }
+    assert.deepEqual(log.of('error'), ['override file cannot be read: ignored'])
+    assert.match(reason, /policy\.timeout: .*policy\.retry\.attempts: /)
+    assert.match(reason, /policy\.retries: /)
+    assert.equal(inForce, true)
+    assert.equal(files.status().malformedOverrides, 1)
+    disk.write(file, text({ nodes: [node], policy: { loadBalancing: { strategy: 'random' } } }))
+    assert.deepEqual((await read(good))?.policy, { loadBalancing: { strategy: 'random' } })
+    disk.write(file, `{"nodes":[],"policy":{"__proto__":{"timeout":"1s"},"constructor":1}}`)
+    assert.deepEqual((await read(good))?.policy, { timeout: '2s' })
   })
 
   test('takes the policy from the registry unless it has one or says that there is none', async () => {

@@ -46,7 +46,11 @@ describe('a rehearsal', () => {
     const [found] = await client.rehearse()
     assert.deepEqual([found?.resolves, found?.level], [true, 'memory'])
     assert.deepEqual(found?.levels.file, { resolves: false, reason: 'no file that can be read' })
-    assert.deepEqual(found?.levels.peer, { resolves: false, reason: 'no peer knows it' })
+    assert.deepEqual(found?.levels.peer, {
+      resolves: false,
+      reason: 'no peer knows it',
+      unanswered: ['http://one:7503: it holds default/other'],
+    })
     await client.close()
   })
 
@@ -135,5 +139,65 @@ describe('a rehearsal', () => {
     // Rehearsed all the time, and idle all the same.
     assert.equal(client.status().services, 0)
     await client.close()
+  })
+
+  describe("beside an operator's override file", () => {
+    const FILE = '/cache/default/stock.override.json'
+    const drained = {
+      nodes: [
+        { host: '10.0.0.1', port: 80, status: 'draining' },
+        { host: '10.0.0.2', port: 80 },
+      ],
+    }
+
+    test('tells of memory and of file what it makes of them', async () => {
+      const made = await worldWithFile('a', 'b', 'c')
+      await made.clock.advance(10_000)
+      made.disk.write(FILE, JSON.stringify(drained))
+      const client = await made.start()
+      const before = await client.rehearse([{ service: 'stock' }])
+      assert.equal(before[0]?.level, 'file')
+      const expected = { resolves: true, age: 0, overridden: true, nodes: 2, usable: 1 }
+      assert.deepEqual(before[0]?.levels.file, expected)
+      // Rehearsed only: nothing was put in force.
+      assert.equal(client.status().file?.overrides, 0)
+      await made.network.stream.cut('connect ECONNREFUSED')
+      await client.resolve('stock')
+      const after = await client.rehearse([{ service: 'stock' }])
+      assert.deepEqual([after[0]?.levels.memory, after[0]?.levels.file], [expected, expected])
+      await client.close()
+    })
+
+    test('that leaves no node, resolves to none, without proof', async () => {
+      const made = await worldWithFile('a')
+      made.disk.write(FILE, JSON.stringify({ nodes: [] }))
+      const client = await made.start()
+      const [found] = await client.rehearse([{ service: 'stock' }])
+      assert.deepEqual(found?.levels.file, { resolves: true, age: 0, overridden: true, nodes: 0, usable: 0 })
+      await client.close()
+    })
+
+    test('that is all there is, resolves by it', async () => {
+      const made = world()
+      made.disk.write(FILE, JSON.stringify(drained))
+      const client = await made.start()
+      await made.network.stream.cut('connect ECONNREFUSED')
+      await client.resolve('stock')
+      const [found] = await client.rehearse()
+      const expected = { resolves: true, age: 0, overridden: true, nodes: 2, usable: 1 }
+      assert.deepEqual([found?.levels.memory, found?.levels.file], [expected, expected])
+      await client.close()
+    })
+
+    test('that a restart could not use, passes over it, and says and counts nothing', async () => {
+      const made = await worldWithFile('a')
+      const client = await made.start()
+      made.disk.write(FILE, '{"nodes": [{"host": "x"}]}')
+      const lines = made.log.lines.length
+      const [found] = await client.rehearse([{ service: 'stock' }])
+      assert.deepEqual(found?.levels.file, { resolves: true, age: 0, nodes: 1, usable: 1 })
+      assert.deepEqual([made.log.lines.length, client.status().file?.malformedOverrides], [lines, 0])
+      await client.close()
+    })
   })
 })

@@ -1,10 +1,13 @@
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { connect, type AddressInfo } from 'node:net'
 import { describe, test } from 'node:test'
 import fc from 'fast-check'
 import { createAdmin, type AdminSubject } from '../../sidecar-plugin/src/admin.ts'
 import { SidecarError } from '../../sidecar-plugin/src/errors.ts'
 import type { LocalReport } from '../../sidecar-plugin/src/local/local-services.ts'
 import type { LocalSpec } from '../../sidecar-plugin/src/local/local-spec.ts'
+import { settle } from '../support/manual-clock.ts'
 
 function reportOf(spec: LocalSpec): LocalReport {
   return {
@@ -60,7 +63,7 @@ function start(over: Partial<AdminSubject> = {}) {
       },
     }
   }
-  return { call, specs, asked }
+  return { app, call, specs, asked }
 }
 
 describe('a registration', () => {
@@ -273,6 +276,25 @@ describe('a rehearsal', () => {
       { service: 'a', namespace: 'blue' },
       { service: 'b', namespace: 'blue' },
     ])
+  })
+
+  test('ends when whoever asked has gone', { timeout: 10_000 }, async (t) => {
+    const signals: AbortSignal[] = []
+    const { app } = start({
+      rehearse: (_services, _namespace, signal) => {
+        signals.push(signal)
+        return once(signal, 'abort').then(() => [])
+      },
+    })
+    t.after(() => app.close())
+    await app.listen({ host: '127.0.0.1', port: 0 })
+    const { port } = app.server.address() as AddressInfo
+    const caller = connect(port, '127.0.0.1').on('error', () => {})
+    caller.write('GET /v1/rehearsal HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n')
+    while (signals.length === 0) await settle()
+    assert.equal(signals[0]!.aborted, false)
+    caller.destroy()
+    await once(signals[0]!, 'abort')
   })
 
   test('of what is no service is refused, and says which', async () => {

@@ -31,12 +31,15 @@ describe('a host names a service', () => {
 test('outbound, a host that names none is a bad request that says what was meant', () => {
   const { exchange } = exchangeFor()
   exchange.authority = 'not a service'
-  return assert.rejects(address('default')(async () => replyOf())(exchange), (error: unknown) => {
-    assert(error instanceof SidecarError)
-    assert.equal(error.reason, 'bad_request')
-    assert.match(error.message, /must name a service/)
-    return true
-  })
+  return assert.rejects(
+    async () => address('default')(async () => replyOf())(exchange),
+    (error: unknown) => {
+      assert(error instanceof SidecarError)
+      assert.equal(error.reason, 'bad_request')
+      assert.match(error.message, /must name a service/)
+      return true
+    },
+  )
 })
 
 describe('inbound', () => {

@@ -2,10 +2,10 @@ import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { request, type IncomingMessage } from 'node:http'
 import { connect } from 'node:net'
-import { describe, test } from 'node:test'
+import { describe, test, type TestContext } from 'node:test'
 import { encodeView } from '@holdfast/registry-client/protocol'
 import { PeerListener, type PeerListenerLimits } from '../../sidecar-plugin/src/peer-listener.ts'
-import { ManualClock } from '../support/manual-clock.ts'
+import { ManualClock, settle } from '../support/manual-clock.ts'
 import { quietLog, RawCaller, viewOf } from './fakes.ts'
 
 async function call(port: number, path: string, method: string) {
@@ -14,6 +14,16 @@ async function call(port: number, path: string, method: string) {
   let text = ''
   for await (const chunk of response) text += String(chunk)
   return { status: response.statusCode!, headers: response.headers, text }
+}
+
+/** Counts how often it is read, which whoever arrives does. */
+class WatchedClock extends ManualClock {
+  reads = 0
+
+  override now(): number {
+    this.reads++
+    return super.now()
+  }
 }
 
 async function start(limits: Partial<PeerListenerLimits> = {}, nodes = 1) {
@@ -118,6 +128,93 @@ describe('the listener for peers', () => {
     await large.clock.advance(200)
     assert.deepEqual(await statuses(large, 2), [200, 429])
     large.listener.close()
+  })
+
+  describe('when many ask at once', () => {
+    /** A listener whose files are read when the test says so. */
+    async function reading(t: TestContext, limits: Partial<PeerListenerLimits> = {}, nodes = 1) {
+      const reads = new Map<string, () => void>()
+      const texts: string[] = []
+      const clock = new WatchedClock()
+      const listener = new PeerListener({
+        clock,
+        log: quietLog,
+        namespace: 'home',
+        limits,
+        isAtHand: (service) => service === 'held',
+        view: async (service) => {
+          if (service !== 'held') await new Promise<void>((resolve) => reads.set(service, resolve))
+          const toJSON = () => {
+            texts.push(service)
+            return { service }
+          }
+          return { document: { toJSON }, nodes }
+        },
+      })
+      t.after(() => listener.close())
+      const port = await listener.listen('127.0.0.1', 0)
+      const before = clock.reads
+      const get = (service: string) => call(port, `/v1/views/${service}`, 'GET')
+      const started = async (...services: string[]) => {
+        while (!services.every((service) => reads.has(service))) await settle()
+      }
+      const arrived = async (count: number) => {
+        while (clock.reads < before + count) await settle()
+      }
+      return { listener, reads, texts, get, started, arrived }
+    }
+
+    test('for one service, it is looked for once, and put into text once', async (t) => {
+      const { reads, texts, get, started, arrived } = await reading(t)
+      const answers = Promise.all(Array.from({ length: 50 }, () => get('stock')))
+      await arrived(50)
+      await started('stock')
+      reads.get('stock')!()
+      assert.deepEqual(
+        (await answers).map(({ status, text }) => `${status} ${text}`),
+        Array.from({ length: 50 }, () => '200 {"service":"stock"}'),
+      )
+      assert.deepEqual(texts, ['stock'])
+      // What is asked for later is looked for anew.
+      const later = get('stock')
+      reads.delete('stock')
+      await started('stock')
+      reads.get('stock')!()
+      assert.equal((await later).status, 200)
+      assert.equal(texts.length, 2)
+    })
+
+    test('for a large one, only as many are answered as may be', async (t) => {
+      const { listener, reads, texts, get, started, arrived } = await reading(t, { burst: 100, perSecond: 10 }, 2_500)
+      const asking = Promise.all(Array.from({ length: 40 }, () => get('stock')))
+      await arrived(40)
+      await started('stock')
+      reads.get('stock')!()
+      const statuses = (await asking).map(({ status }) => status)
+      // Sixty are left of the hundred when all have come: at 25 each, the third leaves it in debt.
+      assert.deepEqual([statuses.filter((status) => status === 200).length, texts.length], [3, 1])
+      assert.equal(statuses.filter((status) => status === 429).length, 37)
+      assert.deepEqual(listener.status(), { answered: 3, unknown: 0, refused: 37 })
+    })
+
+    test('few files are read at once, few wait for it, and what is at hand waits for none', async (t) => {
+      const { reads, get, started, arrived } = await reading(t, { readings: 2, waiting: 1 })
+      const one = get('one')
+      const two = get('two')
+      await started('one', 'two')
+      const three = get('three')
+      await arrived(3)
+      const four = await get('four')
+      assert.deepEqual([four.status, four.headers['retry-after']], [429, '1'])
+      assert.equal((await get('held')).status, 200)
+      assert.deepEqual([...reads.keys()], ['one', 'two'])
+      reads.get('one')!()
+      assert.equal((await one).status, 200)
+      await started('three')
+      reads.get('two')!()
+      reads.get('three')!()
+      assert.deepEqual([(await two).status, (await three).status], [200, 200])
+    })
   })
 
   test('says that it failed when it did', async () => {

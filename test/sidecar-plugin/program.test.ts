@@ -64,8 +64,11 @@ test('it starts without a registry, says so in one line, and ends with 0 when as
   assert.equal(heard.out.trim().split('\n').length, 1)
 })
 
-test('a password in the URL of a registry is shown nowhere', async (t) => {
-  const { child, heard, ended, admin, outbound } = await ready(t, ['--registry', 'http://user:hunter2@127.0.0.1:9'])
+test('a password in the URL of a registry or a peer is shown nowhere', async (t) => {
+  const { child, heard, ended, admin, outbound } = await ready(t, [
+    ...['--registry', 'http://user:hunter2@127.0.0.1:9', '--peers', 'http://other:hunter2@127.0.0.1:9'],
+    ...['--log-level', 'debug'],
+  ])
   const get = (path: string, host = 'localhost') =>
     `GET ${path} HTTP/1.1\r\nHost: ${host}\r\nx-holdfast-timeout: 1s\r\nConnection: close\r\n\r\n`
   const answers = [
@@ -73,15 +76,18 @@ test('a password in the URL of a registry is shown nowhere', async (t) => {
     await ask(admin, get('/v1/config')),
     await ask(admin, get('/v1/stats')),
   ]
+  const metrics = await ask(admin, get('/metrics'))
   await eventually('it logs where the registry should be', () => heard.error.includes('127.0.0.1:9'))
   child.kill('SIGTERM')
   await ended
-  for (const text of [...answers, heard.out, heard.error]) assert.doesNotMatch(text, /hunter2/)
+  for (const text of [...answers, metrics, heard.out, heard.error]) assert.doesNotMatch(text, /hunter2/)
   for (const text of [...answers, heard.error]) assert.match(text, /user:\*\*\*@127/)
+  for (const text of [...answers.slice(1), heard.error]) assert.match(text, /other:\*\*\*@127/)
 
   const refused = run(t, ['--registry', 'http://user:hun@ter2@host/?query'])
   assert.equal(await refused.ended, 2)
-  assert.match(refused.heard.error, /user:\*\*\*@host/)
+  assert.match(refused.heard.error, /^registry\.0: .*\*\*\*@host/)
+  assert.doesNotMatch(refused.heard.error, /hun|ter2/)
 })
 
 test('a drain that somebody asks for by the admin API ends it with 0, too', async (t) => {

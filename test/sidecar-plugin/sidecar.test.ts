@@ -166,7 +166,7 @@ describe('a call through both sidecars', () => {
     const { sidecar, client } = await start(t)
     await register(sidecar, 'slow', slow.port)
     client.set('slow', [{ id: 'n', port: sidecar.ports.inbound }])
-    const answer = await call(sidecar.ports.outbound, { host: 'slow', headers: { 'x-holdfast-timeout': '50ms' } })
+    const answer = await call(sidecar.ports.outbound, { host: 'slow', headers: { 'x-holdfast-timeout': '500ms' } })
     assert.deepEqual([answer.status, answer.headers['x-holdfast-reason']], [504, 'deadline'])
     await eventually('the call to the service ends', () => closed)
   })

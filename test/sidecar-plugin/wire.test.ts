@@ -5,7 +5,7 @@ import { request, type IncomingMessage, type RequestOptions } from 'node:http'
 import { describe, test, type TestContext } from 'node:test'
 import { Readable } from 'node:stream'
 import { Fields } from '../../sidecar-plugin/src/fields.ts'
-import type { Layer } from '../../sidecar-plugin/src/layer.ts'
+import { Whole, type Layer } from '../../sidecar-plugin/src/layer.ts'
 import { RawCaller, replyOf } from './fakes.ts'
 import { eventually, rawService, startWire } from './wire.ts'
 
@@ -224,7 +224,7 @@ describe('who breaks off', () => {
     const response = await call(port, { method: 'POST' }, 'a body')
     assert.equal(response.statusCode, 502)
     assert.equal(response.headers['x-holdfast-reason'], 'upstream_connect')
-    assert.deepEqual(exchanges[0]!.body, Buffer.from('a body'))
+    assert.deepEqual(exchanges[0]!.body, Whole.of('a body'))
   })
 
   for (const [what, answer] of Object.entries({
@@ -260,7 +260,7 @@ describe('heads', () => {
 
   test('that a layer made up and that are none become a 500 with a text of its own', async (t) => {
     const broken: Layer = () => async () =>
-      replyOf({ statusText: 'OK', headers: Fields.of(['content-length', '3']), body: Buffer.from('four') })
+      replyOf({ statusText: 'OK', headers: Fields.of(['content-length', '3']), body: Whole.of('four') })
     const { port } = await wire(t, () => {}, { layers: [broken] })
     const response = await call(port)
     assert.deepEqual([response.statusCode, response.statusMessage], [500, 'Internal Server Error'])

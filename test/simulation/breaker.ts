@@ -4,6 +4,7 @@ import { HEARD, META, REPLICA, decodeMeta } from '../../registry-server/src/stor
 import { CACHE_DIR, ClientProcess } from './client-process.ts'
 import type { EtcdMembers } from './etcd-members.ts'
 import type { Fault } from './faults.ts'
+import type { LieKind } from './lies.ts'
 import type { Model } from './model.ts'
 import type { Operator } from './operator.ts'
 import type { Host, SimProcess } from './process.ts'
@@ -13,6 +14,8 @@ import type { HostDisk } from './sim-disk.ts'
 import type { Network } from './sim-network.ts'
 
 const BACKUP_MS = 20_000
+/** What it takes to put another machine in the place of one. */
+const NEW_HOST_MS = 1_000
 /** An override file that is gone may be in force until it is looked for. */
 const OVERRIDE_GONE_MS = 60_000
 
@@ -28,12 +31,16 @@ export interface BreakerOptions {
   readonly operator: Operator
   /** A client's process has ended in the middle of things. */
   readonly crashed: (client: ClientProcess) => void
+  /** A host has another disk. */
+  readonly renewed: (host: string) => void
 }
 
 export class Breaker {
   readonly #options: BreakerOptions
   readonly #undo = new Set<() => void>()
   readonly #overrideFiles = new Map<string, number>()
+  /** By process, what its answers to peers are instead of the truth. */
+  readonly #liars = new Map<string, LieKind>()
   readonly #backups: ReadonlyMap<string, Buffer>[] = []
   /** The epoch that must not be served again; while it is there only one replica starts. */
   #restoring: string | undefined
@@ -46,6 +53,11 @@ export class Breaker {
   /** All faults end. */
   heal(): void {
     for (const undo of [...this.#undo]) undo()
+    for (const disk of this.#options.disks.values()) disk.mend()
+  }
+
+  lieOf(process: string): LieKind | undefined {
+    return this.#liars.get(process)
   }
 
   /** Whether an operator's file may be in force on a host. */
@@ -109,6 +121,25 @@ export class Breaker {
         const disk = disks.get(fault.host)!
         disk.slowness *= fault.factor
         return this.#later(fault.ms, () => (disk.slowness = Math.max(1, disk.slowness / fault.factor)))
+      }
+      case 'bad reads':
+        return disks.get(fault.host)!.spoil(fault)
+      case 'bad start': {
+        const party = this.#party(fault.process)
+        this.#down(fault.process, fault.ms, (down) => down.kill())
+        return disks.get(party.host.name)!.spoil(fault)
+      }
+      case 'new host':
+        return this.#newHost(fault.host, fault.ms)
+      case 'liar':
+        this.#liars.set(fault.process, fault.lie)
+        return this.#later(fault.ms, () => {
+          if (this.#liars.get(fault.process) === fault.lie) this.#liars.delete(fault.process)
+        })
+      case 'deaf': {
+        const { deafness } = this.#party(fault.process) as Replica
+        deafness.begin()
+        return this.#later(fault.ms, () => deafness.end())
       }
       case 'etcd stop':
         members.stop(fault.member)
@@ -201,6 +232,24 @@ export class Breaker {
     this.#later(ms, () => {
       this.#options.network.lighten(name)
       for (const [index, party] of parties.entries()) if (before[index]) this.#startAgain(party, before[index])
+    })
+  }
+
+  /** One with an empty disk, which cannot reach the registry for a while. */
+  #newHost(name: string, ms: number): void {
+    const { clients, replicas, network, disks, renewed } = this.#options
+    const parties = clients.filter((party) => party.host.name === name)
+    const before = parties.map(({ process }) => process)
+    for (const party of parties) party.kill()
+    disks.get(name)!.renew()
+    renewed(name)
+    const ways = replicas.flatMap(({ host }) => [[name, host.name], [host.name, name]] as const) // prettier-ignore
+    for (const [from, to] of ways) network.block(from, to)
+    this.#later(NEW_HOST_MS, () => {
+      for (const [index, party] of parties.entries()) if (before[index]) this.#startAgain(party, before[index])
+    })
+    this.#later(ms, () => {
+      for (const [from, to] of ways) network.unblock(from, to)
     })
   }
 

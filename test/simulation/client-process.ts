@@ -5,9 +5,11 @@
 
 import type { Random } from '@holdfast/registry-client/clock'
 import type { Log } from '@holdfast/registry-client/log'
-import { connect, type RegistryClient, type Resolved } from '../../registry-client/src/index.ts'
+import type { KnownView } from '../../registry-client/src/client.ts'
+import { connect, ResolveError, type RegistryClient, type Resolved } from '../../registry-client/src/index.ts'
 import type { NodeRegistration, Registration } from '../../registry-client/src/registry/registrar.ts'
 import { NoNodesError } from '../../registry-client/src/selection/selector.ts'
+import { openPeerPort } from './peer-port.ts'
 import { SimProcess, type Host } from './process.ts'
 import type { Scheduler } from './scheduler.ts'
 import type { HostDisk } from './sim-disk.ts'
@@ -19,6 +21,9 @@ const LEASE_TTL_MS = 15_000
 /** Between two things that a process does. */
 const PAUSE_MS = 4_000
 const RESOLVE_DEADLINE_MS = 10_000
+const PING = /^\{(?:"id":"[^"]*",)?"event":"ping"/
+/** Names that nobody has registered, of which a caller may think up any number. */
+const MADE_UP = 200
 
 /** What a run wants to know of a client. */
 export interface ClientObserver {
@@ -26,6 +31,16 @@ export interface ClientObserver {
   resolving(client: ClientProcess, service: string): (outcome: Resolved | Error) => void
   answered(client: ClientProcess, request: RequestMessage, answer: AnswerMessage, sentMs: number): void
   serves(host: string, port: number): boolean
+  /** What it says to a peer that asks, if it lies. */
+  lie(client: ClientProcess, namespace: string, service: string): { answer: AnswerMessage | undefined } | undefined
+  /** What it has said to a peer that asks. */
+  told(client: ClientProcess, service: string, known: KnownView): void
+}
+
+/** How little a client may hold in memory. */
+export interface Bounds {
+  readonly maxServices: number
+  readonly maxNodes: number
 }
 
 /** A node that a process has registered, and what it wants it to be. */
@@ -50,6 +65,14 @@ export interface ClientProcessOptions {
   readonly services: readonly string[]
   /** That it keeps registered while it runs. */
   readonly nodes: readonly { readonly service: string; readonly id: string; readonly isShared: boolean }[]
+  /** Where it answers other clients; undefined: nowhere. */
+  readonly peerAddress: string | undefined
+  /** Whom it asks. */
+  readonly peers: readonly string[]
+  /** Undefined: what the library takes by default. One with bounds is asked for names that nobody has registered, too. */
+  readonly bounds: Bounds | undefined
+  /** Whether it keeps what it knows on disk. */
+  readonly isCached: boolean
   readonly observer: ClientObserver
 }
 
@@ -63,6 +86,7 @@ export class ClientProcess {
   #random: Random = () => 0
   #lives = 0
   #watches = 0
+  #madeUp = 0
   #isQuiet = false
   #isStopping = false
   readonly own = new Map<string, OwnNode>()
@@ -71,6 +95,11 @@ export class ClientProcess {
   /** Services that the present stream carries; undefined without one. */
   carried: Set<string> | undefined
   carriedSinceMs = 0
+  /** By service, the message by which it was asked for on the present stream, and when its registry had sent it all. */
+  readonly #asked = new Map<string, number>()
+  readonly #answeredMs = new Map<string, number>()
+  /** Since when the present stream's registry has not said that it may be behind. */
+  #soundSinceMs = Infinity
   /** The lease that it was granted last. */
   lease: string | undefined
 
@@ -94,6 +123,14 @@ export class ClientProcess {
     return this.#options.services
   }
 
+  get bounds(): Bounds | undefined {
+    return this.#options.bounds
+  }
+
+  get isCached(): boolean {
+    return this.#options.isCached
+  }
+
   get lives(): number {
     return this.#lives
   }
@@ -101,6 +138,11 @@ export class ClientProcess {
   /** It lets go of what it has registered. */
   get isStopping(): boolean {
     return this.#isStopping
+  }
+
+  /** Since when a registry that is not behind has said all that it knows of a service; Infinity when none has. */
+  answeredSinceMs(key: string): number {
+    return Math.max(this.#answeredMs.get(key) ?? Infinity, this.#soundSinceMs)
   }
 
   /** From now on it only reads. */
@@ -117,6 +159,8 @@ export class ClientProcess {
     this.own.clear()
     this.carried = undefined
     this.lease = undefined
+    this.#asked.clear()
+    this.#answeredMs.clear()
     this.#isStopping = false
     this.#watches = 0
     const random = this.#options.randomOf(`${name} life ${++this.#lives}`)
@@ -125,20 +169,39 @@ export class ClientProcess {
       answered: (request: RequestMessage, answer: AnswerMessage, sentMs: number) => {
         if (request.method === 'POST' && answer.status === 201)
           this.lease = (JSON.parse(answer.body) as { id: string }).id
-        observer.answered(this, request, answer, sentMs)
+        if (!request.path.startsWith('/v1/views/')) observer.answered(this, request, answer, sentMs)
       },
       sent: (text: string) => this.#noteSent(text),
+      received: (text: string) => this.#noteReceived(text),
       opened: () => {
         this.carried = new Set()
         this.carriedSinceMs = process.now()
+        this.#asked.clear()
+        this.#answeredMs.clear()
+        this.#soundSinceMs = Infinity
       },
-      closed: () => (this.carried = undefined),
+      closed: () => {
+        this.carried = undefined
+        this.#answeredMs.clear()
+      },
       serves: (host: string, port: number) => observer.serves(host, port),
     }
     observer.started(this)
+    const { peerAddress, peers, bounds, isCached } = this.#options
+    if (peerAddress !== undefined)
+      openPeerPort({
+        process,
+        network,
+        address: peerAddress,
+        client: () => this.client,
+        lie: (namespace, service) => observer.lie(this, namespace, service),
+        told: (service, known) => observer.told(this, service, known),
+      })
     void connect({
       endpoints: endpoints.map((address) => `http://${address}`),
-      cacheDir: CACHE_DIR,
+      peers: peers.map((address) => `http://${address}`),
+      ...(isCached && { cacheDir: CACHE_DIR }),
+      ...bounds,
       leaseTtlMs: LEASE_TTL_MS,
       clock: process,
       random,
@@ -169,10 +232,31 @@ export class ClientProcess {
   }
 
   #noteSent(text: string): void {
-    const message = JSON.parse(text) as { type: string; services?: { namespace: string; service: string }[] }
-    for (const { namespace, service } of message.services ?? [])
-      if (message.type === 'subscribe') this.carried?.add(`${namespace}/${service}`)
-      else if (message.type === 'unsubscribe') this.carried?.delete(`${namespace}/${service}`)
+    const message = JSON.parse(text) as {
+      type: string
+      services?: { namespace: string; service: string }[]
+      ref?: number
+    }
+    for (const { namespace, service } of message.services ?? []) {
+      const key = `${namespace}/${service}`
+      if (message.type === 'subscribe') {
+        this.carried?.add(key)
+        if (message.ref !== undefined && !this.#asked.has(key)) this.#asked.set(key, message.ref)
+      } else if (message.type === 'unsubscribe') {
+        this.carried?.delete(key)
+        this.#asked.delete(key)
+        this.#answeredMs.delete(key)
+      }
+    }
+  }
+
+  #noteReceived(text: string): void {
+    if (!PING.test(text)) return
+    const { subscribed = 0, age = 0 } = (JSON.parse(text) as { data: { subscribed?: number; age?: number } }).data
+    const nowMs = this.#process!.now()
+    this.#soundSinceMs = age > 0 ? Infinity : Math.min(this.#soundSinceMs, nowMs)
+    for (const [key, ref] of this.#asked)
+      if (ref <= subscribed && !this.#answeredMs.has(key)) this.#answeredMs.set(key, nowMs)
   }
 
   #later(client: RegistryClient): void {
@@ -184,6 +268,7 @@ export class ClientProcess {
   }
 
   #act(client: RegistryClient): void {
+    if (this.bounds && !this.#isQuiet && this.#random() < 0.3) return this.#askMadeUp(client)
     const service = this.#any(this.services)
     const chance = this.#random()
     if (chance < 0.4) void this.#resolve(client, service)
@@ -200,6 +285,23 @@ export class ClientProcess {
     } catch (error) {
       told(error as Error)
     }
+  }
+
+  /** More of them than the client may hold. */
+  #askMadeUp(client: RegistryClient): void {
+    for (let left = this.bounds!.maxServices + 1; left > 0; left--) {
+      const deadline = this.#random() < 0.5 ? 0 : 1_500
+      // A liar knows them all.
+      client
+        .resolve(`made-up-${this.#madeUp++ % MADE_UP}`, { deadline })
+        .catch((error: unknown) => (error instanceof ResolveError ? undefined : Promise.reject(error as Error)))
+    }
+  }
+
+  /** A call that takes nothing that is older. */
+  async resolveYoung(service: string, maxStale: number): Promise<Resolved | Error | undefined> {
+    const { client } = this
+    return client?.resolve(service, { maxStale, deadline: RESOLVE_DEADLINE_MS / 2 }).catch((error: Error) => error)
   }
 
   #call(client: RegistryClient, service: string): void {

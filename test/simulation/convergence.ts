@@ -3,6 +3,7 @@
 import type { ClientProcess } from './client-process.ts'
 import { differenceOf, keyOf, quarantinedBy, text } from './differences.ts'
 import { Violation, type Invariant } from './invariants.ts'
+import type { Lies } from './lies.ts'
 import type { Epoch, Model } from './model.ts'
 import type { Replica } from './registry-replica.ts'
 
@@ -10,9 +11,11 @@ type Say = (invariant: Invariant, message: string) => void
 
 export class Convergence {
   readonly #model: Model
+  readonly #lies: Lies
 
-  constructor(model: Model) {
+  constructor(model: Model, lies: Lies) {
     this.#model = model
+    this.#lies = lies
   }
 
   /** What has not converged yet; undefined when all has. */
@@ -74,6 +77,7 @@ export class Convergence {
       const key = keyOf(service)
       const answer = library.peek(service)
       const version = epoch.newest(key)
+      if (this.#lies.isInFile(client, service)) say('hearsay', `the file of ${service} at ${client.host.name} is a lie`)
       if (answer?.overridden === true) say('convergence', `${name} has an override of ${service}`)
       if (quarantined.has(key)) {
         const kept = [...(answer?.view.nodes.values() ?? [])].filter(({ id }) => !version?.nodes.has(id))
@@ -89,6 +93,8 @@ export class Convergence {
           say('convergence', `${name} shows ${service} at ${text(answer.cursor)}, which is unknown`)
         continue
       }
+      // It had to make room.
+      if (answer === undefined && client.bounds) continue
       if (answer === undefined) {
         say('convergence', `${name} does not know ${service}, expected ${epoch.id}:${version.revision}`)
         continue

@@ -4,7 +4,8 @@
  */
 
 import { formatDuration, type Random } from '@holdfast/registry-client/clock'
-import type { DiskStep } from './sim-disk.ts'
+import { LIES, type LieKind } from './lies.ts'
+import type { BadReads, DiskStep } from './sim-disk.ts'
 
 export type FaultAction =
   | { readonly kind: 'cut'; readonly a: string; readonly b: string }
@@ -32,6 +33,11 @@ export type FaultAction =
       readonly ms: number
     }
   | { readonly kind: 'slow disk'; readonly host: string; readonly factor: number; readonly ms: number }
+  | ({ readonly kind: 'bad reads'; readonly host: string } & BadReads)
+  | ({ readonly kind: 'bad start'; readonly process: string; readonly ms: number } & BadReads)
+  | { readonly kind: 'new host'; readonly host: string; readonly ms: number }
+  | { readonly kind: 'liar'; readonly process: string; readonly lie: LieKind; readonly ms: number }
+  | { readonly kind: 'deaf'; readonly process: string; readonly ms: number }
   | { readonly kind: 'etcd stop'; readonly member: number; readonly ms: number }
   | { readonly kind: 'etcd freeze'; readonly member: number; readonly ms: number }
   | { readonly kind: 'etcd down'; readonly ms: number }
@@ -62,6 +68,8 @@ export interface Stage {
   readonly clientHosts: readonly string[]
   readonly members: readonly string[]
   readonly services: readonly string[]
+  /** Whether clients ask each other. */
+  readonly hasPeers: boolean
   /** Nodes that somebody registers. */
   readonly nodes: readonly { readonly service: string; readonly id: string }[]
 }
@@ -92,6 +100,11 @@ const KINDS: Readonly<Record<FaultKind, number>> = {
   clock: 2,
   disk: 3,
   'slow disk': 1,
+  'bad reads': 2,
+  'bad start': 3,
+  'new host': 2,
+  liar: 3,
+  deaf: 2,
   'etcd stop': 2,
   'etcd freeze': 2,
   'etcd down': 1,
@@ -107,6 +120,29 @@ const KINDS: Readonly<Record<FaultKind, number>> = {
   restore: 0.3,
 }
 
+/** What a run may have beside its faults: clients that ask each other, that hold little, that ask for what is young. */
+export type Trait = 'peers' | 'bounds' | 'young'
+
+/**
+ * What no run has yet, since the client does not withstand it: files that are read late (they are dated by the end of the
+ * reading of their override, may end in a view that no ping confirms, and a service is told empty before them), liars
+ * (who are believed of services that the registry never heard of, and take the room of what is known), and a registry
+ * that takes back what it has said while nodes are kept in quarantine.
+ */
+const NOT_YET: ReadonlySet<FaultKind | Trait> = new Set<FaultKind | Trait>([
+  'bad reads',
+  'bad start',
+  'liar',
+  'deaf',
+  'peers',
+  'young',
+])
+
+/** Whether runs have it. */
+export function isDue(what: FaultKind | Trait): boolean {
+  return !NOT_YET.has(what)
+}
+
 /**
  * A plan for `durationMs`. Each run draws which kinds it has, and not only which faults: with all of them in every run
  * some hide what others would show.
@@ -114,7 +150,9 @@ const KINDS: Readonly<Record<FaultKind, number>> = {
  * Source: A. Groce et al., "Swarm Testing", ISSTA 2012.
  */
 export function planOf(random: Random, stage: Stage, durationMs: number): Fault[] {
-  const kinds = (Object.keys(KINDS) as FaultKind[]).filter((kind) => random() < (KINDS[kind] < 1 ? KINDS[kind] : 0.5))
+  const kinds = (Object.keys(KINDS) as FaultKind[])
+    .filter((kind) => isDue(kind) && (kind !== 'liar' || stage.hasPeers))
+    .filter((kind) => random() < (KINDS[kind] < 1 ? KINDS[kind] : 0.5))
   const weights = kinds.map((kind) => KINDS[kind])
   const total = weights.reduce((sum, weight) => sum + weight, 0)
   const count = 1 + Math.floor(random() * (durationMs / 2_500))
@@ -140,6 +178,10 @@ function actionOf(kind: FaultKind, random: Random, stage: Stage): FaultAction {
     random() < 0.6
       ? { a: any(stage.clientHosts), b: any(stage.replicas) }
       : { a: any(stage.replicas), b: any(stage.members) }
+  const badReads = (): BadReads =>
+    random() < 0.5
+      ? { reads: 1 + Math.floor(random() * 4), code: any(['EIO', 'EMFILE']), lateMs: 0 }
+      : { reads: 1, code: undefined, lateMs: 1_500 + Math.floor(random() * 3_500) }
   const { service, id } = any(stage.nodes)
   switch (kind) {
     case 'cut':
@@ -173,6 +215,16 @@ function actionOf(kind: FaultKind, random: Random, stage: Stage): FaultAction {
       return { kind, host: any(stage.clientHosts), ...any(DISK_FAULTS), ms: upTo(60_000) }
     case 'slow disk':
       return { kind, host: any(stage.clientHosts), factor: 10 + Math.floor(random() * 2_000), ms: upTo(30_000) }
+    case 'bad reads':
+      return { kind, host: any(stage.clientHosts), ...badReads() }
+    case 'bad start':
+      return { kind, process: any(stage.clients), ms: upTo(40_000), ...badReads() }
+    case 'new host':
+      return { kind, host: any(stage.clientHosts), ms: 1_000 + upTo(60_000) }
+    case 'liar':
+      return { kind, process: any(stage.clients), lie: any(LIES), ms: 20_000 + upTo(200_000) }
+    case 'deaf':
+      return { kind, process: any(stage.replicas), ms: 10_000 + upTo(50_000) }
     case 'etcd stop':
     case 'etcd freeze':
       return { kind, member: Math.floor(random() * stage.members.length), ms: upTo(40_000) }

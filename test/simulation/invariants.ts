@@ -3,11 +3,13 @@
  * follow from them, each under its name. They look only at what the step could have changed.
  */
 
-import type { Cursor, View } from '@holdfast/registry-client/protocol'
+import { isAfter, type Cursor, type View } from '@holdfast/registry-client/protocol'
 import { ResolveError, type Resolved } from '../../registry-client/src/index.ts'
 import type { Committed, StoreListener, StoreState } from '../../registry-server/src/store/store.ts'
 import type { ClientProcess } from './client-process.ts'
 import { differenceOf, keyOf, quarantinedBy, text } from './differences.ts'
+import type { Evidence } from './evidence.ts'
+import type { Lies } from './lies.ts'
 import { textOf, type Epoch, type LeaseTruth, type Model, type Removed, type ServiceVersion } from './model.ts'
 import type { AnswerMessage, RequestMessage } from './sim-wire.ts'
 
@@ -19,6 +21,8 @@ export const INVARIANTS = {
   outage: 'an unreachable registry never removes a good view',
   file: 'a view read from disk is served, and subscribed at once',
   failure: 'a failure is never cached as an empty list',
+  hearsay: 'what a peer says gives way to what is known, and what a liar said ends',
+  age: 'nothing is said to be younger than it is',
   bounds: 'every queue, history, cache and pool has a bound',
   crash: 'a crash at any instant leaves a file cache that loads',
   fencing: 'an old instance never removes a new one',
@@ -41,6 +45,8 @@ export class Violation extends Error {
 /** Beyond what any process of a run needs at once. */
 const MAX_TIMERS = 400
 const MAX_CONNECTIONS = 40
+/** Services of which a client asks its peers at once. */
+const MAX_ASKED = 32
 const MAX_FILES_PER_SERVICE = 12
 /** Beyond the time in which a file is waited for before its service is subscribed. */
 const SUBSCRIBE_MS = 3_000
@@ -48,6 +54,8 @@ const SUBSCRIBE_MS = 3_000
 /** What a client was shown of one service, in one life of it. */
 interface Shown {
   answer: Resolved
+  readonly isLie: boolean
+  readonly isQuarantined: boolean
   /** The newest cursor, and the place of its epoch among all that there were. */
   cursor: Cursor
   epochIndex: number
@@ -55,6 +63,8 @@ interface Shown {
 
 export interface InvariantsOptions {
   readonly model: Model
+  readonly evidence: Evidence
+  readonly lies: Lies
   readonly nowMs: () => number
   /** Takes note; the run ends after the present step. */
   readonly violated: (violation: Violation) => void
@@ -69,12 +79,16 @@ export class Invariants {
   /** Views that were compared with the truth. */
   readonly #verified = new WeakSet<View>()
   /** What a process found on its disk when it started, by service. */
-  readonly #found = new Map<string, Map<string, Cursor>>()
+  readonly #found = new Map<string, ReadonlyMap<string, View>>()
+  readonly #evidence: Evidence
+  readonly #lies: Lies
   checks = 0
 
   constructor(options: InvariantsOptions) {
     this.#options = options
     this.#model = options.model
+    this.#evidence = options.evidence
+    this.#lies = options.lies
   }
 
   // ---- Replicas ----
@@ -157,9 +171,9 @@ export class Invariants {
   // ---- Clients ----
 
   /** A client begins a life, with what its disk holds. */
-  began(client: ClientProcess, found: ReadonlyMap<string, Cursor>): void {
+  began(client: ClientProcess, found: ReadonlyMap<string, View>): void {
     this.#shown.set(client.name, new Map())
-    this.#found.set(client.name, new Map(found))
+    this.#found.set(client.name, found)
   }
 
   /** After each step of a client. */
@@ -180,7 +194,8 @@ export class Invariants {
     const { name } = client
     const shown = this.#shown.get(name)!
     if (answer === undefined) {
-      if (before!.answer.overridden || before!.cursor.revision === 0) {
+      const { overridden } = before!.answer
+      if (overridden || before!.isLie || before!.cursor.revision === 0 || this.#mayForget(client, before!)) {
         shown.delete(service)
         return
       }
@@ -193,37 +208,62 @@ export class Invariants {
       return
     }
     const { cursor, view } = answer
+    const isLie = this.#lies.has(view)
     const epochs = [...this.#model.epochs.keys()]
     const epochIndex = epochs.indexOf(cursor.epoch)
-    if (epochIndex < 0) return this.#violated('errors', `${name} shows ${service} at ${text(cursor)}, which never was`)
-    if (before) {
+    if (epochIndex < 0 && !isLie)
+      return this.#violated('errors', `${name} shows ${service} at ${text(cursor)}, which never was`)
+    if (before && !before.isLie) {
+      if (isLie)
+        this.#violated(
+          'hearsay',
+          `${name} knew ${service} at ${text(before.cursor)}, and shows a lie at ${text(cursor)}`,
+        )
       const isBack = epochIndex === before.epochIndex && cursor.revision < before.cursor.revision
-      if (isBack || epochIndex < before.epochIndex)
+      // A peer may know more than a registry that is behind; its word ends all the same.
+      if (before.answer.source !== 'peer' && (isBack || epochIndex < before.epochIndex))
         this.#violated('cursor', `${name} went from ${text(before.cursor)} back to ${text(cursor)} of ${service}`)
       if (!before.answer.overridden) this.#checkProof(name, service, before.answer.view, view)
     }
-    shown.set(service, { answer, cursor, epochIndex })
-    if (this.#verified.has(view)) return
+    const found = this.#found.get(name)?.get(service)
+    // Of a file that cannot be read the generation before it is served.
+    const isFirst = before === undefined && found !== undefined && !isAfter(found.cursor, cursor)
+    if (isFirst && view.nodes.size === 0) this.#checkProof(name, service, found, view)
+    const isQuarantined = quarantinedBy(client.client!).has(keyOf(service))
+    shown.set(service, { answer, cursor, epochIndex, isLie, isQuarantined })
+    if (isLie || this.#verified.has(view)) return
     const epoch = this.#model.epochs.get(cursor.epoch)!
     const version = epoch.at(keyOf(service), cursor.revision)
-    if (version?.revision !== cursor.revision && !this.#isCarried(client, service, view, version))
+    const isCarried = () => isQuarantined && this.#isCarried(service, view, version)
+    if (version?.revision !== cursor.revision && !isCarried())
       return this.#violated(
         'order',
         `${name} shows ${service} at ${text(cursor)}; its changes were at ${this.#revisions(epoch, service)}`,
       )
     const difference = differenceOf(version, view.nodes, view.policy)
     if (difference === undefined && version) this.#verified.add(view)
-    else if (!this.#isCarried(client, service, view, version))
+    else if (!isCarried())
       this.#violated(
         view.nodes.size === 0 ? 'proof' : 'order',
         `${name} shows ${service} at ${text(cursor)}: ${difference}`,
       )
   }
 
+  /** Whether a view may have to make room: one that the registry would say again, or one among too many that are known. */
+  #mayForget({ bounds, client, followed }: ClientProcess, before: Shown): boolean {
+    if (bounds === undefined) return false
+    if (client!.reachable && !before.isQuarantined) return true
+    // A liar knows every name that anyone may think up, and nobody knows it for one.
+    if (before.answer.source === 'peer') return true
+    const others = [...followed].flatMap((service) => client!.peek(service) ?? [])
+    // An entry holds three views at most: what is served, what was, and what was heard.
+    const nodes = [before.answer, ...others].reduce((sum, { view }) => sum + 1 + 3 * view.nodes.size, 0)
+    return others.length >= bounds.maxServices || nodes > bounds.maxNodes
+  }
+
   /** Whether a view is the truth with nodes of an earlier epoch that nobody has accounted for. */
-  #isCarried(client: ClientProcess, service: string, view: View, version: ServiceVersion | undefined): boolean {
+  #isCarried(service: string, view: View, version: ServiceVersion | undefined): boolean {
     if (this.#model.epochs.size < 2) return false
-    if (!quarantinedBy(client.client!).has(keyOf(service))) return false
     for (const [id, { node }] of version?.nodes ?? []) {
       const there = view.nodes.get(id)
       if (there === undefined || textOf(there) !== textOf(node)) return false
@@ -243,19 +283,12 @@ export class Invariants {
   }
 
   #checkProof(name: string, service: string, before: View, after: View): void {
-    if (after.nodes.size > 0 || before.nodes.size === 0) return
-    const removed = this.#model.epochs.get(after.cursor.epoch)?.removed.get(keyOf(service)) ?? []
-    const sameEpoch = before.cursor.epoch === after.cursor.epoch
-    for (const id of before.nodes.keys()) {
-      const proof = removed.some(
-        (item) => item.entry.node.id === id && (!sameEpoch || item.revision > before.cursor.revision),
+    const id = this.#evidence.missing(before, after)
+    if (id !== undefined)
+      this.#violated(
+        'proof',
+        `${name} has lost ${id} of ${service} from ${text(before.cursor)} to ${text(after.cursor)}, and nobody has removed it`,
       )
-      if (!proof)
-        this.#violated(
-          'proof',
-          `${name} emptied ${service} from ${text(before.cursor)} to ${text(after.cursor)}, and nobody has removed ${id}`,
-        )
-    }
   }
 
   /** @returns what to call with the outcome of a `resolve` that begins now */
@@ -269,14 +302,18 @@ export class Invariants {
       if (client.lives !== lives) return
       if (outcome instanceof Error) {
         if (outcome instanceof ResolveError && outcome.code === 'closed') return
-        if (known && known.cursor.revision > 0 && !known.answer.overridden)
+        if (known && !known.isLie && known.cursor.revision > 0 && !known.answer.overridden)
           this.#violated('outage', `${client.name} knew ${service} and cannot resolve it: ${outcome.message}`)
         else if (found && wasWell && isDiskWell())
-          this.#violated('file', `${client.name} has ${service} at ${text(found)} on disk and: ${outcome.message}`)
+          this.#violated(
+            'file',
+            `${client.name} has ${service} at ${text(found.cursor)} on disk and: ${outcome.message}`,
+          )
         else if (!(outcome instanceof ResolveError)) this.#violated('errors', `${client.name}: ${String(outcome)}`)
         return
       }
-      if (outcome.overridden || outcome.nodes.length > 0) return
+      const { overridden, nodes, view } = outcome
+      if (overridden || nodes.length > 0 || (view.emptied && this.#lies.has(view))) return
       const { cursor } = outcome
       const version = this.#model.epochs.get(cursor.epoch)?.at(keyOf(service), cursor.revision)
       // A store that was lost does not know of a service that had lost its nodes before.
@@ -379,38 +416,20 @@ export class Invariants {
       )
   }
 
-  // ---- Files ----
-
-  /** After a crash: what the cache loads of a service, and what was safe before. */
-  checkLoaded(files: {
-    readonly host: string
-    /** Whether only one process writes there: of several one may put an older view in the place of a newer, for a while. */
-    readonly isAlone: boolean
-    readonly service: string
-    readonly loaded: Cursor | undefined
-    readonly saved: Cursor
-  }): void {
-    const { host, isAlone, service, loaded, saved } = files
-    this.checks++
-    if (loaded === undefined)
-      this.#violated('crash', `${host} had ${service} at ${text(saved)} on disk, and nothing of it can be loaded`)
-    else if (isAlone && loaded.epoch === saved.epoch && loaded.revision < saved.revision)
-      this.#violated('crash', `${host} had ${service} at ${text(saved)} on disk, and loads ${text(loaded)}`)
-  }
-
   // ---- Now and then ----
 
   checkBounds(counts: {
     readonly timers: Iterable<readonly [name: string, count: number]>
-    readonly connections: Iterable<readonly [name: string, count: number]>
+    readonly connections: Iterable<readonly [name: string, count: number, peers: number]>
     readonly files: Iterable<readonly [name: string, count: number, services: number]>
   }): void {
     this.checks++
     for (const [name, count] of counts.timers)
       if (count > MAX_TIMERS) this.#violated('bounds', `${name} has ${count} timers, at most ${MAX_TIMERS} expected`)
-    for (const [name, count] of counts.connections)
-      if (count > MAX_CONNECTIONS)
-        this.#violated('bounds', `${name} has ${count} connections, at most ${MAX_CONNECTIONS} expected`)
+    for (const [name, count, peers] of counts.connections) {
+      const max = MAX_CONNECTIONS + peers * MAX_ASKED
+      if (count > max) this.#violated('bounds', `${name} has ${count} connections, at most ${max} expected`)
+    }
     for (const [name, count, services] of counts.files)
       if (count > services * MAX_FILES_PER_SERVICE)
         this.#violated('bounds', `${name} has ${count} files of ${services} services`)

@@ -28,7 +28,14 @@ export class Operator {
   constructor(options: OperatorOptions) {
     this.#options = options
     this.#process = new SimProcess('operator', new Host('operator'), options.scheduler)
-    const observer = { answered: options.answered, sent() {}, opened() {}, closed() {}, serves: () => true }
+    const observer = {
+      answered: options.answered,
+      sent() {},
+      received() {},
+      opened() {},
+      closed() {},
+      serves: () => true,
+    }
     this.#network = new SimClientNetwork(options.network, this.#process, options.random, observer)
   }
 

@@ -27,6 +27,7 @@ export class SimProcess implements Clock {
   readonly #endings: (() => void)[] = []
   #alive = true
   #frozen = false
+  #thawedMs = -Infinity
   #held: { readonly label: string; readonly run: () => void; cancelled: boolean }[] = []
   #timers = 0
 
@@ -42,6 +43,11 @@ export class SimProcess implements Clock {
 
   get isFrozen(): boolean {
     return this.#frozen
+  }
+
+  /** When it went on after it was frozen last. */
+  get thawedMs(): number {
+    return this.#thawedMs
   }
 
   /** Timers that wait: one that grows for ever is a leak. */
@@ -100,6 +106,7 @@ export class SimProcess implements Clock {
   thaw(): void {
     if (!this.#frozen) return
     this.#frozen = false
+    this.#thawedMs = this.now()
     // Each in a turn of its own, as they would have come.
     for (const item of this.#held.splice(0))
       this.#scheduler.after(0, `${this.name} ${item.label} held`, () => {

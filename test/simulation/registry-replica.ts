@@ -102,7 +102,48 @@ export interface ReplicaOptions {
   readonly failed: (process: SimProcess, error: Error) => void
 }
 
+/** While a replica is deaf, its streams are not told what its store learns, and it does not know that. */
+class Deafness {
+  readonly #nowMs: () => number
+  #depth = 0
+  #endedMs = -Infinity
+  #held: (() => void)[] = []
+
+  constructor(nowMs: () => number) {
+    this.#nowMs = nowMs
+  }
+
+  /** When it heard nothing last. */
+  get lastMs(): number {
+    return this.#depth > 0 ? this.#nowMs() : this.#endedMs
+  }
+
+  begin(): void {
+    this.#depth++
+  }
+
+  end(): void {
+    this.#endedMs = this.#nowMs()
+    if (--this.#depth === 0) for (const run of this.#held.splice(0)) run()
+  }
+
+  of(listener: StoreListener): StoreListener {
+    return {
+      load: (state) => {
+        // All that there is, whatever was held.
+        this.#held = []
+        listener.load(state)
+      },
+      apply: (transactions, floor) => {
+        if (this.#depth === 0) listener.apply(transactions, floor)
+        else this.#held.push(() => listener.apply(transactions, floor))
+      },
+    }
+  }
+}
+
 export class Replica {
+  readonly deafness: Deafness
   readonly name: string
   readonly host: Host
   readonly address: string
@@ -113,6 +154,7 @@ export class Replica {
 
   constructor(options: ReplicaOptions) {
     this.#options = options
+    this.deafness = new Deafness(() => options.scheduler.nowMs)
     this.name = options.name
     this.host = new Host(options.name)
     this.address = `${options.name}:7400`
@@ -199,7 +241,7 @@ export class Replica {
     await store.watch(recorder(process, () => store.epoch))
     const hub = new WatchHub({ store, clock: process, maxBufferBytes, pingMs: PING_MS, stallMs: 30_000 })
     const leases = new Leases({ store, clock: process, log, identifier, maxLeases: 10_000, holdMs })
-    await store.watch(hub)
+    await store.watch(this.deafness.of(hub))
     await store.watch(leases)
     life.parts = { store, hub, leases }
     life.phase = 'ready'

@@ -25,6 +25,19 @@ export interface DiskFault {
   readonly code: string
 }
 
+/** The next readings of views fail, or take long, and then the disk is well again. */
+export interface BadReads {
+  readonly reads: number
+  /** Undefined: they succeed. */
+  readonly code: string | undefined
+  readonly lateMs: number
+}
+
+/** A file that holds a view. */
+const VIEW = /^\/cache\/[^/]+\/[^/]+(?<!\.override)\.json$/
+/** One that a process reads at its start: it, or the generation before it. */
+const READ_AT_START = /(?<!\.override)\.json(?:\.previous)?$/
+
 interface Watcher {
   readonly process: SimProcess
   readonly directory: string
@@ -46,10 +59,13 @@ export class HostDisk {
   #journal: NameChange[] = []
   #watchers = new Set<Watcher>()
   readonly faults = new Set<DiskFault>()
+  #badReads: { left: number; readonly code: string | undefined; readonly lateMs: number }[] = []
   /** Latencies are multiplied by it. */
   slowness = 1
   /** Called with each file whose name and content are safe now. */
   saved: (file: string, content: string) => void = () => {}
+  /** Called with each file that takes the place of another. */
+  replaced: (file: string, before: string, after: string) => void = () => {}
 
   constructor(host: Host, random: Random) {
     this.host = host
@@ -113,7 +129,34 @@ export class HostDisk {
     return [...this.#files.keys()].filter((file) => path.dirname(file) === directory).map((file) => path.basename(file))
   }
 
+  /** Another disk, in another machine of the same name. */
+  renew(): void {
+    this.#files = new Map()
+    this.#durable = new Map()
+    this.#journal = []
+    this.#watchers.clear()
+  }
+
+  spoil({ reads, code, lateMs }: BadReads): void {
+    this.#badReads.push({ left: reads, code, lateMs })
+  }
+
+  /** What happens to a reading that begins now. */
+  spoiled(file: string): Omit<BadReads, 'reads'> | undefined {
+    const [bad] = this.#badReads
+    if (bad === undefined || !READ_AT_START.test(file) || !this.#files.has(file)) return undefined
+    if (--bad.left === 0) this.#badReads.shift()
+    return bad
+  }
+
+  /** No reading goes wrong any more. */
+  mend(): void {
+    this.#badReads = []
+  }
+
   name(file: string, inode: Inode | undefined): void {
+    const before = this.#files.get(file)
+    if (inode && before && before !== inode && VIEW.test(file)) this.replaced(file, before.content, inode.content)
     if (inode) this.#files.set(file, inode)
     else this.#files.delete(file)
     this.#journal.push({ directory: path.dirname(file), file, inode })
@@ -175,7 +218,16 @@ class ProcessDisk implements Disk {
   }
 
   read(file: string): Promise<FileContent | undefined> {
-    return this.#step('read', file, () => this.#disk.contentOf(file))
+    const bad = this.#disk.spoiled(file)
+    return this.#step(
+      'read',
+      file,
+      () => {
+        if (bad?.code !== undefined) throw coded(bad.code, file)
+        return this.#disk.contentOf(file)
+      },
+      bad?.lateMs,
+    )
   }
 
   startsWith(file: string, head: string): Promise<boolean> {
@@ -267,9 +319,9 @@ class ProcessDisk implements Disk {
     return async () => close()
   }
 
-  #step<T>(step: DiskStep, file: string, run: () => T): Promise<T> {
+  #step<T>(step: DiskStep, file: string, run: () => T, lateMs = 0): Promise<T> {
     return new Promise((resolve, reject) => {
-      this.#process.deliver(this.#disk.latencyMs(), `disk ${step} ${file.replace(UNIQUE, '')}`, () => {
+      this.#process.deliver(this.#disk.latencyMs() + lateMs, `disk ${step} ${file.replace(UNIQUE, '')}`, () => {
         try {
           this.#disk.check(step)
           resolve(run())

@@ -41,6 +41,7 @@ export interface TalkObserver {
   /** An answer has arrived. @param sentMs when its request was sent */
   answered(request: RequestMessage, answer: AnswerMessage, sentMs: number): void
   sent(text: string): void
+  received(text: string): void
   opened(): void
   closed(): void
   /** Whether a program of its own takes connections there. */
@@ -205,8 +206,11 @@ class ClientWebSocket implements Stream {
     const payload = bytes.subarray(head, head + length)
     this.#received = bytes.subarray(head + length)
     const opcode = bytes[0]! & 0x0f
-    if (opcode === 0x1) this.#handlers.message(payload.toString('utf8'))
-    else if (opcode === 0x9) this.#write(0xa, payload)
+    if (opcode === 0x1) {
+      const text = payload.toString('utf8')
+      this.#handlers.message(text)
+      this.#observer.received(text)
+    } else if (opcode === 0x9) this.#write(0xa, payload)
     else if (opcode === 0x8) {
       this.#write(0x8, payload)
       this.#abandon(

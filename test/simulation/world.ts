@@ -9,24 +9,28 @@
 
 import type { Random } from '@holdfast/registry-client/clock'
 import type { Log } from '@holdfast/registry-client/log'
-import type { Cursor } from '@holdfast/registry-client/protocol'
-import { FileCache } from '../../registry-client/src/files/file-cache.ts'
+import type { View } from '@holdfast/registry-client/protocol'
 import { seededRandom } from '../support/seeded-random.ts'
 import { Breaker } from './breaker.ts'
-import { CACHE_DIR, ClientProcess } from './client-process.ts'
+import { CacheFiles } from './cache-files.ts'
+import { ClientProcess } from './client-process.ts'
 import { EtcdMembers } from './etcd-members.ts'
 import { EtcdTwin } from './etcd-twin.ts'
-import { planOf, type Fault, type Stage } from './faults.ts'
+import { Evidence } from './evidence.ts'
+import { isDue, planOf, type Fault, type Stage } from './faults.ts'
 import { Convergence } from './convergence.ts'
-import { keyOf } from './differences.ts'
+import { keyOf, quarantinedBy } from './differences.ts'
+import type { Resolved } from '../../registry-client/src/index.ts'
+import { Hearsay } from './hearsay.ts'
 import { Invariants, Violation } from './invariants.ts'
+import { Lies, lieOf } from './lies.ts'
 import { Model } from './model.ts'
 import { Operator } from './operator.ts'
 import type { SimProcess } from './process.ts'
 import { Host } from './process.ts'
 import { Replica, type Edge } from './registry-replica.ts'
 import { Scheduler, type Scheduled } from './scheduler.ts'
-import { HostDisk, InstantDisk } from './sim-disk.ts'
+import { HostDisk } from './sim-disk.ts'
 import { Network } from './sim-network.ts'
 
 export const MAX_REPLICAS = 3
@@ -66,7 +70,10 @@ export class World {
   readonly #network: Network
   readonly #members: EtcdMembers
   readonly #model: Model
+  readonly #lies: Lies
   readonly #invariants: Invariants
+  readonly #hearsay: Hearsay
+  readonly #files: CacheFiles
   readonly #replicas: Replica[]
   readonly #clients: ClientProcess[]
   readonly #operator: Operator
@@ -74,8 +81,6 @@ export class World {
   readonly #disks = new Map<string, HostDisk>()
   readonly #plan: readonly Fault[]
   readonly #activeMs: number
-  /** What the cache directory of a host is known to hold safely, by file. */
-  readonly #saved = new Map<string, Cursor>()
   #violation: Violation | undefined
   #violatedMs = 0
   #hash = 0x811c9dc5
@@ -113,10 +118,17 @@ export class World {
         this.#invariants.removed(removed, this.#ownerOf(removed.entry.lease, removed.key, removed.entry.node.id)),
       leaseEnded: (lease) => this.#invariants.leaseEnded(lease),
     })
+    const evidence = new Evidence(this.#model, nowMs)
+    const lies = (this.#lies = new Lies(this.#model))
+    const violated = (violation: Violation) => this.#violated(violation)
+    this.#files = new CacheFiles({ evidence, lies, violated })
+    this.#hearsay = new Hearsay({ model: this.#model, lies, nowMs, unawareMs: () => this.#unawareMs(), violated })
     this.#invariants = new Invariants({
       model: this.#model,
+      evidence,
+      lies,
       nowMs,
-      violated: (violation) => this.#violated(violation),
+      violated,
       mayOverride: (host, service) => this.#breaker.mayOverride(host, service),
     })
     const services = ['stock', 'orders', 'users', 'pay', 'mail'].slice(0, 2 + Math.floor(random() * 4))
@@ -152,9 +164,13 @@ export class World {
       host.wallOffsetMs = Math.floor((random() * 2 - 1) * (random() < 0.3 ? WALL_OFFSET_MS : 2_000))
     for (const host of hosts) {
       const disk = new HostDisk(host, this.#randomOf(`disk ${host.name}`))
-      disk.saved = (file, content) => this.#noteSaved(host.name, file, content)
+      this.#files.follow(disk)
       this.#disks.set(host.name, disk)
     }
+    const choices = this.#randomOf('choices')
+    const hasPeers = choices() < 0.5 && isDue('peers')
+    const peerAddresses = Array.from({ length: hasPeers ? count : 0 }, (_, index) => `c${index + 1}:7503`)
+    const lying = this.#randomOf('lies')
     const stageNodes: { service: string; id: string }[] = []
     this.#clients = Array.from({ length: count }, (_, index) => {
       const name = `c${index + 1}`
@@ -170,6 +186,8 @@ export class World {
         (node, place, all) => all.findIndex(({ service, id }) => service === node.service && id === node.id) === place,
       )
       stageNodes.push(...nodes)
+      if (hasPeers) this.#network.place(peerAddresses[index]!, host.name)
+      const isBounded = choices() < 0.2 && isDue('bounds')
       return new ClientProcess({
         name,
         host,
@@ -181,14 +199,23 @@ export class World {
         log,
         services: services.filter((_, place) => place === 0 || random() < 0.7).concat(random() < 0.1 ? ['nobody'] : []),
         nodes,
+        peerAddress: peerAddresses[index],
+        peers: peerAddresses.filter((_, place) => place !== index),
+        bounds: isBounded
+          ? { maxServices: 1 + Math.floor(choices() * 8), maxNodes: 5 + Math.floor(choices() * 100) }
+          : undefined,
+        isCached: !isBounded || choices() < 0.6,
         observer: {
           started: (client) => this.#clientStarted(client),
-          resolving: (client, service) =>
-            this.#invariants.resolving(
-              client,
-              service,
-              () => client.disk.faults.size === 0 && client.disk.slowness === 1,
-            ),
+          resolving: (client, service) => this.#resolving(client, service),
+          lie: (client, namespace, service) => {
+            const kind = this.#breaker.lieOf(client.name)
+            const epoch = this.#model.current
+            if (kind === undefined || epoch === undefined) return undefined
+            const truth = { epoch: epoch.id, revision: epoch.newest(keyOf(service))?.revision ?? 0 }
+            return { answer: lieOf(kind, namespace, service, truth, lying) }
+          },
+          told: (...rest) => this.#hearsay.told(...rest),
           answered: (client, ...rest) => this.#invariants.answered(client.name, ...rest),
           serves: (target, port) =>
             this.#clients.some(
@@ -216,7 +243,9 @@ export class World {
       clients: this.#clients,
       disks: this.#disks,
       operator: this.#operator,
-      crashed: (client) => this.#checkFiles(client),
+      crashed: (client) =>
+        this.#files.crashed(client, this.#clients.filter(({ host }) => host === client.host).length === 1),
+      renewed: (host) => this.#files.renewed(host),
     })
     this.#activeMs = 20_000 + Math.floor(random() * random() * 280_000)
     const stage: Stage = {
@@ -225,6 +254,7 @@ export class World {
       clientHosts: hosts.map(({ name }) => name),
       members: this.#members.hosts.map(({ name }) => name),
       services,
+      hasPeers,
       nodes: stageNodes.length > 0 ? stageNodes : [{ service: services[0]!, id: 'static' }],
     }
     this.#plan = options.plan ?? planOf(this.#randomOf(`plan of ${seed}`), stage, this.#activeMs)
@@ -265,7 +295,7 @@ export class World {
       atMs: this.#violatedMs,
       virtualMs: scheduler.nowMs,
       events: scheduler.events,
-      checks: this.#invariants.checks,
+      checks: this.#invariants.checks + this.#hearsay.checks + this.#files.checks,
       hash: (this.#hash >>> 0).toString(16).padStart(8, '0'),
     }
   }
@@ -276,9 +306,10 @@ export class World {
     this.#breaker.heal()
     this.#operator.close()
     for (const client of this.#clients) client.quieten()
-    const isLost = this.#plan.some(({ kind }) => kind === 'wipe' || kind === 'restore')
+    // What a liar said of a store that never was is kept as long as what an honest peer said of one that is gone.
+    const isLost = this.#plan.some(({ kind }) => kind === 'wipe' || kind === 'restore' || kind === 'liar')
     const endMs = scheduler.nowMs + (isLost ? LOST_STORE_CONVERGENCE_MS : CONVERGENCE_MS)
-    const convergence = new Convergence(this.#model)
+    const convergence = new Convergence(this.#model, this.#lies)
     let divergence: Violation | undefined
     // What is true for a moment may be so by chance.
     let steadyMs = 0
@@ -290,12 +321,32 @@ export class World {
     }
     if (divergence) this.#violated(divergence)
     if (this.#violation) return
+    await this.#askYoung()
+    if (this.#violation) return
     // What a replica loads is what the others have followed.
     this.#trace('everyone knows the truth; a replica starts again')
     const [replica] = this.#replicas
     replica!.kill()
     replica!.start()
     await scheduler.runUntil(scheduler.nowMs + LOOK_MS)
+  }
+
+  /** Whoever asks a registry that is well for something younger than its last word is answered. */
+  async #askYoung(): Promise<void> {
+    if (!isDue('young')) return
+    const random = this.#randomOf('young')
+    for (const client of this.#clients)
+      for (const service of client.followed) {
+        const isServed = client.client?.peek(service)?.overridden === false
+        if (!isServed || quarantinedBy(client.client).has(keyOf(service))) continue
+        const maxStale = Math.ceil(random() * 5_000)
+        void client.resolveYoung(service, maxStale).then((outcome) => {
+          if (outcome === undefined || this.#isOver) return
+          if (outcome instanceof Error || outcome.age > maxStale)
+            this.#violated(new Violation('age', `${client.name} asked for ${service} of ${maxStale} ms: ${outcome instanceof Error ? outcome.message : `${outcome.age} ms`}`)) // prettier-ignore
+        })
+      }
+    await this.#scheduler.runUntil(this.#scheduler.nowMs + 2 * LOOK_MS)
   }
 
   // ---- What is watched ----
@@ -309,54 +360,44 @@ export class World {
     if (this.#violation) this.#scheduler.stop()
   }
 
-  #clientStarted(client: ClientProcess): void {
-    const found = new Map<string, Cursor>()
-    this.#invariants.began(client, found)
-    if (client.disk.faults.size > 0) return
-    for (const service of client.services)
-      void this.#load(client.disk, service).then((cursor) => {
-        if (cursor) found.set(service, cursor)
-        this.#invariants.began(client, found)
-      })
-  }
-
-  /** What a cache would find on a disk at this moment. */
-  async #load(disk: HostDisk, service: string): Promise<Cursor | undefined> {
-    const clock = { now: () => 0, wall: () => 0, after: () => () => {} }
-    const files = new FileCache({ directory: CACHE_DIR, disk: new InstantDisk(disk), clock, log: NO_LOG })
-    return (await files.load('default', service))?.view.cursor
-  }
-
-  #checkFiles({ host, disk, services }: ClientProcess): void {
-    const isAlone = this.#clients.filter((client) => client.host === host).length === 1
-    for (const service of services) {
-      const saved = this.#saved.get(`${host.name} ${service}`)
-      if (saved)
-        void this.#load(disk, service).then((loaded) =>
-          this.#invariants.checkLoaded({ host: host.name, isAlone, service, loaded, saved }),
-        )
+  #resolving(client: ClientProcess, service: string): (outcome: Resolved | Error) => void {
+    const isDiskWell = () => client.disk.faults.size === 0 && client.disk.slowness === 1
+    const told = this.#invariants.resolving(client, service, isDiskWell)
+    return (outcome) => {
+      told(outcome)
+      if (!(outcome instanceof Error)) this.#hearsay.answered(client, service, outcome)
     }
   }
 
-  #noteSaved(host: string, file: string, content: string): void {
-    const [, service] = /^\/cache\/default\/([^/.]+)\.json$/.exec(file) ?? []
-    const [, epoch, revision] = /"cursor": ?"([^":]+):(\d+)"/.exec(content) ?? []
-    if (service === undefined || epoch === undefined) return
-    const key = `${host} ${service}`
-    const before = this.#saved.get(key)
-    const cursor = { epoch, revision: Number(revision) }
-    if (before?.epoch !== cursor.epoch || before.revision < cursor.revision) this.#saved.set(key, cursor)
+  /** When a process last did not know how late it was. */
+  #unawareMs(): number {
+    const times = [...this.#replicas, ...this.#clients].map(({ process }) =>
+      process?.isFrozen === true ? this.#scheduler.nowMs : (process?.thawedMs ?? -Infinity),
+    )
+    return Math.max(...times, ...this.#replicas.map(({ deafness }) => deafness.lastMs))
+  }
+
+  #clientStarted(client: ClientProcess): void {
+    const found = new Map<string, View>()
+    this.#invariants.began(client, found)
+    if (client.disk.faults.size > 0 || !client.isCached) return
+    for (const service of client.services)
+      void this.#files.load(client.disk, service).then((view) => {
+        if (view && !this.#lies.has(view)) found.set(service, view)
+      })
   }
 
   #lookLater(): void {
     this.#scheduler.after(LOOK_MS, 'look', () => {
       for (const client of this.#clients) this.#invariants.checkSubscribed(client)
+      this.#hearsay.look(this.#clients, this.#disks)
+      this.#hearsay.lookBehind(this.#clients, this.#replicas)
       const processes = [...this.#replicas, ...this.#clients].flatMap(({ process }) =>
         process?.isAlive ? [process] : [],
       )
       this.#invariants.checkBounds({
         timers: processes.map((item) => [item.name, item.timers]),
-        connections: processes.map((item) => [item.name, this.#network.openedBy(item)]),
+        connections: processes.map((item) => [item.name, this.#network.openedBy(item), this.#clients.length - 1]),
         files: [...this.#disks].map(([name, { files }]) => [name, files.size, 6]),
       })
       this.#lookLater()
@@ -414,8 +455,6 @@ export class World {
     this.#options.trace?.(this.#scheduler.nowMs, text)
   }
 }
-
-const NO_LOG: Log = { debug() {}, info() {}, warn() {}, error() {} }
 
 function failureOf(error: unknown): Violation {
   if (error instanceof Violation) return error

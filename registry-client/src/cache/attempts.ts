@@ -2,7 +2,7 @@
 
 import type { Clock } from '../clock.ts'
 import type { ConnectionStatus } from '../registry/connection.ts'
-import type { Entry } from './memory-cache.ts'
+import type { Entry } from './entry.ts'
 import type { PeersStatus } from './peers.ts'
 import { formatCursor } from '../protocol.ts'
 import type { Attempt, Minimum } from './resolved.ts'
@@ -17,15 +17,22 @@ export interface Levels {
 /** In the order in which they are asked. */
 export function attemptsAt(entry: Entry, minimum: Minimum | undefined, levels: Levels): Attempt[] {
   const { clock, hasFiles, peers, connection } = levels
-  const { asOf } = entry
-  const known = asOf && `${ageOf(entry, clock)} old${minimum ? `, known as of ${formatCursor(asOf)}` : ''}`
-  const file = entry.view && entry.origin === 'file' ? 'nothing newer' : 'nothing readable'
+  const { asOf, served } = entry
+  const known = served && asOf && `${ageOf(entry, clock)} old${minimum ? `, known as of ${formatCursor(asOf)}` : ''}`
+  const isFile = entry.view && entry.origin === 'file'
+  const file = isFile ? 'nothing newer' : entry.isFileKnown ? 'nothing readable' : 'not read yet, or not readable'
   return [
     { level: 'memory', outcome: known ?? 'nothing' },
     { level: 'file', outcome: hasFiles ? file : 'no cache directory' },
     ...(peers.urls.length > 0 ? [{ level: 'peer' as const, outcome: outcomeOfPeers(entry, levels) }] : []),
-    { level: 'registry', outcome: connection.reachable ? 'connected, no answer in time' : whyNot(connection) },
+    { level: 'registry', outcome: connection.reachable ? answerOf(entry) : whyNot(connection) },
   ]
+}
+
+/** Of a registry that is connected. */
+function answerOf({ view, served }: Entry): string {
+  if (view === undefined || served !== undefined) return 'connected, no answer in time'
+  return view.cursor.revision === 0 ? 'never heard of it' : 'names no node, and no removal of the last'
 }
 
 /** Of a name that the registry says it never heard of; it may have said so a while ago. */

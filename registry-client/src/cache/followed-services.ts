@@ -3,20 +3,26 @@
  * read on, through the memory cache's gate, to its selector, its watchers and its file.
  */
 
-import { sleep, type Clock } from '../clock.ts'
+import { AwaitedPlaces, type Place } from './awaited-places.ts'
+import type { Clock } from '../clock.ts'
 import type { Connection, Held, Session } from '../registry/connection.ts'
-import { channels, type FileMessage, type ViewMessage } from '../diagnostics.ts'
-import type { FileCache } from '../files/file-cache.ts'
+import { Confirmations } from './confirmations.ts'
+import { channels, type ViewMessage } from '../diagnostics.ts'
+import { Entry } from './entry.ts'
+import type { FileCache, Loaded } from '../files/file-cache.ts'
+import { FileLevel } from './file-level.ts'
+import type { Offer, Verdict } from './gate.ts'
 import { IdleServices } from './idle-services.ts'
 import type { Log } from '../log.ts'
-import { Entry, type MemoryCache, type Origin } from './memory-cache.ts'
+import type { MemoryCache } from './memory-cache.ts'
 import type { Peers } from './peers.ts'
 import {
   fold,
   isAfter,
+  isProven,
   type Cursor,
+  type Frame,
   type PolicyDocument,
-  type Removal,
   type StreamEvent,
   type View,
 } from '../protocol.ts'
@@ -27,8 +33,6 @@ import { Watchers } from './watchers.ts'
 
 /** How often files of unchanged views are dated anew. */
 const DATING_MS = 30_000
-/** How long the registry waits for a disk that does not answer: then the service is subscribed without a cursor. */
-const LOAD_PATIENCE_MS = 1_000
 /** Longer, and a long outage would be spent on nodes that nobody calls any more. */
 const IN_USE_MS = 600_000
 
@@ -40,13 +44,8 @@ export interface Followed {
   readonly watchers: Watchers
   /** The life of the stream on which a fresh snapshot was asked for and has not come yet. */
   restarted: Session | undefined
-  /** The first reading of the file; settled once its view was offered. */
+  /** The first reading of the file, as long as it is waited for. */
   loading: Promise<void> | undefined
-  /** The reading under way, and the one after it. */
-  reading: Promise<void> | undefined
-  rereading: Promise<void> | undefined
-  /** The places in the history that are waited for. */
-  readonly wanted: Set<() => Cursor | undefined>
   /** Ends the asking of peers. */
   seeking: AbortController | undefined
 }
@@ -55,7 +54,10 @@ export interface FollowedServicesOptions {
   readonly memory: MemoryCache
   readonly files: FileCache | undefined
   readonly peers: Peers
-  readonly subscriptions: Pick<Connection, 'subscribe' | 'unsubscribe' | 'restart' | 'ask' | 'covers' | 'isDown'>
+  readonly subscriptions: Pick<
+    Connection,
+    'subscribe' | 'unsubscribe' | 'restart' | 'ask' | 'refresh' | 'covers' | 'isDown'
+  >
   readonly selectorOf: (service: string) => Selector
   /** Without a call for so long a service is not followed any more. Infinity: never. */
   readonly idleAfterMs: number
@@ -67,28 +69,23 @@ export class FollowedServices {
   readonly #options: FollowedServicesOptions
   readonly #memory: MemoryCache
   readonly #files: FileCache | undefined
+  readonly #fileLevel: FileLevel | undefined
   readonly #subscriptions: FollowedServicesOptions['subscriptions']
   readonly #clock: Clock
   readonly #log: Log
   readonly #followed = new WeakMap<Entry, Followed>()
   /** By namespace, then by service: a lookup without building a key. */
   readonly #byName = new Map<string, Map<string, Followed>>()
-  /** Entries whose view this life of the stream has not confirmed yet. */
-  readonly #unconfirmed = new Set<Entry>()
-  /** Entries of which this life of the stream has not sent all yet. */
-  readonly #uncovered = new Set<Entry>()
-  /** Those of them with a cursor to resume from, until it shows with what. */
+  readonly #confirmations: Confirmations
+  /** Those with a cursor to resume from, until it shows with what. */
   readonly #resuming = new Set<Entry>()
-  /** The life of the stream whose registry said last that it may be behind. */
-  #aged: Session | undefined
+  /** The life of the stream that spoke last. */
+  #session: Session | undefined
   readonly #quarantines: Quarantines
-  /** Those of which someone waits for a place in the history. */
-  readonly #wanting = new Set<Followed>()
+  readonly #awaited = new AwaitedPlaces<Followed>()
   readonly #unknown: UnknownNames
   readonly #idle: IdleServices
   #datedMs = -Infinity
-  /** Files that are waited for. */
-  readonly #loads = new Set<AbortController>()
   #closed = false
   /** Frames received, and snapshots asked for because one did not continue a view. */
   readonly #frames = { snapshots: 0, changes: 0, restarts: 0 }
@@ -106,6 +103,28 @@ export class FollowedServices {
     this.#log = options.log
     this.#unknown = new UnknownNames(options.clock)
     this.#quarantines = new Quarantines(options.clock, options.log)
+    if (options.files)
+      this.#fileLevel = new FileLevel({
+        files: options.files,
+        clock: options.clock,
+        holds: (entry) => this.#holds(entry),
+        override: (entry, view) => this.#memory.override(keyOf(entry.namespace, entry.service), entry, view),
+        offer: (entry, offer, isAnew) => (isAnew ? this.#replay(entry, offer) : this.#offer(entry, offer)),
+        changed: (entry) => this.#publish(entry),
+      })
+    this.#confirmations = new Confirmations({
+      isSent: ({ namespace, service }) => this.#subscriptions.covers(keyOf(namespace, service)),
+      covered: (entry) => {
+        if (this.#resuming.delete(entry)) this.resumes.nothing++
+      },
+      confirmed: (entry) => {
+        if (isKnown(entry.view!)) this.#files?.confirm(entry.view!)
+        // Whoever waits for a view that is fresh enough may have it now.
+        this.#followed.get(entry)?.watchers.wake()
+      },
+      answered: (entry, session) => this.#overrule(entry, session),
+      log: options.log,
+    })
     this.#idle = new IdleServices({
       ...options,
       services: this.#byName,
@@ -113,7 +132,7 @@ export class FollowedServices {
       isConfirmed: (entry, session) =>
         this.#holds(entry) &&
         entry.confirmed === session &&
-        !this.#unconfirmed.has(entry) &&
+        this.#confirmations.isConfirmed(entry) &&
         !this.#subscriptions.isDown &&
         !this.#followed.get(entry)?.loading,
     })
@@ -142,11 +161,15 @@ export class FollowedServices {
     return { remembered: this.#unknown.size, noted: this.#unknown.noted }
   }
 
+  /** Services whose view is of a later place than the registry that answers has reached. */
+  get ahead(): readonly string[] {
+    return [...this.#confirmations.ahead].map(({ namespace, service }) => keyOf(namespace, service))
+  }
+
   /** A new life of the stream has confirmed nothing yet; what peers could say, the registry will. */
   reconnected(): void {
-    this.#distrust()
-    for (const [, entry] of this.#memory.entries()) {
-      this.#uncovered.add(entry)
+    this.#confirmations.reconnected(this.#entries())
+    for (const entry of this.#entries()) {
       if (entry.view) this.#resuming.add(entry)
       this.#stopSeeking(this.#followed.get(entry)!)
     }
@@ -154,17 +177,17 @@ export class FollowedServices {
 
   /** The registry cannot be reached: whoever waits is helped by peers. */
   lost(): void {
-    for (const [, entry] of this.#memory.entries()) this.#seek(this.#followed.get(entry)!)
+    for (const entry of this.#entries()) this.#seek(this.#followed.get(entry)!)
   }
 
-  #distrust(): void {
-    for (const [, entry] of this.#memory.entries()) this.#unconfirmed.add(entry)
+  *#entries(): Generator<Entry> {
+    for (const [, entry] of this.#memory.entries()) yield entry
   }
 
   /** Lets everyone who waits go, and everything that was held. */
   close(): void {
     this.#closed = true
-    for (const load of this.#loads) load.abort()
+    this.#fileLevel?.close()
     for (const services of this.#byName.values())
       for (const served of services.values()) {
         this.#stopSeeking(served)
@@ -181,6 +204,7 @@ export class FollowedServices {
     const known = this.#memory.get(key)
     if (known) return this.#followed.get(known)!
     const entry = new Entry(namespace, service)
+    entry.isFileKnown = this.#files === undefined
     const followed: Followed = {
       key,
       entry,
@@ -188,79 +212,46 @@ export class FollowedServices {
       watchers: new Watchers(),
       restarted: undefined,
       loading: undefined,
-      reading: undefined,
-      rereading: undefined,
-      wanted: new Set(),
       seeking: undefined,
     }
     this.#followed.set(entry, followed)
     const services = this.#byName.get(namespace) ?? new Map<string, Followed>()
     this.#byName.set(namespace, services.set(service, followed))
     this.#memory.add(key, entry)
-    this.#uncovered.add(entry)
-    this.#unconfirmed.add(entry)
+    this.#confirmations.begin(entry)
     // Loaded first and subscribed with its cursor then, so that only what changed is sent; but always subscribed.
-    followed.loading = this.#loadInTime(entry).then(() => {
+    const reading = this.#fileLevel?.begin(entry) ?? Promise.resolve()
+    followed.loading = reading.then(() => {
       followed.loading = undefined
       if (!this.#holds(entry)) return
       if (this.#files) this.levels.file[entry.view || entry.override ? 'hits' : 'misses']++
       if (entry.view) this.#resuming.add(entry)
       this.#subscriptions.subscribe(key, namespace, service)
       this.#seek(followed)
+      // It was held until there was something to judge its worth by.
+      this.#memory.unpin(key, entry)
     })
     return followed
   }
 
-  async #loadInTime(entry: Entry): Promise<void> {
-    if (this.#files === undefined) return
-    const loaded = new AbortController()
-    this.#loads.add(loaded)
-    void this.#load(this.#files, entry).then(() => loaded.abort())
-    await sleep(this.#clock, LOAD_PATIENCE_MS, loaded.signal)
-    this.#loads.delete(loaded)
-  }
-
-  /** One reading at a time: of two that overlap, the one that began first may end last, and undo the other. */
-  #load(files: FileCache, entry: Entry): Promise<void> {
-    const served = this.#followed.get(entry)!
-    if (served.reading === undefined) return (served.reading = this.#read(files, served))
-    // Whoever asks meanwhile shares the next, which sees whatever was written before it begins.
-    return (served.rereading ??= served.reading.then(() => {
-      served.rereading = undefined
-      return this.#load(files, entry)
-    }))
-  }
-
-  /** Never rejects: what cannot be read is the file cache's business. */
-  async #read(files: FileCache, served: Followed): Promise<void> {
-    const { entry } = served
-    const { namespace, service } = entry
-    const loaded = await files.load(namespace, service)
-    // Before the view is served, since an operator's word wins from the first answer on.
-    const override = await files.override(namespace, service, entry.view ?? loaded?.view, entry.override)
-    served.reading = undefined
-    // Evicted, or everything closed, while the disk was read.
-    if (!this.#holds(entry)) return
-    if (channels.file.hasSubscribers)
-      channels.file.publish({
-        namespace,
-        service,
-        view: loaded?.view,
-        ageMs: loaded?.ageMs,
-        overridden: override !== undefined,
-      } satisfies FileMessage)
-    const isNews = override !== entry.override
-    if (isNews) this.#memory.override(keyOf(namespace, service), entry, override)
-    if (!this.#holds(entry)) return
-    if (loaded) this.#offer(entry, loaded.view, 'file', { heardMs: this.#clock.now() - loaded.ageMs })
-    if (isNews) this.#publish(entry)
-  }
-
   /** A file of a service may hold something new. */
   async fileChanged(namespace: string, service: string): Promise<void> {
-    const entry = this.#memory.peek(keyOf(namespace, service))
-    if (this.#files && entry && !this.#followed.get(entry)?.loading && !this.#closed)
-      await this.#load(this.#files, entry)
+    const served = this.find(namespace, service)
+    if (served && !served.loading && !this.#closed) await this.#fileLevel?.changed(served.entry)
+  }
+
+  /** Whether a view is to be written over the file of another history. */
+  replacesFile(view: View, found: Loaded): boolean {
+    const entry = this.find(view.namespace, view.service)?.entry
+    // Let go since: it was saved for a reason.
+    return entry === undefined || !this.#holds(entry) || this.#fileLevel!.replaces(entry, view, found)
+  }
+
+  /** What the registry has said so far is judged once more after what counts as said before it. */
+  #replay(entry: Entry, offer: Offer): void {
+    const word = entry.heard ?? (entry.origin === 'registry' ? entry.view : undefined)
+    const said = word && this.#session && ({ view: word, origin: 'registry', confirmed: this.#session } satisfies Offer)
+    this.#judge(entry, said ? [offer, said] : [offer], true)
   }
 
   #holds(entry: Entry): boolean {
@@ -280,7 +271,7 @@ export class FollowedServices {
       if (!found || !this.#holds(entry) || seeking.signal.aborted) return
       const { view, heardMs, peer } = found
       this.#log.info({ namespace: entry.namespace, service: entry.service, peer }, 'served as a peer knows it')
-      this.#offer(entry, view, 'peer', { heardMs })
+      this.#offer(entry, { view, origin: 'peer', confirmed: { heardMs } })
     })
   }
 
@@ -293,98 +284,67 @@ export class FollowedServices {
   held(key: string): Held {
     const entry = this.#memory.peek(key)
     if (entry === undefined) return {}
-    const wanted = latest(this.#followed.get(entry)!.wanted)
     const cursor = (entry.heard ?? entry.view)?.cursor
     // Hearsay is no base for a change: the whole view, of a registry that is as far as the peer was.
-    if (entry.origin === 'peer' && !entry.heard) return { reach: entry.view?.cursor }
-    return { cursor, reach: wanted }
+    if (entry.origin === 'peer' && !entry.heard) return { reach: (entry.carried ?? entry.view)?.cursor }
+    const wanted = this.#awaited.latest(this.#followed.get(entry)!)
+    // And not before it is as far as others have shown to be: of what came since it could say nothing.
+    return { cursor, reach: laterOf(wanted, entry.origin === 'peer' ? undefined : entry.asOf) }
   }
 
   /** One event of the stream. */
   event(event: StreamEvent, session: Session): void {
-    if (event.event === 'ping') this.#noteAge(event.ageMs, session)
-    else {
-      const { frame } = event
-      const { namespace, service } = frame.kind === 'snapshot' ? frame.view : frame
-      const key = keyOf(namespace, service)
-      const entry = this.#memory.peek(key)
-      if (entry) {
-        if (frame.kind === 'snapshot') this.#frames.snapshots++
-        else this.#frames.changes++
-        if (this.#resuming.delete(entry)) this.resumes[frame.kind]++
-        const served = this.#followed.get(entry)!
-        const next = fold(entry.heard ?? entry.view, frame)
-        if (next) {
-          if (frame.kind === 'snapshot') served.restarted = undefined
-          this.#offer(entry, next, 'registry', session, frame.kind === 'change' ? frame.remove : [])
-        } else if (served.restarted !== session) {
-          // Once: the changes that follow before the snapshot comes do not continue the view either.
-          served.restarted = session
-          this.#frames.restarts++
-          this.#log.info({ namespace, service }, 'a change does not continue the view: asking for a snapshot')
-          entry.heard = undefined
-          entry.cover(undefined)
-          this.#uncovered.add(entry)
-          this.#unconfirmed.add(entry)
-          this.#subscriptions.restart(key)
-        }
-      }
-    }
-    if (event.event === 'ping' && event.subscribed !== undefined) this.#cover(session)
-    if (event.id && (event.event === 'ping' || this.#unconfirmed.size > 0)) this.#confirm(event.id, session)
-    if (event.id) for (const served of this.#wanting) served.watchers.wake()
+    this.#session = session
+    if (event.event !== 'ping') this.#frame(event.frame, session)
+    this.#confirmations.heard(event, session, () => this.#entries())
+    if (event.id) for (const served of this.#awaited.services) served.watchers.wake()
     if (event.event === 'ping') this.#tidy(session)
   }
 
-  /** What a registry says that is cut off from its store confirms nothing; what it said since it was, neither. */
-  #noteAge(ageMs: number | undefined, session: Session): void {
-    if (ageMs !== undefined || this.#aged === session) this.#distrust()
-    this.#aged = ageMs === undefined ? undefined : session
-  }
-
-  /** Whatever was asked for up to some message has been sent. */
-  #cover(session: Session): void {
-    for (const entry of this.#uncovered) {
-      if (!this.#subscriptions.covers(keyOf(entry.namespace, entry.service))) continue
-      this.#uncovered.delete(entry)
-      entry.cover(session)
-      if (this.#resuming.delete(entry)) this.resumes.nothing++
+  #frame(frame: Frame, session: Session): void {
+    const { namespace, service } = frame.kind === 'snapshot' ? frame.view : frame
+    const key = keyOf(namespace, service)
+    const entry = this.#memory.peek(key)
+    if (entry === undefined) return
+    if (frame.kind === 'snapshot') this.#frames.snapshots++
+    else this.#frames.changes++
+    if (this.#resuming.delete(entry)) this.resumes[frame.kind]++
+    const served = this.#followed.get(entry)!
+    const next = fold(entry.heard ?? (entry.origin === 'peer' ? undefined : entry.view), frame)
+    if (next) {
+      if (frame.kind === 'snapshot') served.restarted = undefined
+      const removed = frame.kind === 'change' ? frame.remove : []
+      this.#offer(entry, { view: next, origin: 'registry', confirmed: session, removed })
+    } else if (served.restarted !== session) {
+      // Once: the changes that follow before the snapshot comes do not continue the view either.
+      served.restarted = session
+      this.#frames.restarts++
+      this.#log.info({ namespace, service }, 'a change does not continue the view: asking for a snapshot')
+      entry.heard = undefined
+      this.#confirmations.begin(entry)
+      this.#subscriptions.restart(key)
     }
   }
 
-  /**
-   * Everything up to this id has been sent: each view of this epoch is current, or as old as the registry says that it is
-   * itself. Looks only at those that have not been confirmed in this life of the stream yet; the others share its
-   * {@link Session}, which grows younger by itself.
-   */
-  #confirm(id: Cursor, session: Session): void {
-    for (const entry of this.#unconfirmed) {
-      const served = this.#followed.get(entry)
-      if (entry.view === undefined || entry.quarantined || entry.view.cursor.epoch !== id.epoch) continue
-      // Of hearsay the registry has to say the whole itself.
-      if (!entry.isCoveredBy(session) || entry.origin === 'peer') continue
-      // An earlier life of the stream may know better than a registry that is behind.
-      if (session.heardMs >= entry.confirmed.heardMs) entry.confirmed = session
-      entry.origin = 'registry'
-      if (this.#aged === session) continue
-      this.#unconfirmed.delete(entry)
-      if (isKnown(entry.view)) this.#files?.confirm(entry.view)
-      // Whoever waits for a view that is fresh enough may have it now.
-      served?.watchers.wake()
-    }
+  /** The registry has said what it knows; that a peer claimed to know of later places does not count any more. */
+  #overrule(entry: Entry, session: Session): void {
+    const { heard, carried } = entry
+    if (heard === undefined || carried?.cursor === heard.cursor) return
+    this.#offer(entry, { view: heard, origin: 'registry', confirmed: session, isSettled: true })
   }
 
   /** What is due now and then, with the pings: dates of files, names that nobody knows, nodes that did not come back. */
   #tidy(session: Session): void {
     const nowMs = this.#clock.now()
     for (const key of this.#unknown.due()) this.#forgetUnknown(key)
-    for (const entry of this.#quarantines.entries) if (entry.heard) this.#offer(entry, entry.heard, 'registry', session)
-    if (this.#aged === session) return
+    for (const entry of this.#quarantines.entries)
+      if (entry.heard) this.#offer(entry, { view: entry.heard, origin: 'registry', confirmed: session })
+    if (this.#confirmations.isAged(session)) return
     this.#idle.look(session)
     if (nowMs - this.#datedMs < DATING_MS) return
     this.#datedMs = nowMs
-    for (const [, { view, confirmed }] of this.#memory.entries())
-      if (view && confirmed === session && isKnown(view)) this.#files?.confirm(view)
+    for (const { view, carried, confirmed } of this.#entries())
+      if (view && confirmed === session && isKnown(view)) this.#files?.confirm(carried ?? view)
   }
 
   #forgetUnknown(key: string): void {
@@ -393,39 +353,62 @@ export class FollowedServices {
     if (entry && isUnknown(entry) && entry.pins === 0) this.#memory.evict(key)
   }
 
-  #offer(entry: Entry, next: View, origin: Origin, confirmed: Session, removed: readonly Removal[] = []): void {
+  #offer(entry: Entry, offer: Offer): void {
+    this.#judge(entry, [offer], false)
+  }
+
+  /** @param isAnew whether what was said before counts as not said */
+  #judge(entry: Entry, offers: readonly Offer[], isAnew: boolean): void {
     const { namespace, service, served: before } = entry
     const key = keyOf(namespace, service)
-    const judged = this.#quarantines.observe(entry, removed)
-    const verdict = this.#memory.offer(key, entry, next, origin, confirmed, removed)
-    if (channels.view.hasSubscribers)
-      channels.view.publish({
-        namespace,
-        service,
-        origin,
-        verdict,
-        offered: next,
-        served: entry.served,
-      } satisfies ViewMessage)
-    // It has grown over the bound, and was the one that had to make room.
-    if (this.#memory.peek(key) !== entry) return
-    if (verdict === 'accepted' || verdict === 'current') {
-      if (origin === 'registry') this.#unconfirmed.delete(entry)
-      // Dated by someone else from now on, whose date does not grow; the stream's next word makes it this stream's again.
-      else this.#unconfirmed.add(entry)
+    const judged = this.#quarantines.observe(entry, offers[0]!.removed ?? [])
+    if (isAnew) {
+      entry.rewind()
+      this.#confirmations.doubt(entry)
+    }
+    const { carried } = entry
+    let verdict: Verdict = 'older'
+    for (const offer of offers) {
+      verdict = this.#memory.offer(key, entry, offer)
+      this.#announce(entry, offer, verdict)
+      // It has grown over the bound, and was the one that had to make room.
+      if (this.#memory.peek(key) !== entry) return
+      if (verdict === 'accepted' || verdict === 'current') this.#keep(key, entry, offer, verdict)
+      if (entry.carried !== carried) this.#keepCarried(entry)
     }
     judged(verdict)
-    if (verdict === 'accepted' && origin !== 'file') {
-      if (isKnown(next)) {
-        this.#unknown.forget(key)
-        this.#files?.save(next, this.#clock.now() - confirmed.heardMs)
-      } else {
-        const oldest = this.#unknown.note(key)
-        if (oldest !== undefined) this.#forgetUnknown(oldest)
-      }
-    }
     if (entry.served !== before) this.#publish(entry)
     else if (verdict === 'current') this.#followed.get(entry)?.watchers.wake()
+  }
+
+  /** What follows from a view that is served from now on, or was already. */
+  #keep(key: string, entry: Entry, { view, origin, confirmed }: Offer, verdict: Verdict): void {
+    if (origin === 'registry' && entry.confirmed === confirmed) this.#confirmations.settle(entry)
+    // Dated by someone else from now on, whose date does not grow; the stream's next word makes it this stream's again.
+    else this.#confirmations.doubt(entry)
+    if (verdict !== 'accepted' || origin === 'file') return
+    if (isKnown(view)) {
+      this.#unknown.forget(key)
+      this.#files?.save(view, this.#clock.now() - confirmed.heardMs, origin)
+    } else {
+      this.#unknown.note(key)
+      if (origin === 'registry') this.#files?.discard(entry.namespace, entry.service)
+    }
+  }
+
+  /**
+   * What a new history names beside nodes of the last one: a restart goes on from there. While it names nothing, what was
+   * known before stays in the file as it is.
+   */
+  #keepCarried({ view, heard, carried, confirmed }: Entry): void {
+    if (carried === undefined || heard === undefined || heard.cursor.epoch === view?.cursor.epoch) return
+    if (isProven(heard)) this.#files?.save(carried, this.#clock.now() - confirmed.heardMs)
+  }
+
+  #announce(entry: Entry, { view: offered, origin }: Offer, verdict: Verdict): void {
+    if (!channels.view.hasSubscribers) return
+    const { namespace, service, served } = entry
+    channels.view.publish({ namespace, service, origin, verdict, offered, served } satisfies ViewMessage)
   }
 
   #publish(entry: Entry): void {
@@ -441,7 +424,8 @@ export class FollowedServices {
     const served = this.#followed.get(entry)
     this.#subscriptions.unsubscribe(key)
     this.#unknown.forget(key)
-    for (const entries of [this.#unconfirmed, this.#uncovered, this.#resuming]) entries.delete(entry)
+    this.#confirmations.forget(entry)
+    this.#resuming.delete(entry)
     this.#quarantines.forget(entry)
     this.#files?.forget(entry.namespace, entry.service)
     if (served) {
@@ -454,7 +438,8 @@ export class FollowedServices {
   }
 
   /**
-   * Waits until `test` holds after a change of the service; false when the deadline or the signal came first.
+   * Waits until `test` holds after a change of the service, or after the registry said how far it is; false when the
+   * deadline or the signal came first.
    * @param wanted a place of the history that is waited for: the registry is asked for it. Undefined while nothing is known
    * that it could be a place of
    */
@@ -463,20 +448,21 @@ export class FollowedServices {
     test: () => boolean,
     deadlineMs: number,
     signal: AbortSignal | undefined,
-    wanted?: () => Cursor | undefined,
+    wanted?: Place,
   ): Promise<boolean> {
     const waiting = served.watchers.until(test, deadlineMs, signal, this.#clock)
     this.#seek(served)
     if (wanted) {
-      served.wanted.add(wanted)
-      this.#wanting.add(served)
+      this.#awaited.add(served, wanted)
       // While its file is read it is not subscribed yet; then it is with this.
-      if (!served.loading && wanted()) this.#subscriptions.ask(served.key)
+      if (!served.loading) {
+        if (wanted()) this.#subscriptions.ask(served.key)
+        else this.#subscriptions.refresh()
+      }
     }
     const held = await waiting
     if (served.watchers.size === 0) this.#stopSeeking(served)
-    if (wanted) served.wanted.delete(wanted)
-    if (served.wanted.size === 0) this.#wanting.delete(served)
+    if (wanted) this.#awaited.delete(served, wanted)
     return held
   }
 }
@@ -495,14 +481,9 @@ export function keyOf(namespace: string, service: string): string {
   return `${namespace}/${service}`
 }
 
-function latest(places: Iterable<() => Cursor | undefined>): Cursor | undefined {
-  let last: Cursor | undefined
-  for (const place of places) {
-    const cursor = place()
-    // Of places in two histories either; the registry knows one of them.
-    if (cursor && (last === undefined || isAfter(cursor, last))) last = cursor
-  }
-  return last
+/** Of two histories either; the registry knows one of them. */
+function laterOf(a: Cursor | undefined, b: Cursor | undefined): Cursor | undefined {
+  return a === undefined || (b !== undefined && isAfter(b, a)) ? b : a
 }
 
 /** Of the strategies that a policy may name, those that this version executes; the others fall back to taking turns. */

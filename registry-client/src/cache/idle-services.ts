@@ -7,7 +7,8 @@ import type { Clock } from '../clock.ts'
 import type { Session } from '../registry/connection.ts'
 import type { FileCache } from '../files/file-cache.ts'
 import type { Log } from '../log.ts'
-import type { Entry, MemoryCache } from './memory-cache.ts'
+import type { Entry } from './entry.ts'
+import type { MemoryCache } from './memory-cache.ts'
 import { isAfter } from '../protocol.ts'
 
 /** Services looked at in one turn, so that none costs more where there are many. */
@@ -57,7 +58,13 @@ export class IdleServices {
     const { files, memory, log, isConfirmed } = this.#options
     const { namespace, service, view } = entry
     const isSafe = () =>
-      entry.view === view && !entry.touched && entry.pins === 0 && !entry.quarantined && isConfirmed(entry, session)
+      entry.view === view &&
+      !entry.touched &&
+      entry.pins === 0 &&
+      !entry.quarantined &&
+      // What an operator's file says stays in force, also when the file cannot be read any more.
+      entry.override === undefined &&
+      isConfirmed(entry, session)
     if (view === undefined || !isSafe()) return
     // What the registry never heard of is on no disk.
     if (files && view.cursor.revision > 0) {

@@ -1,131 +1,18 @@
 /**
- * The first level: what this process serves, one entry a service, and the single gate {@link MemoryCache.offer}
- * through which every view comes, wherever it was read.
+ * The first level: what this process serves, one entry a service, within bounds. What enters it is judged by the
+ * {@link judge gate}; what leaves it, by what would be lost.
  */
 
 import { LRUCache } from 'lru-cache'
 import type { Clock } from '../clock.ts'
-import type { Session } from '../registry/connection.ts'
-import {
-  accountsFor,
-  carryOver,
-  isAfter,
-  unaccounted,
-  type Cursor,
-  type Removal,
-  type ServiceNode,
-  type View,
-} from '../protocol.ts'
-
-/** Where a view came from. A view of a file or a peer counts as such until the registry has confirmed it. */
-export type Origin = 'file' | 'peer' | 'registry'
-
-/**
- * What became of an offered view: `accepted` is served from now on; `current` was served already and is now confirmed;
- * `older` changes nothing; `unproven` leaves nodes out without a cause, and is served together with them.
- */
-export type Verdict = 'accepted' | 'current' | 'older' | 'unproven'
-
-/**
- * Why the registry's last word is not taken as it is: `unknown`, it never heard of the service; `empty`, it names no
- * node, and no removal that took the last; `incomplete`, its history is another one and does not account for some nodes.
- */
-export type QuarantineReason = 'unknown' | 'empty' | 'incomplete'
-
-export interface Quarantine {
-  readonly sinceMs: number
-  readonly reason: QuarantineReason
-}
-
-/** One service in memory. */
-export class Entry {
-  readonly namespace: string
-  readonly service: string
-  /** What is served; undefined until anything is known. */
-  view: View | undefined
-  origin: Origin = 'registry'
-  /** Until when the view is known to have been current, by the life of the stream (or the file) that said so. */
-  confirmed: Session = { heardMs: -Infinity }
-  /**
-   * The registry's last word: the base of its next change and the cursor to resume from. It differs from `view` only
-   * while it leaves nodes out without proof, or disputes what a peer said.
-   */
-  heard: View | undefined
-  /** `heard` with the nodes of `view` that it does not account for: what is served while there are any. */
-  carried: View | undefined
-  /** Set while there is `carried`. */
-  quarantine: Quarantine | undefined
-  /** Nodes of `view` that stores of later epochs have removed with a cause. */
-  readonly removed = new Set<string>()
-  /** Since when this life of the stream has not accounted for every node. */
-  awaited: { readonly session: Session; readonly sinceMs: number } | undefined
-  /** What an operator's file says instead of the registry. */
-  override: View | undefined
-  /** How many watch the service: while anyone does, it is not evicted. */
-  pins = 0
-  /** Whether anyone has asked since the last look at {@link usedSince}. Keeps the clock out of a pick. */
-  touched = true
-  #usedMs = 0
-  /** As it was counted last. */
-  size = 0
-  /** The life of the stream that has sent every change of this service. */
-  #covered: Session | undefined
-  /** What earlier lives have shown. */
-  #shown: Cursor | undefined
-
-  constructor(namespace: string, service: string) {
-    this.namespace = namespace
-    this.service = service
-  }
-
-  /** What answers a caller. */
-  get served(): View | undefined {
-    return this.override ?? this.carried ?? this.view
-  }
-
-  /** Whether the registry's last word leaves nodes out without proof, and they are served all the same. */
-  get quarantined(): boolean {
-    return this.carried !== undefined
-  }
-
-  /** Up to where in the store's history the view is known to be complete; the cursor of the view at least. */
-  get asOf(): Cursor | undefined {
-    const cursor = (this.carried ?? this.view ?? this.override)?.cursor
-    return cursor && later(this.#covered?.asOf, later(this.#shown, cursor))
-  }
-
-  /** Milliseconds since the served view was known to be current. */
-  ageMs(clock: Clock): number {
-    return Math.max(0, clock.now() - this.confirmed.heardMs)
-  }
-
-  /** From now on what this life of the stream has sent up to an id includes every change of this service. */
-  cover(session: Session | undefined): void {
-    if (this.#covered === session) return
-    this.#shown = this.asOf
-    this.#covered = session
-  }
-
-  isCoveredBy(session: Session): boolean {
-    return this.#covered === session
-  }
-
-  /** When it was last asked for, as far as anyone has looked. */
-  usedSince(nowMs: number): number {
-    if (this.touched || this.pins > 0) this.#usedMs = nowMs
-    this.touched = false
-    return this.#usedMs
-  }
-}
-
-function later(a: Cursor | undefined, b: Cursor): Cursor {
-  return a !== undefined && isAfter(a, b) ? a : b
-}
+import type { Entry } from './entry.ts'
+import { judge, type Offer, type Verdict } from './gate.ts'
+import type { View } from '../protocol.ts'
 
 export interface MemoryCacheOptions {
   /** At most so many nodes in entries that nobody watches; a service counts one more for itself. */
   readonly maxNodes: number
-  /** At most so many such entries. */
+  /** At most so many such entries of services of which something is known. */
   readonly maxServices: number
   readonly clock: Clock
   /** An entry went: its subscription should too. */
@@ -138,64 +25,67 @@ export interface MemoryCacheStatus {
   /** Nodes held, of services that are watched and those that are not; one counts again for each view that holds it. */
   readonly nodes: number
   /** Entries that had to make room, by the bound that was met. */
-  readonly evicted: { readonly nodes: number; readonly services: number }
+  readonly evicted: { readonly nodes: number; readonly services: number; readonly names: number }
 }
 
-/**
- * How long a node with a lease has to come back to a registry that has lost its state, while that registry is connected.
- * Longer than most registrants take to see that their lease is gone; a dead node among them is ejected by its calls.
- */
-const RETURN_MS = 600_000
+/** Names of which nothing is known. A stranger can think of any number of them. */
+const MAX_NAMES = 1_000
 
 export class MemoryCache {
   readonly #options: MemoryCacheOptions
   readonly #pinned = new Map<string, Entry>()
-  /** For the order of use; its bounds are kept here, since a change of an entry's size must not count as use. */
-  readonly #asked: LRUCache<string, Entry>
-  #askedNodes = 0
-  readonly #evicted = { nodes: 0, services: 0 }
+  /** What only a peer has said. A liar knows every name, so it makes room first. */
+  readonly #hearsay: Recency
+  /** What the registry would say again. */
+  readonly #known: Recency
+  /** What it would not: views in quarantine, and those that an operator has overruled. They make room last. */
+  readonly #kept: Recency
+  /** Names of which nothing is known, with a bound of their own: no number of them costs a view. */
+  readonly #names: Recency
+  readonly #lists: readonly Recency[]
+  readonly #evicted = { nodes: 0, services: 0, names: 0 }
 
   constructor(options: MemoryCacheOptions) {
     this.#options = options
-    this.#asked = new LRUCache({
-      // Not `max`, for which it makes room at once: half a megabyte for those who follow five services.
-      maxSize: options.maxServices + 1,
-      sizeCalculation: () => 1,
-      perf: options.clock,
-      dispose: (entry) => (this.#askedNodes -= entry.size),
-    })
+    this.#hearsay = new Recency(options.clock)
+    this.#known = new Recency(options.clock)
+    this.#kept = new Recency(options.clock)
+    this.#names = new Recency(options.clock)
+    this.#lists = [this.#known, this.#kept, this.#hearsay, this.#names]
   }
 
   get size(): number {
-    return this.#pinned.size + this.#asked.size
+    return this.#lists.reduce((size, list) => size + list.size, this.#pinned.size)
   }
 
   status(): MemoryCacheStatus {
-    let nodes = this.#askedNodes - this.#asked.size
-    for (const entry of this.#pinned.values()) nodes += sizeOf(entry) - 1
+    let nodes = 0
+    for (const [, entry] of this.entries()) nodes += sizeOf(entry) - 1
     return { services: this.size, pinned: this.#pinned.size, nodes, evicted: { ...this.#evicted } }
   }
 
   get(key: string): Entry | undefined {
-    const entry = this.#pinned.get(key) ?? this.#asked.get(key)
+    let entry = this.#pinned.get(key)
+    for (let list = 0; entry === undefined && list < this.#lists.length; list++) entry = this.#lists[list]!.get(key)
     if (entry) entry.touched = true
     return entry
   }
 
   /** As `get`, without counting as use. */
   peek(key: string): Entry | undefined {
-    return this.#pinned.get(key) ?? this.#asked.peek(key)
+    return this.#pinned.get(key) ?? this.#listOf(key)?.peek(key)
   }
 
+  /** Takes in an entry and pins it. */
   add(key: string, entry: Entry): void {
-    if (entry.pins > 0) this.#pinned.set(key, entry)
-    else this.#addAsked(key, entry)
+    entry.pins++
+    this.#pinned.set(key, entry)
   }
 
   /** Keeps an entry out of eviction until each pin was released. */
   pin(key: string, entry: Entry): void {
     if (entry.pins++ > 0) return
-    this.#asked.delete(key)
+    this.#listOf(key)?.delete(key)
     this.#pinned.set(key, entry)
   }
 
@@ -203,7 +93,7 @@ export class MemoryCache {
     if (entry.pins === 0 || --entry.pins > 0) return
     entry.touched = true
     // Absent after `clear`.
-    if (this.#pinned.delete(key)) this.#addAsked(key, entry)
+    if (this.#pinned.delete(key)) this.#add(key, entry)
   }
 
   /** An operator's word for a service, or its end. */
@@ -212,143 +102,148 @@ export class MemoryCache {
     this.#measure(key, entry)
   }
 
-  /**
-   * The single gate. A cursor never goes back within an epoch; a view never loses its nodes without proof.
-   *
-   * Cursors of two epochs cannot be compared. There the registry wins, which speaks now, over whatever is held, together
-   * with the nodes that it does not account for; a file wins only over nothing. A peer always does.
-   * @param removed what the frame behind `next` says it removed
-   */
-  offer(
-    key: string,
-    entry: Entry,
-    next: View,
-    origin: Origin,
-    confirmed: Session,
-    removed: readonly Removal[] = [],
-  ): Verdict {
-    const verdict = this.#judge(entry, next, origin, confirmed, removed)
+  /** Lets the gate judge a view. */
+  offer(key: string, entry: Entry, offer: Offer): Verdict {
+    const verdict = judge(entry, offer, this.#options.clock.now())
     this.#measure(key, entry)
     return verdict
   }
 
-  #judge(entry: Entry, next: View, origin: Origin, confirmed: Session, removed: readonly Removal[]): Verdict {
-    const { view } = entry
-    if (view !== undefined && origin === 'peer') return 'older'
-    if (origin === 'registry') entry.heard = next
-    if (view === undefined) return accept(entry, next, origin, confirmed)
-    const sameEpoch = view.cursor.epoch === next.cursor.epoch
-    const isHearsay = entry.origin === 'peer' && origin === 'registry'
-    if (sameEpoch && view.cursor.revision === next.cursor.revision) {
-      // Of the same place in the same history the registry knows, and a peer has it from someone.
-      if (isHearsay && isProven(next)) return accept(entry, next, origin, confirmed)
-      if (origin === 'registry') this.#follow(entry, view)
-      if (origin === 'registry') entry.origin = origin
-      if (confirmed.heardMs >= entry.confirmed.heardMs) entry.confirmed = confirmed
-      return 'current'
-    }
-    // While the registry speaks of another epoch than what is held, a file of what is held is history.
-    const isPast = origin === 'file' && entry.carried && entry.heard?.cursor.epoch !== next.cursor.epoch
-    if (isPast || (sameEpoch ? !isAfter(next.cursor, view.cursor) : origin === 'file')) {
-      // A word that is older than what we hold cannot carry the next change: resume from what we hold. Unless a peer
-      // said that: what the registry says next continues its own word.
-      if (origin === 'registry' && !isHearsay) this.#follow(entry, view)
-      return 'older'
-    }
-    if (!sameEpoch)
-      for (const removal of removed) {
-        const node = view.nodes.get(removal.id)
-        if (node && accountsFor(removal, node)) entry.removed.add(removal.id)
-      }
-    const missing = this.#missing(entry, view, next, confirmed)
-    // Never heard of is no word about a view either, not even about one without nodes.
-    if (missing.length > 0 || (next.cursor.revision === 0 && view.cursor.revision > 0)) {
-      if (origin === 'registry') {
-        entry.carried = carryOver(view, next, missing)
-        entry.quarantine = { sinceMs: entry.quarantine?.sinceMs ?? this.#options.clock.now(), reason: reasonOf(next) }
-      }
-      return 'unproven'
-    }
-    return accept(entry, next, origin, confirmed)
-  }
-
-  /** The registry continues what is held. */
-  #follow(entry: Entry, view: View): void {
-    entry.heard = view
-    entry.carried = undefined
-    entry.quarantine = undefined
-  }
-
-  #missing(entry: Entry, view: View, next: View, session: Session): readonly ServiceNode[] {
-    const missing = unaccounted(view, next, entry.removed)
-    if (missing.length === 0 || next.nodes.size === 0) return missing
-    const nowMs = this.#options.clock.now()
-    if (entry.awaited?.session !== session) entry.awaited = { session, sinceMs: nowMs }
-    // Registrants come back by themselves. Nobody speaks for a static node but an operator.
-    return nowMs - entry.awaited.sinceMs < RETURN_MS ? missing : missing.filter((node) => !node.leased)
-  }
-
   /** Lets an entry go as if it had been evicted, unless someone watches it. */
   evict(key: string): void {
-    const entry = this.#asked.peek(key)
-    if (entry === undefined) return
-    this.#asked.delete(key)
-    this.#options.evicted(key, entry)
+    const list = this.#listOf(key)
+    if (list) this.#options.evicted(key, list.delete(key)!)
   }
 
   *entries(): IterableIterator<[string, Entry]> {
     yield* this.#pinned
-    yield* this.#asked.entries()
+    for (const list of this.#lists) yield* list.entries()
   }
 
   clear(): void {
     this.#pinned.clear()
-    this.#asked.clear()
+    for (const list of this.#lists) list.clear()
   }
 
-  #addAsked(key: string, entry: Entry): void {
-    entry.size = sizeOf(entry)
-    this.#asked.set(key, entry)
-    this.#askedNodes += entry.size
+  #listOf(key: string): Recency | undefined {
+    return this.#lists.find((list) => list.has(key))
+  }
+
+  /** Where an entry belongs by what it holds now. */
+  #place(entry: Entry): Recency {
+    if (entry.quarantined || entry.override) return this.#kept
+    if (!hasView(entry)) return this.#names
+    return entry.origin === 'peer' ? this.#hearsay : this.#known
+  }
+
+  #add(key: string, entry: Entry): void {
+    this.#place(entry).add(key, entry)
     this.#trim()
   }
 
   #measure(key: string, entry: Entry): void {
-    if (this.#asked.peek(key) !== entry) return
-    const size = sizeOf(entry)
-    this.#askedNodes += size - entry.size
-    entry.size = size
+    const list = this.#listOf(key)
+    if (list?.peek(key) !== entry) return
+    if (list === this.#place(entry)) list.measure(entry)
+    else {
+      list.delete(key)
+      this.#place(entry).add(key, entry)
+    }
     this.#trim()
   }
 
-  /** One that is larger than everything stays, alone. */
   #trim(): void {
-    const { maxNodes, maxServices, evicted } = this.#options
+    const { maxNodes, maxServices } = this.#options
+    while (this.#names.size > Math.min(MAX_NAMES, maxServices)) this.#drop(this.#names, 'names')
+    const inOrder = [this.#hearsay, this.#known, this.#kept]
     for (;;) {
-      const bound =
-        this.#asked.size > maxServices
-          ? 'services'
-          : this.#askedNodes > maxNodes && this.#asked.size > 1
-            ? 'nodes'
-            : undefined
-      if (bound === undefined) return
-      const [key, entry] = this.#asked.rentries().next().value as [string, Entry]
-      this.#asked.delete(key)
-      this.#evicted[bound]++
-      evicted(key, entry)
+      const services = inOrder.reduce((sum, list) => sum + list.size, 0)
+      const nodes = inOrder.reduce((sum, list) => sum + list.nodes, 0)
+      // One that is larger than everything stays, alone.
+      if (services <= maxServices && (nodes <= maxNodes || services <= 1)) return
+      this.#drop(
+        inOrder.find((list) => list.size > 0)!,
+        services > maxServices ? 'services' : 'nodes',
+      )
     }
+  }
+
+  #drop(list: Recency, bound: keyof MemoryCacheStatus['evicted']): void {
+    const [key, entry] = list.oldest
+    list.delete(key)
+    this.#evicted[bound]++
+    this.#options.evicted(key, entry)
   }
 }
 
-function accept(entry: Entry, next: View, origin: Origin, confirmed: Session): Verdict {
-  entry.carried = undefined
-  entry.quarantine = undefined
-  entry.awaited = undefined
-  entry.removed.clear()
-  entry.view = next
-  entry.origin = origin
-  entry.confirmed = confirmed
-  return 'accepted'
+/** Entries in the order of their use, with what they hold. */
+class Recency {
+  readonly #entries: LRUCache<string, Entry>
+  nodes = 0
+
+  constructor(clock: Clock) {
+    this.#entries = new LRUCache({
+      // The bounds are kept outside, since a change of an entry's size must not count as use. Not `max`, for which it
+      // makes room at once: half a megabyte for those who follow five services.
+      maxSize: Number.MAX_SAFE_INTEGER,
+      sizeCalculation: () => 1,
+      perf: clock,
+    })
+  }
+
+  get size(): number {
+    return this.#entries.size
+  }
+
+  /** Of one that is not empty. */
+  get oldest(): [string, Entry] {
+    return this.#entries.rentries().next().value as [string, Entry]
+  }
+
+  get(key: string): Entry | undefined {
+    return this.#entries.get(key)
+  }
+
+  peek(key: string): Entry | undefined {
+    return this.#entries.peek(key)
+  }
+
+  has(key: string): boolean {
+    return this.#entries.has(key)
+  }
+
+  entries(): Generator<[string, Entry]> {
+    return this.#entries.entries()
+  }
+
+  add(key: string, entry: Entry): void {
+    entry.size = sizeOf(entry)
+    this.nodes += entry.size
+    this.#entries.set(key, entry)
+  }
+
+  measure(entry: Entry): void {
+    const size = sizeOf(entry)
+    this.nodes += size - entry.size
+    entry.size = size
+  }
+
+  delete(key: string): Entry | undefined {
+    const entry = this.#entries.peek(key)
+    if (entry) this.nodes -= entry.size
+    this.#entries.delete(key)
+    return entry
+  }
+
+  clear(): void {
+    this.#entries.clear()
+    this.nodes = 0
+  }
+}
+
+/** Whether anything is known of the service, beyond that the registry never heard of it. */
+function hasView({ view }: Entry): boolean {
+  return view !== undefined && view.cursor.revision > 0
 }
 
 /** What an entry really holds: each view that it keeps, and one for itself. */
@@ -356,13 +251,4 @@ function sizeOf({ view, heard, carried, override }: Entry): number {
   let size = 1
   for (const held of new Set([view, heard, carried, override])) size += held?.nodes.size ?? 0
   return size
-}
-
-function isProven(view: View): boolean {
-  return view.nodes.size > 0 || view.emptied !== undefined
-}
-
-function reasonOf(heard: View): QuarantineReason {
-  if (heard.cursor.revision === 0) return 'unknown'
-  return heard.nodes.size === 0 ? 'empty' : 'incomplete'
 }

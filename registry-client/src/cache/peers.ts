@@ -2,34 +2,31 @@
  * The last level: other processes that follow the registry too, asked for a service of which this one knows nothing
  * while the registry cannot be reached. A host that is new in the middle of an outage starts by them.
  *
- * A peer tells what it has from memory or file and asks nobody in turn. Its word is hearsay: it is decoded as strictly as
- * the registry's, keeps the age that it has there, and gives way to the registry.
+ * A peer tells what it has from memory or file and asks nobody in turn. Its word keeps the age that it has there, and
+ * gives way to the registry.
  */
 
+import { setMaxListeners } from 'node:events'
 import { Backoff, sleep, type Clock, type Random } from '../clock.ts'
 import type { Log } from '../log.ts'
-import { reasonOf, type Network } from '../network.ts'
-import { decodeView, isProven, unaccounted, type View } from '../protocol.ts'
+import { maskUrl, type Network } from '../network.ts'
+import { ByteBudget, type Holding } from './byte-budget.ts'
+import { MutePeers, type Speech } from './mute-peers.ts'
+import { PeerChoice, type PeerView } from './peer-choice.ts'
+import { askPeer, MAX_ANSWER_BYTES, type PeerAnswer } from './peer-request.ts'
+import { Seek } from './seek.ts'
+import { Slots } from './slots.ts'
 
-/** A peer answers from memory or from one file; what takes longer is in trouble itself. */
-const TIMEOUT_MS = 1_000
-/** The view of a hundred thousand nodes. All peers' answers for one service are held at once. */
-const MAX_BYTES = 32 * 1_048_576
 /** Services asked about at once; at the start of a host, many are missing at the same moment. */
-const MAX_ASKING = 32
-/** Ten years: no outage is longer, and a date before it need not be one that a disk can write down. */
-const MAX_AGE_MS = 10 * 365 * 86_400_000
+const MAX_SEEKING = 32
+/** Rehearsals have places of their own, so that none keeps those waiting who need an answer. */
+const MAX_REHEARSING = 8
+const MAX_REHEARSALS_WAITING = 64
+/** Of answers under way, and of those among which is chosen, as text: two of the largest. */
+const MAX_BYTES_AT_ONCE = 2 * MAX_ANSWER_BYTES
 const AGAIN = { baseMs: 500, capMs: 10_000 }
 /** However the jitter falls: a peer that knows nothing now is not asked again at once. */
 const LEAST_PAUSE_MS = 100
-
-/** What a peer knew. */
-export interface PeerView {
-  readonly view: View
-  /** When the registry last confirmed it, on this process's clock. */
-  readonly heardMs: number
-  readonly peer: string
-}
 
 export interface PeersOptions {
   readonly urls: readonly string[]
@@ -40,6 +37,7 @@ export interface PeersOptions {
 }
 
 export interface PeersStatus {
+  /** Without passwords. */
   readonly urls: readonly string[]
   /** Requests sent. */
   readonly asked: number
@@ -49,18 +47,49 @@ export interface PeersStatus {
   readonly unknown: number
   /** No answer, or one that is no view of the service. */
   readonly failed: number
+  /** Answers cut off because all together were too large. */
+  readonly crowded: number
+  /** Requests not sent, since the peer was silent for another service. */
+  readonly skipped: number
   readonly lastError: string | undefined
+}
+
+/** What all peers said of one service. */
+export interface PeersAnswer {
+  readonly found: PeerView | undefined
+  /** Peers that gave no answer, or were not asked, each with the reason. */
+  readonly unanswered: readonly string[]
+}
+
+/** Asks as an outage would; a peer that was silent for one service is not waited for again. */
+export interface PeersRehearsal {
+  ask(namespace: string, service: string): Promise<PeersAnswer>
+}
+
+/** Those who ask for the same reason, and share what they may take. */
+class Lane {
+  readonly slots: Slots
+  readonly budget = new ByteBudget(MAX_BYTES_AT_ONCE)
+
+  constructor(places: number, maxWaiting?: number) {
+    this.slots = new Slots(places, maxWaiting)
+  }
 }
 
 export class Peers {
   readonly #options: PeersOptions
-  #asking = 0
-  readonly #queue: (() => void)[] = []
-  readonly #counts = { asked: 0, answered: 0, unknown: 0, failed: 0 }
+  readonly #shown: readonly string[]
+  readonly #seeking = new Lane(MAX_SEEKING)
+  readonly #rehearsing = new Lane(MAX_REHEARSING, MAX_REHEARSALS_WAITING)
+  readonly #seeks = new Map<string, Seek>()
+  /** One seek at a time finds out whether a silent peer speaks again. */
+  readonly #mute = new MutePeers(1)
+  readonly #counts = { asked: 0, answered: 0, unknown: 0, failed: 0, crowded: 0, skipped: 0 }
   #lastError: string | undefined
 
   constructor(options: PeersOptions) {
     this.#options = options
+    this.#shown = options.urls.map(maskUrl)
   }
 
   get isEmpty(): boolean {
@@ -68,7 +97,7 @@ export class Peers {
   }
 
   status(): PeersStatus {
-    return { urls: this.#options.urls, ...this.#counts, lastError: this.#lastError }
+    return { urls: this.#shown, ...this.#counts, lastError: this.#lastError }
   }
 
   /**
@@ -76,97 +105,101 @@ export class Peers {
    * @returns undefined when `signal` ended it
    */
   async seek(namespace: string, service: string, signal: AbortSignal): Promise<PeerView | undefined> {
+    if (signal.aborted) return undefined
+    const key = `${namespace}/${service}`
+    const underWay = this.#seeks.get(key)
+    if (underWay && !underWay.signal.aborted) return underWay.join(signal)
+    const seek = new Seek(async () => {
+      const found = await this.#search(namespace, service, seek)
+      if (this.#seeks.get(key) === seek) this.#seeks.delete(key)
+      return found
+    })
+    this.#seeks.set(key, seek)
+    return seek.join(signal)
+  }
+
+  /** Ends what nobody waits for any more. */
+  close(): void {
+    for (const seek of this.#seeks.values()) seek.end()
+  }
+
+  async #search(namespace: string, service: string, seek: Seek): Promise<PeerView | undefined> {
     const { clock, random } = this.#options
+    const { slots } = this.#seeking
+    const { signal } = seek
     const backoff = new Backoff(random, AGAIN)
-    while (!signal.aborted) {
-      const found = await this.ask(namespace, service, signal)
+    while (await slots.enter(signal)) {
+      const asked = seek.ask(() => this.#ask(this.#seeking.budget, namespace, service, signal, this.#mute))
+      const { found } = await asked.finally(() => slots.leave())
       if (found) return found
       await sleep(clock, LEAST_PAUSE_MS + backoff.next(), signal)
     }
     return undefined
   }
 
+  /** @param signal nobody wants to know any more */
+  rehearsal(signal: AbortSignal): PeersRehearsal {
+    const { slots, budget } = this.#rehearsing
+    const mute = new MutePeers(0)
+    return {
+      ask: async (namespace, service) => {
+        if (!(await slots.enter(signal))) return { found: undefined, unanswered: ['too many ask at once'] }
+        return this.#ask(budget, namespace, service, signal, mute).finally(() => slots.leave())
+      },
+    }
+  }
+
   /** Asks all peers at once, and chooses among what they know. Never rejects. */
-  async ask(namespace: string, service: string, signal: AbortSignal): Promise<PeerView | undefined> {
-    if (this.#asking >= MAX_ASKING) await new Promise<void>((resolve) => this.#queue.push(resolve))
-    else this.#asking++
-    try {
-      if (signal.aborted) return undefined
-      const asked = this.#options.urls.map((peer) => this.#askOne(peer, namespace, service, signal))
-      return choose((await Promise.all(asked)).filter((found) => found !== undefined))
-    } finally {
-      const next = this.#queue.shift()
-      if (next) next()
-      else this.#asking--
-    }
-  }
-
-  async #askOne(peer: string, namespace: string, service: string, signal: AbortSignal): Promise<PeerView | undefined> {
-    const { network, clock, log } = this.#options
-    const timeout = new AbortController()
-    const cancel = clock.after(TIMEOUT_MS, () => timeout.abort(new Error(`no answer in ${TIMEOUT_MS} ms`)))
-    const askedMs = clock.now()
-    this.#counts.asked++
-    try {
-      const { status, body } = await network.request({
-        method: 'GET',
-        url: `${peer}/v1/views/${service}?namespace=${namespace}`,
-        headers: { accept: 'application/json' },
-        maxBytes: MAX_BYTES,
-        signal: AbortSignal.any([signal, timeout.signal]),
-      })
-      if (status === 404) {
-        this.#counts.unknown++
-        return undefined
+  async #ask(
+    budget: ByteBudget,
+    namespace: string,
+    service: string,
+    signal: AbortSignal,
+    mute: MutePeers,
+  ): Promise<PeersAnswer> {
+    const { urls, network, clock, log } = this.#options
+    // One for each peer of each service asked about: many listeners are no leak here.
+    setMaxListeners(0, signal)
+    const choice = new PeerChoice()
+    const holdings = new Map<PeerView, Holding>()
+    const unanswered: string[] = []
+    const askOne = async (url: string, index: number) => {
+      const peer = this.#shown[index]!
+      const heard = mute.begin(url)
+      if (typeof heard === 'string') {
+        this.#counts.skipped++
+        return void unanswered.push(`${peer}: skipped: ${heard}`)
       }
-      if (status !== 200) throw new Error(`answered ${status}`)
-      if (Buffer.byteLength(body) > MAX_BYTES) throw new Error(`an answer of over ${MAX_BYTES} bytes`)
-      const { view, ageMs } = read(body, namespace, service)
-      this.#counts.answered++
-      // Taken before the answer came: a view is rather a little too old than too young.
-      return { view, heardMs: askedMs - ageMs, peer }
-    } catch (error) {
-      if (signal.aborted) return undefined
-      this.#counts.failed++
-      this.#lastError = `${peer}: ${reasonOf(error)}`
-      log.debug({ peer, namespace, service, reason: reasonOf(error) }, 'a peer could not be asked')
-      return undefined
+      this.#counts.asked++
+      const isKnown = () => holdings.size > 0
+      const answer = await askPeer({ url, peer, namespace, service, network, clock, budget, signal, isKnown })
+      heard(speechOf(answer))
+      if (answer.outcome === 'aborted') return
+      this.#counts[answer.outcome]++
+      if (answer.outcome === 'answered') {
+        holdings.set(answer.known, answer.holding)
+        const gone = choice.add(answer.known)
+        if (gone) {
+          holdings.get(gone)!.release()
+          holdings.delete(gone)
+        }
+      } else if (answer.outcome !== 'unknown') {
+        const { reason } = answer
+        this.#lastError = `${peer}: ${reason}`
+        unanswered.push(this.#lastError)
+        log.debug({ peer, namespace, service, reason }, 'a peer could not be asked')
+      }
+    }
+    try {
+      await Promise.all(urls.map(askOne))
+      return { found: signal.aborted ? undefined : choice.best, unanswered }
     } finally {
-      cancel()
+      for (const holding of holdings.values()) holding.release()
     }
   }
 }
 
-function read(body: string, namespace: string, service: string): { view: View; ageMs: number } {
-  const document = JSON.parse(body) as { age?: unknown } | null
-  const view = decodeView(document)
-  if (view.namespace !== namespace || view.service !== service)
-    throw new Error(`it holds ${view.namespace}/${view.service}`)
-  // That the registry never heard of a service is no view of it.
-  if (view.cursor.revision === 0) throw new Error('it holds no view of the service')
-  if (!isProven(view)) throw new Error('it holds no nodes, and no removal of the last')
-  const ageMs = document?.age
-  if (typeof ageMs !== 'number' || !(ageMs >= 0 && ageMs <= MAX_AGE_MS))
-    throw new Error(`age: must be milliseconds, 0..${MAX_AGE_MS}, got ${String(ageMs).slice(0, 40)}`)
-  return { view, ageMs }
-}
-
-/**
- * Within an epoch the highest cursor; of several epochs, which cannot be compared, the one that the registry confirmed
- * last. One without nodes gives way to one with nodes that it does not account for.
- */
-export function choose(found: readonly PeerView[]): PeerView | undefined {
-  const confirmedMs = new Map<string, number>()
-  for (const { view, heardMs } of found)
-    confirmedMs.set(view.cursor.epoch, Math.max(confirmedMs.get(view.cursor.epoch) ?? -Infinity, heardMs))
-  const epochMs = ({ view }: PeerView) => confirmedMs.get(view.cursor.epoch)!
-  const order = (a: PeerView, b: PeerView) =>
-    epochMs(a) - epochMs(b) ||
-    (a.view.cursor.epoch < b.view.cursor.epoch ? -1 : a.view.cursor.epoch > b.view.cursor.epoch ? 1 : 0) ||
-    a.view.cursor.revision - b.view.cursor.revision ||
-    a.heardMs - b.heardMs
-  let best: PeerView | undefined
-  for (const next of [...found].sort(order))
-    if (best === undefined || next.view.nodes.size > 0 || unaccounted(best.view, next.view).length === 0) best = next
-  return best
+function speechOf(answer: PeerAnswer): Speech {
+  if (answer.outcome === 'aborted') return 'unsaid'
+  return 'isMute' in answer && answer.isMute ? { silent: answer.reason } : 'spoke'
 }

@@ -2,7 +2,8 @@
 
 import type { Clock } from '../clock.ts'
 import type { Log } from '../log.ts'
-import type { Entry, Verdict } from './memory-cache.ts'
+import type { Entry } from './entry.ts'
+import type { Verdict } from './gate.ts'
 import type { Removal, View } from '../protocol.ts'
 
 export class Quarantines {

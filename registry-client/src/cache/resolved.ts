@@ -1,8 +1,9 @@
 /** How a call for a service is answered: a view with where it came from, or an error that says what was tried. */
 
 import type { Clock } from '../clock.ts'
-import type { Entry } from './memory-cache.ts'
+import type { Entry } from './entry.ts'
 import { parseCursor, type Cursor, type PolicyDocument, type ServiceNode, type View } from '../protocol.ts'
+import { show } from '../shown.ts'
 
 /** The levels in the order in which they are asked. */
 export const LEVELS = ['memory', 'file', 'peer', 'registry'] as const
@@ -71,9 +72,10 @@ export interface Minimum {
 /** @throws TypeError for what is neither a revision nor a cursor */
 export function minimumOf(input: number | string | undefined): Minimum | undefined {
   if (input === undefined) return undefined
-  const minimum = typeof input === 'number' ? { epoch: undefined, revision: input } : parseCursor(input)
+  const cursor = typeof input === 'string' ? parseCursor(input) : undefined
+  const minimum = typeof input === 'number' ? { epoch: undefined, revision: input } : cursor
   if (minimum === undefined || !Number.isSafeInteger(minimum.revision) || minimum.revision < 0)
-    throw new TypeError(`minRevision: must be a revision or epoch:revision, got ${input}`)
+    throw new TypeError(`minRevision: must be a revision or epoch:revision, got ${show(input)}`)
   return minimum
 }
 

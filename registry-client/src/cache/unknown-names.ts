@@ -1,11 +1,10 @@
 /**
  * Names that the registry never heard of: mistyped, or about to be registered. What it said of them answers for a
- * while, then they are let go. A stranger can think of any number of names, so few are remembered.
+ * while, then they are let go.
  */
 
 import type { Clock } from '../clock.ts'
 
-const MAX_NAMES = 1_000
 const REMEMBERED_MS = 60_000
 
 export class UnknownNames {
@@ -23,12 +22,10 @@ export class UnknownNames {
     return this.#sinceMs.size
   }
 
-  /** @returns the name that has to make room */
-  note(key: string): string | undefined {
+  note(key: string): void {
     this.#sinceMs.delete(key)
     this.#sinceMs.set(key, this.#clock.now())
     this.noted++
-    return this.#sinceMs.size > MAX_NAMES ? this.#sinceMs.keys().next().value : undefined
   }
 
   forget(key: string): void {

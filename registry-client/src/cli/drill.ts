@@ -4,8 +4,9 @@
  */
 
 import { formatDuration, systemClock } from '../clock.ts'
-import { reasonOf, type Network } from '../network.ts'
+import { maskUrl, reasonOf, type HttpAnswer, type Network } from '../network.ts'
 import { REHEARSED, type LevelRehearsal, type RehearsedLevel, type Rehearsal } from '../cache/rehearsal.ts'
+import { decodeRehearsal, refusalOf, type RehearsedService } from './drill-answer.ts'
 import { table } from './table.ts'
 
 export interface DrillOptions {
@@ -14,7 +15,7 @@ export interface DrillOptions {
   /** Undefined: all that a sidecar knows. */
   readonly services: readonly string[] | undefined
   readonly namespace: string
-  /** Undefined: any will do. */
+  /** Undefined: whichever would answer, which is the first that knows the service. */
   readonly level: RehearsedLevel | undefined
   /** Nodes that must take traffic; 0 lets a service pass that is known to have none. */
   readonly minUsable: number
@@ -25,11 +26,12 @@ export interface DrillOptions {
 
 /** What one sidecar says of one service, or why it says nothing. */
 export interface DrillRow {
+  /** Its URL, without a password. */
   readonly sidecar: string
   readonly service?: string
   readonly namespace?: string
   readonly passes: boolean
-  /** The first level that answers with enough nodes; absent where none does. */
+  /** The level that would answer, with enough nodes or not; absent where none would. */
   readonly level?: RehearsedLevel
   readonly levels?: Rehearsal['levels']
   readonly error?: string
@@ -41,72 +43,49 @@ export async function drill(options: DrillOptions): Promise<DrillRow[]> {
   return rows.flat()
 }
 
-async function askSidecar(sidecar: string, options: DrillOptions): Promise<DrillRow[]> {
-  const { services, namespace, timeoutMs, network, signal } = options
+async function askSidecar(url: string, options: DrillOptions): Promise<DrillRow[]> {
+  const sidecar = maskUrl(url)
+  const failed = (error: string): DrillRow[] => [{ sidecar, passes: false, error }]
+  const { namespace, timeoutMs, network, signal } = options
+  const services = options.services && [...new Set(options.services)]
   const query = new URLSearchParams({ ...(services && { service: services.join(',') }), namespace })
   const timeout = new AbortController()
   const cancel = systemClock.after(timeoutMs, () =>
     timeout.abort(new Error(`no answer in ${formatDuration(timeoutMs)}`)),
   )
+  let answer: HttpAnswer
   try {
-    const { status, body } = await network.request({
+    answer = await network.request({
       method: 'GET',
-      url: `${sidecar}/v1/rehearsal?${query.toString()}`,
+      url: `${url}/v1/rehearsal?${query.toString()}`,
       signal: AbortSignal.any([signal, timeout.signal]),
     })
-    if (status !== 200) return [{ sidecar, passes: false, error: refusal(status, body) }]
-    const found = read(body)
-    const missing = (services ?? []).filter((name) => !found.some(({ service }) => service === name))
-    if (missing.length > 0) return [{ sidecar, passes: false, error: `did not answer for ${missing.join(', ')}` }]
-    if (found.length === 0) return [{ sidecar, passes: false, error: KNOWS_NONE }]
-    return found.map((rehearsal) => rowOf(sidecar, rehearsal, options))
   } catch (error) {
-    return [{ sidecar, passes: false, error: `cannot be asked: ${reasonOf(error)}` }]
+    return failed(`cannot be asked: ${reasonOf(error)}`)
   } finally {
     cancel()
+  }
+  if (answer.status !== 200) return failed(refusalOf(answer.status, answer.body))
+  try {
+    const found = decodeRehearsal(answer.body, services, namespace)
+    return found.length === 0 ? failed(KNOWS_NONE) : found.map((rehearsed) => rowOf(sidecar, rehearsed, options))
+  } catch (error) {
+    return failed((error as Error).message)
   }
 }
 
 /** A sidecar that was started a moment ago is no proof of anything. */
 const KNOWS_NONE = 'knows no services: name those you need with --service'
 
-function rowOf(sidecar: string, { namespace, service, levels }: Rehearsal, options: DrillOptions): DrillRow {
-  const answering = levelsOf(options.level).find((name) => {
-    const { resolves, usable = 0 } = levels[name]
-    return resolves && usable >= options.minUsable
-  })
-  const passes = answering !== undefined
-  return { sidecar, namespace, service, passes, ...(passes && { level: answering }), levels }
+function rowOf(sidecar: string, { namespace, service, levels }: RehearsedService, options: DrillOptions): DrillRow {
+  // A level that is asked later answers only where those before it know nothing.
+  const level = levelsOf(options.level).find((name) => levels[name].resolves)
+  const passes = level !== undefined && levels[level].usable! >= options.minUsable
+  return { sidecar, namespace, service, passes, ...(level && { level }), levels }
 }
 
 function levelsOf(level: RehearsedLevel | undefined): readonly RehearsedLevel[] {
   return level === undefined ? REHEARSED : [level]
-}
-
-function refusal(status: number, body: string): string {
-  try {
-    const { title, errors } = JSON.parse(body) as { title?: string; errors?: { path: string; message: string }[] }
-    const fields = errors?.map(({ path, message }) => `${path}: ${message}`).join('; ')
-    return `answered ${status}: ${fields ?? title ?? ''}`
-  } catch {
-    return `answered ${status}; is this a sidecar's admin API?`
-  }
-}
-
-function read(body: string): readonly Rehearsal[] {
-  let document: { services?: unknown } | null
-  try {
-    document = JSON.parse(body) as { services?: unknown } | null
-  } catch {
-    document = null
-  }
-  const services = document?.services
-  const isLevel = (level: Partial<LevelRehearsal> | undefined) =>
-    level?.resolves === false || (level?.resolves === true && typeof level.usable === 'number')
-  const isRehearsal = (item: Rehearsal | null) => REHEARSED.every((level) => isLevel(item?.levels?.[level]))
-  if (!Array.isArray(services) || !services.every(isRehearsal))
-    throw new Error("the answer is no rehearsal; is this a sidecar's admin API?")
-  return services as Rehearsal[]
 }
 
 /** What each sidecar could not answer at all stands in `errors`. */
@@ -130,7 +109,7 @@ export function drillReport(
             ...REHEARSED.map((name) => cell(row.levels![name])),
             row.passes
               ? ''
-              : levelsOf(level)
+              : (row.level ? [row.level] : levelsOf(level))
                   .map((name) => shortfall(row.levels![name], minUsable))
                   .join('; '),
           ]),
@@ -143,6 +122,9 @@ function cell({ resolves, usable, nodes, age }: LevelRehearsal): string {
   return resolves ? `${usable}/${nodes} ${formatDuration(Math.round((age ?? 0) / 1_000) * 1_000 || 0)}` : '-'
 }
 
-function shortfall({ resolves, reason, usable, nodes }: LevelRehearsal, minUsable: number): string {
-  return resolves ? `${usable} of ${nodes} nodes usable, ${minUsable} wanted` : (reason ?? '')
+function shortfall(level: LevelRehearsal, minUsable: number): string {
+  const { resolves, reason = '', usable, nodes, overridden, unanswered = [] } = level
+  const by = overridden ? " by an operator's override file" : ''
+  const why = resolves ? `${usable} of ${nodes} nodes usable${by}, ${minUsable} wanted` : reason
+  return [why, ...unanswered].join('; ')
 }

@@ -23,7 +23,7 @@ const HURRIED_LOOK_MS = 60_000
 const LEFTOVER_MS = 60_000
 /** How long a person may want to know what was wrong with a file. */
 const CORRUPT_MS = 7 * 86_400_000
-/** Twenty datings: whoever follows the service would have dated its file. */
+/** Whoever follows the service would have marked its file twice. */
 const FOLLOWED_MS = 600_000
 /** Some room, so that the next file does not begin it all again. */
 const EVICT_TO = 0.9
@@ -44,7 +44,8 @@ interface Found {
   readonly file: string
   readonly kind: FileKind
   readonly bytes: number
-  readonly modifiedMs: number
+  /** Nobody can set this one, and whoever follows the service marks its file now and then. */
+  readonly changedMs: number
   readonly isFollowed: boolean
 }
 
@@ -139,8 +140,8 @@ export class CacheDirectory {
       return undefined
     }
     const { kind, service } = known
-    const { modifiedMs } = stat
-    return { file, kind, bytes: onDisk(stat.bytes), modifiedMs, isFollowed: isFollowed(namespace, service) }
+    const { changedMs } = stat
+    return { file, kind, bytes: onDisk(stat.bytes), changedMs, isFollowed: isFollowed(namespace, service) }
   }
 
   async #evict(found: readonly Found[]): Promise<void> {
@@ -148,17 +149,17 @@ export class CacheDirectory {
     const wallMs = clock.wall()
     const order = ['corrupt', 'previous', 'view']
     const evictable = found
-      .filter(({ kind, isFollowed, modifiedMs }) => {
+      .filter(({ kind, isFollowed, changedMs }) => {
         if (kind === 'temporary') return false
-        return kind !== 'view' || (!isFollowed && Math.abs(wallMs - modifiedMs) > FOLLOWED_MS)
+        return kind !== 'view' || (!isFollowed && Math.abs(wallMs - changedMs) > FOLLOWED_MS)
       })
       .sort((a, b) => order.indexOf(a.kind) - order.indexOf(b.kind) || ageOrder(a, wallMs) - ageOrder(b, wallMs))
     const gone: string[] = []
-    for (const { file, bytes, modifiedMs } of evictable) {
+    for (const { file, bytes, changedMs } of evictable) {
       if (this.#bytes <= maxBytes * EVICT_TO) break
       // Somebody may have begun to follow it since.
       const stat = await disk.stat(file).catch(() => undefined)
-      if (stat !== undefined && stat.modifiedMs !== modifiedMs) continue
+      if (stat !== undefined && stat.changedMs !== changedMs) continue
       if (stat !== undefined && !(await disk.remove(file).catch(() => undefined))) continue
       this.#bytes -= bytes
       if (stat !== undefined) gone.push(path.relative(directory, file))
@@ -182,8 +183,8 @@ export class CacheDirectory {
 }
 
 /** Oldest first; what is dated ahead, by a clock that was wrong, says nothing of its use and comes before all. */
-function ageOrder({ modifiedMs }: Found, wallMs: number): number {
-  return modifiedMs > wallMs + FOLLOWED_MS ? -modifiedMs : modifiedMs
+function ageOrder({ changedMs }: Found, wallMs: number): number {
+  return changedMs > wallMs + FOLLOWED_MS ? -changedMs : changedMs
 }
 
 function onDisk(bytes: number): number {

@@ -13,12 +13,14 @@ import { every, sleep, type Clock } from '../clock.ts'
 import type { Disk } from '../disk.ts'
 import { FaultLog } from './fault-log.ts'
 import type { FileCacheStatus } from './file-cache-status.ts'
+import { FileLooks } from './file-looks.ts'
 import { limitedDisk } from './limited-disk.ts'
 import type { Log } from '../log.ts'
 import { NamespaceWatches } from './namespace-watches.ts'
 import { OverrideFiles } from './override-file.ts'
-import { isAfter, type Cursor, type View } from '../protocol.ts'
-import { ViewFiles, type Bad, type Found, type Good, type Held } from './view-files.ts'
+import type { View } from '../protocol.ts'
+import { createSlot, type Slot } from './slot.ts'
+import { isPassing, isSame, supersedes, ViewFiles, type Bad, type Found, type Held } from './view-files.ts'
 import { CorruptFileError, OtherSchemaError } from './view-text.ts'
 import { WriteQueue } from './write-queue.ts'
 
@@ -30,13 +32,13 @@ const WRITE_INTERVAL_MS = 500
 const RETRY_MS = 5_000
 /** An unchanged view's file is dated anew this often: the precision of its age after a restart. */
 const CONFIRM_INTERVAL_MS = 30_000
+/** A file that cannot be read is left alone for so long, for the sake of what it may hold; then it is replaced. */
+const UNREAD_MS = 60_000
 const CONCURRENT_WRITES = 2
 /** One less than Node has threads for files and host names, so that a disk that hangs takes no names with it. */
 const CONCURRENT_OPERATIONS = 3
 /** Events are hints: what they missed is found by looking. */
 const LOOK_MS = 5_000
-/** Files that are looked at again at each look: ten thousand within ten minutes. */
-const LOOK_FILES = 100
 /** How long a start waits for a disk that does not answer. */
 const OPEN_LIMIT_MS = 1_000
 const CLOSE_LIMIT_MS = 5_000
@@ -51,11 +53,18 @@ export interface Loaded {
    * the future says nothing of its age, and counts as dating from 1970.
    */
   readonly ageMs: number
+  /** `peer`: a peer said it, and the registry had not confirmed it when it was written. */
+  readonly origin: 'file' | 'peer'
 }
 
 export interface FileCacheEvents {
   /** A file of this service holds something that this process has not read. */
   changed(namespace: string, service: string): void
+  /**
+   * A file that holds another history is about to be written over, which this process may not have read yet.
+   * @returns whether the view is still to be written. Left out: it always is
+   */
+  replaces?(view: View, found: Loaded): boolean
 }
 
 export interface FileCacheOptions {
@@ -65,26 +74,6 @@ export interface FileCacheOptions {
   readonly log: Log
   /** What the directory may take on disk, override files left out. Default: any number. */
   readonly maxBytes?: number | undefined
-}
-
-/** One service. */
-interface Slot {
-  readonly namespace: string
-  readonly service: string
-  /** The name in use: its own while another version of this library uses the one that belongs to all. */
-  file: string
-  /** To be written. */
-  next: Held | undefined
-  /** Being written. */
-  writing: Held | undefined
-  /** What is in the file, as it was written or read last. */
-  known: Good | undefined
-  /** The known view was confirmed: date its file. */
-  dateAnew: boolean
-  confirmedMs: number
-  forgotten: boolean
-  /** What was reported of its files, so that it is reported once. */
-  complaint: string | undefined
 }
 
 export class FileCache {
@@ -100,11 +89,10 @@ export class FileCache {
   readonly #bounds: CacheDirectory
   readonly #faults: FaultLog
   readonly #counts = { reads: 0, hits: 0, written: 0, coalesced: 0, failed: 0, corrupt: 0, mended: 0 }
-  /** To be looked at at the next look: what was written since the last, and what could not be read. */
-  readonly #recent = new Set<Slot>()
-  #round: Iterator<Slot> | undefined
+  readonly #looks: FileLooks
+  /** Since when no file could be read at all. */
+  #unreadMs: number | undefined
   #events: FileCacheEvents = { changed() {} }
-  #isOpen = false
   #closing = false
   #isLooking = false
   #cancelLook: () => void = () => {}
@@ -130,6 +118,13 @@ export class FileCache {
       clock,
       account: (bytes) => this.#bounds.account(bytes),
       unkept: (error) => this.#faults.count(error),
+    })
+    this.#looks = new FileLooks({
+      slots: this.#slots,
+      views: this.#views,
+      clock,
+      isBusy: (slot) => slot.next !== undefined || this.#queue.isRunning(slot),
+      changed: ({ namespace, service }) => this.#tell(namespace, service),
     })
     this.#bounds = new CacheDirectory({
       directory,
@@ -161,9 +156,11 @@ export class FileCache {
   /** Prepares the directory and looks at it from then on. One that cannot be used is reported, and is no error. */
   async open(events: FileCacheEvents): Promise<void> {
     this.#events = events
-    this.#isOpen = true
     const opened = new AbortController()
-    void this.#prepare().then(() => opened.abort())
+    void this.#prepare().then(() => {
+      if (!this.#closing) this.#watches.open()
+      opened.abort()
+    })
     // A disk that hangs must not keep a program from starting.
     await sleep(this.#clock, OPEN_LIMIT_MS, opened.signal)
     if (!this.#closing) this.#cancelLook = every(this.#clock, LOOK_MS, () => void this.#look())
@@ -189,21 +186,44 @@ export class FileCache {
     this.#counts.reads++
     const current = await this.#readCurrent(slot)
     let found: Held | undefined = current.kind === 'good' ? current : undefined
+    slot.isRead = !isPassing(current)
     const own = viewPath(this.#directory, namespace, service)
     for (const file of [slot.file + PREVIOUS, own + OWN_SCHEMA, own + PREVIOUS])
       if (found === undefined && file !== slot.file) {
         const other = await this.#read(slot, file)
         if (other.kind === 'good') found = other
+        slot.isRead &&= !isPassing(other)
       }
     // What waits to be written, or was in the file before, may be what it should hold.
     for (const held of [slot.known, slot.writing, slot.next])
-      if (held && (found === undefined || isAfter(held.view.cursor, found.view.cursor))) found = held
+      if (held && (found === undefined || supersedes(held, found))) found = held
     if (!slot.writing && !slot.next) {
       if (current.kind === 'good') slot.known = current
-      if (found && found !== current) this.#mend(slot, found)
+      if (found && found !== current && slot.isRead) this.#mend(slot, found)
     }
     if (found) this.#counts.hits++
-    return found && { view: found.view, ageMs: Math.max(0, this.#clock.now() - found.heardMs) }
+    return found && this.#loadedOf(found)
+  }
+
+  /** Whether the last `load` could read all that there was: it left no file that may be readable later. */
+  isRead(namespace: string, service: string): boolean {
+    const slot = this.#slots.get(keyOf(namespace, service))
+    return slot !== undefined && (slot.isRead || this.#isGivenUp(slot))
+  }
+
+  /** Whether its file, or every file, could not be read for so long that nothing is to be expected of it any more. */
+  #isGivenUp({ unreadMs }: Slot): boolean {
+    const sinceMs = Math.min(unreadMs ?? Infinity, this.#unreadMs ?? Infinity)
+    return this.#clock.now() - sinceMs >= UNREAD_MS
+  }
+
+  /** Whether this process has written a service's file since it was loaded first: it knows then what was there before. */
+  isWritten(namespace: string, service: string): boolean {
+    return this.#slots.get(keyOf(namespace, service))?.isWritten ?? false
+  }
+
+  #loadedOf({ view, heardMs, isHearsay }: Held): Loaded {
+    return { view, ageMs: Math.max(0, this.#clock.now() - heardMs), origin: isHearsay ? 'peer' : 'file' }
   }
 
   /**
@@ -214,7 +234,7 @@ export class FileCache {
     const own = viewPath(this.#directory, namespace, service)
     for (const file of [own, own + OWN_SCHEMA, own + PREVIOUS, own + OWN_SCHEMA + PREVIOUS]) {
       const found = await this.#views.read(file, namespace, service)
-      if (found.kind === 'good') return { view: found.view, ageMs: Math.max(0, this.#clock.now() - found.heardMs) }
+      if (found.kind === 'good') return this.#loadedOf(found)
     }
     return undefined
   }
@@ -236,16 +256,32 @@ export class FileCache {
     return this.#overrides.read(namespace, service, base, before)
   }
 
+  /** What the operator's override file would make of a service in a process that starts now. Changes and counts nothing. */
+  peekOverride(namespace: string, service: string, base: View | undefined): Promise<View | undefined> {
+    return this.#overrides.peek(namespace, service, base)
+  }
+
   /**
    * Saves a view soon, off everyone's path; of several in a short time only the last is written.
    * @param ageMs how long ago it was known to be current, for a view that did not come from the registry just now
+   * @param origin who said it
    */
-  save(view: View, ageMs = 0): void {
+  save(view: View, ageMs = 0, origin: 'registry' | 'peer' = 'registry'): void {
     if (this.#closing) return
     const slot = this.#slot(view.namespace, view.service)
     slot.forgotten = false
     if (slot.next) this.#counts.coalesced++
-    slot.next = { view, heardMs: this.#clock.now() - ageMs }
+    slot.next = { view, heardMs: this.#clock.now() - ageMs, isHearsay: origin === 'peer' }
+    this.#queue.want(slot)
+  }
+
+  /** The registry never heard of a service: a file that holds what a peer said of it goes. */
+  discard(namespace: string, service: string): void {
+    const slot = this.#slots.get(keyOf(namespace, service))
+    if (this.#closing || slot === undefined) return
+    if (slot.next?.isHearsay) slot.next = undefined
+    if (slot.known?.isHearsay !== true && slot.writing?.isHearsay !== true) return
+    slot.discard = true
     this.#queue.want(slot)
   }
 
@@ -257,7 +293,7 @@ export class FileCache {
     if (nowMs - slot.confirmedMs < CONFIRM_INTERVAL_MS) return
     slot.confirmedMs = nowMs
     // Only a file that holds this very view may be dated anew: an old one after a failed write, or none, is written.
-    if (slot.known === undefined || !sameCursor(slot.known.view.cursor, view.cursor)) return this.save(view)
+    if (slot.known === undefined || !isSame(slot.known, { view, isHearsay: false })) return this.save(view)
     slot.known = { ...slot.known, heardMs: nowMs }
     slot.dateAnew = true
     this.#queue.want(slot)
@@ -269,6 +305,7 @@ export class FileCache {
     const slot = this.#slots.get(keyOf(namespace, service))
     if (slot === undefined) return
     slot.forgotten = true
+    slot.isWritten = false
     if (!slot.next && !this.#queue.isRunning(slot)) this.#drop(slot)
   }
 
@@ -276,6 +313,7 @@ export class FileCache {
   async close(): Promise<void> {
     this.#closing = true
     this.#cancelLook()
+    this.#looks.close()
     await this.#queue.close(CLOSE_LIMIT_MS)
     const lost = [...this.#slots.values()].filter((slot) => slot.next || this.#queue.isRunning(slot)).length
     if (lost > 0) this.#log.warn({ directory: this.#directory, views: lost }, 'closed with views that are not on disk')
@@ -288,27 +326,16 @@ export class FileCache {
     const key = keyOf(namespace, service)
     let slot = this.#slots.get(key)
     if (slot === undefined) {
-      slot = {
-        namespace,
-        service,
-        file: viewPath(this.#directory, namespace, service),
-        next: undefined,
-        writing: undefined,
-        known: undefined,
-        dateAnew: false,
-        confirmedMs: -Infinity,
-        forgotten: false,
-        complaint: undefined,
-      }
+      slot = createSlot(namespace, service, viewPath(this.#directory, namespace, service))
       this.#slots.set(key, slot)
-      if (this.#isOpen && !this.#closing) this.#watches.ensure(namespace)
+      this.#watches.follow(namespace)
     }
     return slot
   }
 
   #drop(slot: Slot): void {
-    this.#slots.delete(keyOf(slot.namespace, slot.service))
-    this.#recent.delete(slot)
+    if (this.#slots.delete(keyOf(slot.namespace, slot.service))) this.#watches.release(slot.namespace)
+    this.#looks.forget(slot)
     this.#faults.end(keyOf(slot.namespace, slot.service))
   }
 
@@ -319,6 +346,7 @@ export class FileCache {
     slot.next = undefined
     let restMs = WRITE_INTERVAL_MS
     try {
+      if (slot.discard) await this.#discard(slot)
       if (held) await this.#write(slot, held)
       else if (slot.dateAnew) await this.#date(slot)
       this.#faults.end(keyOf(slot.namespace, slot.service))
@@ -332,21 +360,28 @@ export class FileCache {
     }
     slot.writing = undefined
     slot.dateAnew = false
-    if (slot.next && !(this.#closing && restMs === RETRY_MS)) this.#queue.want(slot)
+    const isWanting = slot.next !== undefined || (slot.discard && !slot.forgotten)
+    if (isWanting && !(this.#closing && restMs === RETRY_MS)) this.#queue.want(slot)
     if (slot.forgotten && !slot.next) this.#drop(slot)
     return restMs
   }
 
   async #write(slot: Slot, held: Held): Promise<void> {
+    const { namespace, service } = slot
     const found = await this.#whatIsThere(slot)
+    // It may hold what must not be lost: tried again, but not for ever, since then nothing new would be kept.
+    if (isPassing(found) && !this.#isGivenUp(slot)) throw found.error
     if (found.kind === 'good') {
-      if (isAfter(found.view.cursor, held.view.cursor)) return this.#events.changed(slot.namespace, slot.service)
-      if (sameCursor(found.view.cursor, held.view.cursor)) {
+      if (supersedes(found, held)) return this.#events.changed(namespace, service)
+      if (isSame(found, held)) {
         slot.known = { ...found, heardMs: Math.max(held.heardMs, found.heardMs) }
         return this.#date(slot)
       }
+      const isForeign = found.view.cursor.epoch !== held.view.cursor.epoch
+      if (isForeign && this.#events.replaces?.(held.view, this.#loadedOf(found)) === false) return
     }
-    if (found.kind === 'absent' && !this.#bounds.admits()) return
+    // What had a file may have it again: it was in the bound.
+    if (found.kind === 'absent' && !slot.hadFile && !this.#bounds.admits()) return
     slot.known = await this.#views.replace(slot.file, found, held)
     if (slot.known === undefined) {
       // Somebody was faster: see what it is, and whether ours is still needed.
@@ -354,8 +389,19 @@ export class FileCache {
       return
     }
     slot.confirmedMs = this.#clock.now()
+    slot.isWritten = slot.hadFile = true
     this.#counts.written++
-    this.#recent.add(slot)
+    this.#looks.soon(slot)
+  }
+
+  /** Both generations, as far as they are hearsay still. */
+  async #discard(slot: Slot): Promise<void> {
+    for (const file of [slot.file, slot.file + PREVIOUS]) {
+      const found = await this.#views.read(file, slot.namespace, slot.service)
+      if (found.kind === 'good' && found.isHearsay) await this.#views.remove(file, found)
+    }
+    slot.known = undefined
+    slot.discard = false
   }
 
   async #date(slot: Slot): Promise<void> {
@@ -378,7 +424,10 @@ export class FileCache {
   async #readCurrent(slot: Slot): Promise<Found> {
     const file = viewPath(this.#directory, slot.namespace, slot.service)
     const found = await this.#read(slot, file)
-    if (found.kind === 'good') slot.complaint = undefined
+    if (found.kind === 'good') {
+      slot.complaint = undefined
+      slot.hadFile = true
+    }
     const ownedByOther = found.kind === 'bad' && found.ownedByOther
     slot.file = ownedByOther ? file + OWN_SCHEMA : file
     return ownedByOther ? this.#read(slot, slot.file) : found
@@ -386,6 +435,9 @@ export class FileCache {
 
   async #read(slot: Slot, file: string): Promise<Found> {
     const found = await this.#views.read(file, slot.namespace, slot.service)
+    const unreadMs = isPassing(found) ? this.#clock.now() : undefined
+    slot.unreadMs = unreadMs && (slot.unreadMs ?? unreadMs)
+    this.#unreadMs = unreadMs && (this.#unreadMs ?? unreadMs)
     if (found.kind === 'bad') await this.#complain(slot, file, found)
     return found
   }
@@ -395,7 +447,7 @@ export class FileCache {
     const reason = (error as Error).message
     const complaint = `${file}: ${reason} ${content?.modifiedMs}`
     // It may be whole, and readable the next time.
-    if (content === undefined) this.#recent.add(slot)
+    if (content === undefined) this.#looks.soon(slot)
     if (slot.complaint === complaint) return
     slot.complaint = complaint
     this.#faults.count(error)
@@ -415,43 +467,16 @@ export class FileCache {
     if (this.#isLooking) return
     this.#isLooking = true
     try {
-      const namespaces = new Set([...this.#slots.values()].map(({ namespace }) => namespace))
-      for (const namespace of namespaces) this.#watches.ensure(namespace)
+      const namespaces = await this.#watches.look()
       const isFollowed = (namespace: string, service: string) => this.#slots.has(keyOf(namespace, service))
       for (const { namespace, service } of await this.#overrides.changed(namespaces, isFollowed))
         this.#tell(namespace, service)
-      await this.#lookAtFiles()
+      await this.#looks.look()
       // Not waited for: it takes its time, and what was overruled must not wait for it.
       void this.#bounds.lookIfDue()
     } finally {
       this.#isLooking = false
     }
-  }
-
-  /** Those written since the last look, then the next of all in turn; more of them when one was not what it should be. */
-  async #lookAtFiles(): Promise<void> {
-    const recent = [...this.#recent]
-    this.#recent.clear()
-    let found = 0
-    for (const slot of recent) found += await this.#lookAt(slot)
-    for (let left = this.#slots.size; left > 0 && !this.#closing;) {
-      const before = found
-      for (let i = 0; i < LOOK_FILES && left > 0; i++, left--) {
-        this.#round ??= this.#slots.values()
-        const item = this.#round.next()
-        if (item.done) this.#round = undefined
-        else found += await this.#lookAt(item.value)
-      }
-      if (found === before) return
-    }
-  }
-
-  async #lookAt(slot: Slot): Promise<number> {
-    if (slot.next || this.#queue.isRunning(slot)) return 0
-    const isSame = slot.known && (await this.#views.isStill(slot.file, slot.known).catch(() => false))
-    if (isSame || (slot.known === undefined && slot.complaint === undefined)) return 0
-    this.#tell(slot.namespace, slot.service)
-    return 1
   }
 
   /** A file event. */
@@ -460,10 +485,9 @@ export class FileCache {
     const slot = target && this.#slots.get(keyOf(target.namespace, target.service))
     if (slot === undefined) return
     const isView = target!.kind === 'view'
-    // Views are renamed into their place, and only dated there. While one is written its file is looked at anyway.
-    if (isView && (event === 'change' || slot.next || this.#queue.isRunning(slot))) return
-    const isOurs = isView && slot.known && (await this.#views.isStill(slot.file, slot.known).catch(() => false))
-    if (!isOurs) this.#tell(slot.namespace, slot.service)
+    // Views are renamed into their place, and only dated there.
+    if (isView && (event === 'change' || (await this.#looks.isAsKnown(slot)))) return
+    this.#tell(slot.namespace, slot.service)
   }
 
   #tell(namespace: string, service: string): void {
@@ -473,10 +497,6 @@ export class FileCache {
 
 function keyOf(namespace: string, service: string): string {
   return `${namespace}/${service}`
-}
-
-function sameCursor(a: Cursor, b: Cursor): boolean {
-  return a.epoch === b.epoch && a.revision === b.revision
 }
 
 function coded(code: string, reason: string): Error {

@@ -1,6 +1,6 @@
 /**
  * What operators say instead of the registry, in files of their own: `{service}.override.json`, with `nodes` and,
- * if they like, a `policy`. One that cannot be read is ignored, and what was in force stays.
+ * if they like, a `policy` as the registry takes it. One that cannot be used is ignored, and what was in force stays.
  */
 
 import path from 'node:path'
@@ -8,7 +8,7 @@ import { isDeepStrictEqual } from 'node:util'
 import { classify, overridePath } from './cache-paths.ts'
 import type { Disk, FileStat } from '../disk.ts'
 import type { Log } from '../log.ts'
-import { decodeView, encodeView, type View } from '../protocol.ts'
+import { decodeView, encodeView, type PolicyDocument, type View } from '../protocol.ts'
 
 export interface OverrideFilesOptions {
   readonly directory: string
@@ -73,7 +73,7 @@ export class OverrideFiles {
       text = content.text
       const seen = this.#note(namespace, service)
       seen.stamp = stampOf(content)
-      const view = readOverride(text, namespace, service, base)
+      const view = await readOverride(text, namespace, service, base)
       const isSame = seen.text === text
       if (!isSame) log.warn({ file, nodes: view.nodes.size }, 'override file in force')
       seen.text = text
@@ -94,13 +94,26 @@ export class OverrideFiles {
     }
   }
 
+  /** What a process that starts now would make of it: a file that cannot be used is none. Counts and reports nothing. */
+  async peek(namespace: string, service: string, base: View | undefined): Promise<View | undefined> {
+    try {
+      const content = await this.#options.disk.read(this.#pathOf(namespace, service), true)
+      return content?.trusted ? await readOverride(content.text, namespace, service, base) : undefined
+    } catch {
+      return undefined
+    }
+  }
+
   forget(namespace: string, service: string): void {
-    this.#seen.get(namespace)?.delete(service)
+    const services = this.#seen.get(namespace)
+    services?.delete(service)
+    if (services?.size === 0) this.#seen.delete(namespace)
   }
 
   /**
    * Services whose file is not what was read of it, as found by looking. Costs one listing for each namespace in which
    * names have come or gone, and one `stat` for each override.
+   * @param namespaces those with a directory; of the others only what was read before is looked at
    * @param isFollowed whether anyone wants to know of a service
    */
   async changed(
@@ -108,9 +121,12 @@ export class OverrideFiles {
     isFollowed: (namespace: string, service: string) => boolean,
   ): Promise<{ namespace: string; service: string }[]> {
     const found: { namespace: string; service: string }[] = []
-    for (const namespace of namespaces) {
+    const present = new Set(namespaces)
+    for (const namespace of this.#looks.keys()) if (!present.has(namespace)) this.#looks.delete(namespace)
+    for (const namespace of new Set([...present, ...this.#seen.keys()])) {
       const services = new Set(this.#seen.get(namespace)?.keys())
-      for (const service of await this.#listed(namespace)) if (isFollowed(namespace, service)) services.add(service)
+      for (const service of present.has(namespace) ? await this.#listed(namespace) : [])
+        if (isFollowed(namespace, service)) services.add(service)
       for (const service of services) {
         const stat = await this.#options.disk.stat(this.#pathOf(namespace, service), true).catch(() => undefined)
         const stamp = this.#seen.get(namespace)?.get(service)?.stamp
@@ -165,7 +181,7 @@ function refuseUnknown(document: unknown, known: readonly string[], at: string):
     if (!known.includes(key)) throw new Error(`${at}${key}: unknown field; known: ${known.join(', ')}`)
 }
 
-function readOverride(text: string, namespace: string, service: string, base: View | undefined): View {
+async function readOverride(text: string, namespace: string, service: string, base: View | undefined): Promise<View> {
   const document = JSON.parse(text) as { nodes?: unknown; policy?: unknown } | null
   if (!Array.isArray(document?.nodes)) throw new Error('nodes: must be an array')
   // Written by hand, in an outage: a typo must not pass for an order.
@@ -179,9 +195,22 @@ function readOverride(text: string, namespace: string, service: string, base: Vi
     return { id, ...defaults, ...item }
   })
   const view = decodeView({ namespace, service, cursor: 'override:0', nodes, policy: document.policy }, 'override')
+  if (view.policy !== undefined) await checkPolicy(view.policy)
   return Object.freeze({
     ...view,
     cursor: base?.cursor ?? view.cursor,
     policy: document.policy === undefined ? base?.policy : view.policy,
   })
+}
+
+/** @throws Error with every problem and its path */
+async function checkPolicy(policy: PolicyDocument): Promise<void> {
+  // With the first policy of an operator, since a process that only starts should not wait for its schema.
+  const { parsePolicy, PolicyError } = await import('../policy.ts')
+  try {
+    parsePolicy(policy)
+  } catch (error) {
+    if (!(error instanceof PolicyError)) throw error
+    throw new Error(error.errors.map(({ path, message }) => `policy.${path}: ${message}`).join('; '), { cause: error })
+  }
 }

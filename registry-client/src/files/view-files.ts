@@ -25,13 +25,15 @@ import { PREVIOUS, temporaryPath } from './cache-paths.ts'
 import type { Clock } from '../clock.ts'
 import type { Disk, FileContent } from '../disk.ts'
 import { codeOf } from './fault-log.ts'
-import type { View } from '../protocol.ts'
+import { isAfter, type View } from '../protocol.ts'
 import { HEAD_CHARS, OtherSchemaError, parseView, renderView } from './view-text.ts'
 
 /** What clocks of hosts that share a directory, and small corrections of one clock, may be apart. */
 const CLOCK_TOLERANCE_MS = 10_000
 /** A date that is closer than this to the one wanted is let be: of eight processes on one directory one does the work. */
 const DATE_PRECISION_MS = 15_000
+/** The earliest date of a file. */
+const LEAST_DATE_MS = 1_000
 /** Another version's file that was not dated for so long belongs to nobody any more. */
 const OTHER_SCHEMA_MS = 86_400_000
 
@@ -39,6 +41,8 @@ const OTHER_SCHEMA_MS = 86_400_000
 export interface Held {
   readonly view: View
   readonly heardMs: number
+  /** Whether a peer said it, and not the registry. */
+  readonly isHearsay: boolean
 }
 
 /** A view in a file. */
@@ -89,8 +93,8 @@ export class ViewFiles {
       content = await this.#disk.read(file)
       if (content === undefined) return { kind: 'absent' }
       if (!content.trusted) throw new UntrustedFileError()
-      const view = parseView(content.text, namespace, service)
-      return { kind: 'good', view, head: headOf(content), heardMs: this.#heardMs(content.modifiedMs) }
+      const { view, isHearsay } = parseView(content.text, namespace, service)
+      return { kind: 'good', view, isHearsay, head: headOf(content), heardMs: this.#heardMs(content.modifiedMs) }
     } catch (error) {
       const silentMs = Math.abs(this.#clock.wall() - (content?.modifiedMs ?? 0))
       return {
@@ -108,11 +112,11 @@ export class ViewFiles {
   }
 
   /** Puts a view in the place of what was found there. Undefined if something else is there by now: that is left alone. */
-  async replace(file: string, found: Found, { view, heardMs }: Held): Promise<Good | undefined> {
+  async replace(file: string, found: Found, { view, heardMs, isHearsay }: Held): Promise<Good | undefined> {
     const disk = this.#disk
     const directory = path.dirname(file)
     const temporary = temporaryPath(file)
-    const { text, head } = renderView(view)
+    const { text, head } = renderView(view, isHearsay)
     const modifiedMs = this.#dateOf(heardMs)
     try {
       await disk.create(temporary, text, modifiedMs).catch(async (error: unknown) => {
@@ -135,7 +139,7 @@ export class ViewFiles {
     if (found.kind === 'bad') this.#account(-(found.content?.bytes ?? 0))
     // Without this a power cut could undo the renaming although we reported the file as written.
     await disk.sync(directory)
-    return { kind: 'good', view, heardMs, head }
+    return { kind: 'good', view, heardMs, isHearsay, head }
   }
 
   /** Dates a view's file by when the view was confirmed; false if it is not this view's file any more. */
@@ -144,6 +148,19 @@ export class ViewFiles {
     const stat = await this.#disk.stat(file)
     if (stat && stat.modifiedMs > modifiedMs - DATE_PRECISION_MS && !this.#isAhead(stat.modifiedMs)) return true
     return this.#disk.touch(file, modifiedMs, good.head)
+  }
+
+  /** Removes a file if it is still what was read there. */
+  async remove(file: string, good: Good): Promise<void> {
+    const stat = await this.#disk.stat(file)
+    if (stat === undefined || !(await this.isStill(file, good))) return
+    if (await this.#disk.remove(file)) this.#account(-stat.bytes)
+  }
+
+  /** Shows those who look for files that nobody follows that this one is followed; its date stays what it was. */
+  async mark(file: string, good: Good): Promise<void> {
+    const stat = await this.#disk.stat(file)
+    if (stat) await this.#disk.touch(file, stat.modifiedMs, good.head)
   }
 
   /** Gives a file a second name, in the place of what had it. A help for bad times: that it fails is no error. */
@@ -180,8 +197,39 @@ export class ViewFiles {
   }
 
   #dateOf(heardMs: number): number {
-    return this.#clock.wall() - (this.#clock.now() - heardMs)
+    // Node takes a date before 1970 for now, and at 1970 a file says of itself that its age is not known.
+    return Math.max(LEAST_DATE_MS, this.#clock.wall() - (this.#clock.now() - heardMs))
   }
+}
+
+/** Whether one of two views says more: what the registry said before what a peer did, then the later place. */
+export function supersedes(one: Held, other: Held): boolean {
+  if (one.isHearsay !== other.isHearsay) return other.isHearsay
+  return isAfter(one.view.cursor, other.view.cursor)
+}
+
+export function isSame(one: Pick<Held, 'view' | 'isHearsay'>, other: Pick<Held, 'view' | 'isHearsay'>): boolean {
+  const [a, b] = [one.view.cursor, other.view.cursor]
+  if (a.epoch !== b.epoch || a.revision !== b.revision || one.isHearsay !== other.isHearsay) return false
+  // Of one place of the history only fewer and fewer nodes are kept beside it.
+  return one.view.kept?.ids.length === other.view.kept?.ids.length
+}
+
+/** What no later try will read either: a link, a directory, a pipe, a giant, a file of somebody who does not let us. */
+const LASTING: ReadonlySet<string> = new Set([
+  'ELOOP',
+  'EISDIR',
+  'EINVAL',
+  'ENXIO',
+  'EFBIG',
+  'EACCES',
+  'EPERM',
+  'ENOTDIR',
+])
+
+/** Whether a file could not be read, and perhaps will be later. */
+export function isPassing(found: Found): found is Bad {
+  return found.kind === 'bad' && found.content === undefined && !LASTING.has(codeOf(found.error))
 }
 
 class UntrustedFileError extends Error {

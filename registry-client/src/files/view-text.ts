@@ -19,13 +19,18 @@ const CHECKSUM_CHARS = 50
 /** The first characters of a file, which no file of another content has. */
 export const HEAD_CHARS = OPENING.length + CHECKSUM_CHARS + MIDDLE.length
 
+/** The `origin` of a view that a peer said. */
+const HEARSAY = 'peer'
+
 export interface ViewText {
   readonly text: string
   readonly head: string
 }
 
-export function renderView(view: View): ViewText {
-  const body = bodyOf(encodeView(view) as unknown as Record<string, unknown>)
+/** @param isHearsay whether a peer said it: a line more then, which stays until the registry has said it itself */
+export function renderView(view: View, isHearsay = false): ViewText {
+  const document = encodeView(view) as unknown as Record<string, unknown>
+  const body = bodyOf(isHearsay ? { origin: HEARSAY, ...document } : document)
   const head = `${OPENING}${checksumOf(body)}${MIDDLE}`
   return { head, text: `${head}${body}}\n` }
 }
@@ -44,17 +49,20 @@ export class CorruptFileError extends Error {
 }
 
 /** @throws OtherSchemaError, CorruptFileError */
-export function parseView(text: string, namespace: string, service: string): View {
+export function parseView(text: string, namespace: string, service: string): { view: View; isHearsay: boolean } {
   let view: View
+  let isHearsay: boolean
   try {
-    view = decodeView(isWhole(text) ? bodyIn(text) : reflowed(text))
+    const document = isWhole(text) ? bodyIn(text) : reflowed(text)
+    view = decodeView(document)
+    isHearsay = (document as { origin?: unknown }).origin === HEARSAY
   } catch (error) {
     if (error instanceof OtherSchemaError) throw error
     throw new CorruptFileError((error as Error).message)
   }
   if (view.namespace !== namespace || view.service !== service)
     throw new CorruptFileError(`it holds ${view.namespace}/${view.service}`)
-  return view
+  return { view, isHearsay }
 }
 
 function isWhole(text: string): boolean {

@@ -8,7 +8,7 @@
 
 import { Backoff, type Clock, type Random } from '../clock.ts'
 import type { Log } from '../log.ts'
-import { reasonOf, type HttpAnswer, type Network, type Stream } from '../network.ts'
+import { maskUrl, reasonOf, type HttpAnswer, type Network, type Stream } from '../network.ts'
 import {
   decodeEvent,
   formatCursor,
@@ -100,6 +100,7 @@ export interface ConnectionOptions {
 
 export interface ConnectionStatus {
   readonly reachable: boolean
+  /** The one in use or tried last, its password masked. */
   readonly endpoint: string
   /** Tries to open the stream again. */
   readonly reconnects: number
@@ -109,8 +110,15 @@ export interface ConnectionStatus {
   readonly subscriptions: number
 }
 
+interface Endpoint {
+  readonly url: string
+  /** What is shown of it: the URL may hold a password. */
+  readonly name: string
+}
+
 export class Connection {
   readonly #options: ConnectionOptions
+  readonly #endpoints: readonly Endpoint[]
   readonly #events: ConnectionEvents
   readonly #backoff: Backoff
   /** By `namespace/service`. */
@@ -149,6 +157,7 @@ export class Connection {
   constructor(options: ConnectionOptions, events: ConnectionEvents) {
     this.#options = options
     this.#events = events
+    this.#endpoints = options.endpoints.map((url) => ({ url, name: maskUrl(url) }))
     this.#backoff = new Backoff(options.random, RECONNECT)
     // Clients that share a list of endpoints spread over it instead of all taking the first.
     this.#endpoint = Math.floor(options.random() * options.endpoints.length)
@@ -167,7 +176,7 @@ export class Connection {
   status(): ConnectionStatus {
     return {
       reachable: this.reachable,
-      endpoint: this.#current(),
+      endpoint: this.#current().name,
       reconnects: this.#reconnects,
       opened: this.#opened,
       lastError: this.#lastError,
@@ -210,6 +219,12 @@ export class Connection {
     if (this.#session && this.#subscriptions.has(key)) this.#sendSubscribe([key])
   }
 
+  /** Asks how far the registry is now, unless an answer that tells it is under way. */
+  refresh(): void {
+    if (this.#session && this.#ref === this.#subscribed)
+      this.#send({ type: 'subscribe', services: [], ref: ++this.#ref })
+  }
+
   /** Asks for a fresh snapshot of a service whose frames no longer continue its view. */
   restart(key: string): void {
     const subscription = this.#subscriptions.get(key)
@@ -225,12 +240,13 @@ export class Connection {
    * @throws UnreachableError when none answered; RefusedError for a status of 400 and above
    */
   async request(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Answer> {
-    const { endpoints, clock, network } = this.#options
+    const { clock, network } = this.#options
+    const endpoints = this.#endpoints
     const tried: string[] = []
     const begin = this.#answering
     for (let attempt = 0; attempt < endpoints.length && !signal?.aborted && !this.#closed; attempt++) {
       const index = (begin + attempt) % endpoints.length
-      const endpoint = endpoints[index]!
+      const { url, name } = endpoints[index]!
       const timeout = new AbortController()
       this.#requests.add(timeout)
       const cancel = clock.after(REQUEST_TIMEOUT_MS, () =>
@@ -239,13 +255,13 @@ export class Connection {
       try {
         const answer = await network.request({
           method,
-          url: endpoint + path,
+          url: url + path,
           signal: signal ? AbortSignal.any([signal, timeout.signal]) : timeout.signal,
           ...(body !== undefined && { headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) }),
         })
         // A replica without its store, or one that still loads, says 503: another may do better.
         if (answer.status === 503) {
-          tried.push(`${endpoint}: ${problemOf(answer)?.code ?? answer.status}`)
+          tried.push(`${name}: ${problemOf(answer)?.code ?? answer.status}`)
           continue
         }
         this.#answering = index
@@ -253,7 +269,7 @@ export class Connection {
         return { ...answer, tried }
       } catch (error) {
         if (error instanceof RefusedError) throw error
-        tried.push(`${endpoint}: ${reasonOf(error)}`)
+        tried.push(`${name}: ${reasonOf(error)}`)
       } finally {
         cancel()
         this.#requests.delete(timeout)
@@ -272,15 +288,15 @@ export class Connection {
     if (this.reachable) this.#lost()
   }
 
-  #current(): string {
-    return this.#options.endpoints[this.#endpoint % this.#options.endpoints.length]!
+  #current(): Endpoint {
+    return this.#endpoints[this.#endpoint % this.#endpoints.length]!
   }
 
   #open(): void {
     const session: Session = { heardMs: 0 }
     // Handlers of an earlier stream may still fire; they must not touch the present one.
     const isPresent = () => this.#stream === stream && !this.#closed
-    const stream = this.#options.network.open(`${this.#current()}/v1/watch`, {
+    const stream = this.#options.network.open(`${this.#current().url}/v1/watch`, {
       open: () => {
         if (!isPresent()) return
         session.heardMs = this.#heardMs = this.#openedMs = this.#options.clock.now()
@@ -292,9 +308,10 @@ export class Connection {
         this.#down = false
         this.#cancelPending()
         this.#refs.clear()
-        this.#subscribed = 0
+        // Of messages of this stream: those of earlier ones are answered by nobody.
+        this.#subscribed = this.#ref
         this.#answering = this.#endpoint
-        this.#options.log.info({ endpoint: this.#current() }, 'registry connected')
+        this.#options.log.info({ endpoint: this.#current().name }, 'registry connected')
         this.#watchSilence()
         this.#sendSubscribe([...this.#subscriptions.keys()])
         this.#events.reachable(true)
@@ -304,7 +321,7 @@ export class Connection {
       },
       close: (reason) => {
         if (!isPresent()) return
-        this.#reopen(reason)
+        this.#reopen(maskUrl(reason))
       },
     })
     this.#stream = stream
@@ -355,9 +372,9 @@ export class Connection {
     const delayMs = Math.max(this.#backoff.next(), spreadMs > 0 ? this.#options.random() * spreadMs : 0)
     this.#reconnects++
     if (this.#session || reason !== this.#lastError)
-      this.#options.log.warn({ endpoint: this.#current(), reason }, 'registry unreachable; what is known is kept')
+      this.#options.log.warn({ endpoint: this.#current().name, reason }, 'registry unreachable; what is known is kept')
     this.#lastError = reason
-    const isFirst = this.#current() === this.#options.endpoints[this.#answering % this.#options.endpoints.length]
+    const isFirst = this.#current() === this.#endpoints[this.#answering % this.#endpoints.length]
     this.#endpoint++
     if (isFirst) this.#answering = this.#endpoint
     this.#stream = undefined

@@ -10,6 +10,7 @@
  * under the old lease is of the time of its backup, and ending that lease removes what nobody wants any more.
  */
 
+import { checkObject, registrationOf } from '../checks.ts'
 import { Backoff, sleep, type Clock, type Random } from '../clock.ts'
 import { RefusedError, UnreachableError, type Answer, type Connection } from './connection.ts'
 import type { Log } from '../log.ts'
@@ -49,7 +50,7 @@ export interface Registration {
   readonly cursor: string | undefined
   /**
    * Changes what the node says of itself. Returns once the registry has acknowledged, or after a while without it.
-   * @throws RefusedError when the registry refuses the change; the node then stays what it was
+   * @throws TypeError for what cannot be; RefusedError when the registry refuses it: the node then stays what it was
    */
   update(change: Partial<Pick<NodeRegistration, 'status' | 'weight' | 'labels'>>): Promise<void>
   /** Takes the node out. Returns once acknowledged, or after a while without the registry; it goes on trying then. */
@@ -124,7 +125,9 @@ class Registered implements Registration {
   }
 
   async update(change: Partial<NodeRegistration>): Promise<void> {
-    this.wanted = { ...this.wanted, ...change }
+    checkObject(change, 'change')
+    const { status = this.wanted.status, weight = this.wanted.weight, labels = this.wanted.labels } = change
+    this.wanted = registrationOf({ ...this.wanted, status, weight, labels })
     this.version++
     if (this.state === 'registered') this.refused = undefined
     await this.#registrar.wake(this)
@@ -180,10 +183,11 @@ export class Registrar {
   /**
    * Registers a node and keeps it registered. Returns once the registry has acknowledged; when it cannot be reached,
    * after a few seconds and with the state `pending`.
-   * @throws RefusedError when the registry refuses the node
+   * @throws TypeError for what cannot be a node, RefusedError when the registry refuses it
    */
-  async register(wanted: NodeRegistration): Promise<Registration> {
+  async register(input: NodeRegistration): Promise<Registration> {
     const { clock, namespace } = this.#options
+    const wanted = registrationOf(input)
     if (this.#closed) throw new Error('the client is closed')
     // The date orders the lives of one node id over restarts; a clock that was turned back is mended by the answer.
     // Within this process it only grows, so that the removal of one life never hits the next.

@@ -1,11 +1,11 @@
 import { SidecarError } from '../errors.ts'
-import type { Body, Content } from '../layer.ts'
+import { Whole, type Body, type Content } from '../layer.ts'
 import { HeadReader } from './head-reader.ts'
 import { parseResponseHead, type ResponseHead } from './head.ts'
 import { IncomingContent, type ContentOwner } from './incoming-content.ts'
 import { Malformed } from './malformed.ts'
 import { MessageWriter, type WriterOwner } from './message-writer.ts'
-import { Transport, type TransportOwner } from './transport.ts'
+import { COPIED_BYTES, Transport, type TransportOwner } from './transport.ts'
 
 /** Why a request got no answer, or not all of it. */
 export interface Failure {
@@ -215,7 +215,7 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
     this.#movedMs = this.#host.nowMs
     this.#writer = undefined
     if (body === undefined) this.#transport.write(head)
-    else if (Buffer.isBuffer(body)) this.#transport.writeFramed(head, body, '')
+    else if (body instanceof Whole) this.#transport.write(head + body.latin1)
     else {
       const framing = body.length === undefined ? 'chunked' : 'length'
       this.#writer = new MessageWriter(this.#transport, this, head, framing, body)
@@ -280,8 +280,8 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
       call.answered(head, this.#content, (incoming) => this.#tunnel(incoming))
       return at
     }
-    if (framing === 'length' && length <= end - at) {
-      call.answered(head, Buffer.from(bytes.subarray(at, at + length)), undefined)
+    if (framing === 'length' && length <= Math.min(end - at, COPIED_BYTES)) {
+      call.answered(head, new Whole(bytes.toString('latin1', at, at + length)), undefined)
       return at + length
     }
     if (framing === 'none') call.answered(head, undefined, undefined)

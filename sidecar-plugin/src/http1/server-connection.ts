@@ -1,14 +1,14 @@
 import type { Socket } from 'node:net'
 import { SidecarError } from '../errors.ts'
 import { lineOf } from '../fields.ts'
-import { discard, type Body, type Exchange, type Reply, type ReplyHead } from '../layer.ts'
+import { discard, Whole, type Body, type Content, type Exchange, type Reply, type ReplyHead } from '../layer.ts'
 import { HeadReader } from './head-reader.ts'
 import { parseRequestHead, type RequestHead } from './head.ts'
 import { IncomingContent, type ContentOwner } from './incoming-content.ts'
 import { Malformed } from './malformed.ts'
 import { MessageWriter, type WriterOwner } from './message-writer.ts'
 import { statusLine } from './status-line.ts'
-import { Transport, type TransportOwner } from './transport.ts'
+import { COPIED_BYTES, Transport, type TransportOwner } from './transport.ts'
 
 /** Bounds on one connection, in the unit the name ends in. */
 export interface ConnectionLimits {
@@ -127,8 +127,8 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     const { body } = reply
     const isTunnel = reply.tunnel !== undefined
     const hasNone = exchange.method === 'HEAD' || reply.status === 204 || reply.status === 304 || isTunnel
-    const content = !hasNone && body !== undefined && !Buffer.isBuffer(body) ? body : undefined
-    const whole = !hasNone && Buffer.isBuffer(body) ? body : undefined
+    const content = !hasNone && body !== undefined && !(body instanceof Whole) ? body : undefined
+    const whole = !hasNone && body instanceof Whole ? body : undefined
     const framing =
       content === undefined || content.length !== undefined
         ? 'length'
@@ -164,7 +164,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     } else {
       if (hasNone) discard(reply)
       this.#bytesOut = whole?.length ?? 0
-      const isGone = whole && whole.length > 0 ? transport.writeFramed(head, whole, '') : transport.write(head)
+      const isGone = transport.write(whole ? head + whole.latin1 : head)
       if (isGone) this.wrote()
     }
   }
@@ -280,9 +280,9 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   #begin(head: RequestHead, bytes: Buffer, at: number, end: number): number {
     let body: Body | undefined
     let next = at
-    if (head.framing === 'length' && head.length <= end - at) {
+    if (head.framing === 'length' && head.length <= Math.min(end - at, COPIED_BYTES)) {
       next = at + head.length
-      body = Buffer.from(bytes.subarray(at, next))
+      body = new Whole(bytes.toString('latin1', at, next))
     } else if (head.framing !== 'none') {
       body = this.#content = new IncomingContent(this, head.framing, head.length, true)
     }
@@ -335,7 +335,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     if (this.#content) return this.#close()
     const reason = lineOf('x-holdfast-reason', reply.reason!)
     const head = `${statusLine(reply.status, undefined)}${reply.headers.lines}${reason}connection: close\r\n\r\n`
-    this.#transport!.writeFramed(head, reply.body as Buffer, '')
+    this.#transport!.write(head + (reply.body as Whole).latin1)
     this.#close()
   }
 
@@ -352,7 +352,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     const transport = this.#transport!
     this.#isTunnel = true
     this.#content = new IncomingContent(this, 'until_close', 0, false)
-    this.#writer = new MessageWriter(transport, this, head, 'until_close', reply.body as Exclude<Body, Buffer>)
+    this.#writer = new MessageWriter(transport, this, head, 'until_close', reply.body as Content)
     // Before anything that comes out of it.
     this.#writer.flush()
     this.#exchange!.whenAborted((reason) => this.fail(reason))

@@ -8,7 +8,7 @@ import { ServiceHosts } from '../service-address.ts'
  */
 export function address(home: string): Layer {
   const hosts = new ServiceHosts(home)
-  return (inner) => async (exchange) => {
+  return (inner) => (exchange) => {
     const found = hosts.find(exchange.authority)
     if (found === undefined)
       throw new SidecarError(

@@ -11,7 +11,7 @@ import type { Exchange, Layer } from '../layer.ts'
  * means that some node's address is an outbound port.
  */
 export function cleanHead(): Layer {
-  return (inner) => async (exchange) => {
+  return (inner) => (exchange) => {
     clean(exchange)
     return inner(exchange)
   }

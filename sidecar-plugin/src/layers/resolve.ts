@@ -1,7 +1,6 @@
 import { parseDuration } from '@holdfast/registry-client/clock'
 import { SidecarError } from '../errors.ts'
 import type { Exchange, Layer } from '../layer.ts'
-import { maskPasswords } from '../masked.ts'
 import type { KnownView, Resolver } from '../registry.ts'
 
 /** Services that are known to be subscribed; past this many the memory of it starts again, at the cost of a call each. */
@@ -55,8 +54,7 @@ async function firstUse(resolver: Resolver, exchange: Exchange, limitMs: number)
     const name = `${exchange.service} in ${exchange.namespace}`
     const { code, message } = error as { code?: string; message?: string }
     if (code === 'unknown_service') throw new SidecarError('unknown_service', `${name}: unknown`, { cause: error })
-    if (code === 'unresolved')
-      throw new SidecarError('unresolved', `${name}: ${maskPasswords(message ?? '')}`, { cause: error })
+    if (code === 'unresolved') throw new SidecarError('unresolved', `${name}: ${message ?? ''}`, { cause: error })
     throw error
   }
 }

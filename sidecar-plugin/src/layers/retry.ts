@@ -1,7 +1,7 @@
 import { Backoff, sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
 import type { PolicyDocument } from '@holdfast/registry-client/protocol'
 import { asSidecarError, REFUSALS, type SidecarError } from '../errors.ts'
-import { discard, isRepeatable, type Exchange, type Layer, type Reply } from '../layer.ts'
+import { discard, isRepeatable, Whole, type Exchange, type Layer, type Reply } from '../layer.ts'
 import { KEPT_BYTES } from '../http1/incoming-content.ts'
 
 /** Attempts beyond the first. More multiplies the load on a service that is failing already. */
@@ -164,7 +164,7 @@ async function attempt(inner: (exchange: Exchange) => Promise<Reply>, exchange: 
 
 /** Whether the whole body is sure to be kept for another attempt. */
 function isSmall({ body }: Exchange): boolean {
-  return body === undefined || Buffer.isBuffer(body) || (body.length ?? Infinity) <= KEPT_BYTES
+  return body === undefined || body instanceof Whole || (body.length ?? Infinity) <= KEPT_BYTES
 }
 
 function hasChoice(exchange: Exchange): boolean {

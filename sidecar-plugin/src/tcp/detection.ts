@@ -2,7 +2,7 @@ import type { Socket } from 'node:net'
 import type { Clock } from '@holdfast/registry-client/clock'
 import { SidecarError } from '../errors.ts'
 import { Transport, type TransportOwner } from '../http1/transport.ts'
-import { discard, type Exchange, type Reply } from '../layer.ts'
+import { discard, Whole, type Exchange, type Reply } from '../layer.ts'
 import { PeekedContent } from './peeked-content.ts'
 import { ProtocolDetector } from './protocol-detector.ts'
 import { TcpConnection, type TcpConnectionHost } from './tcp-connection.ts'
@@ -139,7 +139,7 @@ export class Detection implements TransportOwner {
 
   /** The server may be the one who speaks first. */
   #peek(reply: Reply): Reply {
-    if (this.#isOver || reply.tunnel === undefined || reply.body === undefined || Buffer.isBuffer(reply.body))
+    if (this.#isOver || reply.tunnel === undefined || reply.body === undefined || reply.body instanceof Whole)
       return reply
     return { ...reply, body: new PeekedContent(reply.body, () => this.#relay()) }
   }

@@ -1,6 +1,6 @@
 import type { Socket } from 'node:net'
 import { asSidecarError, SidecarError } from '../errors.ts'
-import { discard, type Exchange, type Reply } from '../layer.ts'
+import { discard, Whole, type Exchange, type Reply } from '../layer.ts'
 import { TcpStream, type Adopted, type TcpStreamHost } from './tcp-stream.ts'
 
 /** Bounds on one connection, in the unit the name ends in. */
@@ -59,7 +59,7 @@ export class TcpConnection implements TcpStreamHost {
       const reply = await answer
       const { tunnel, body } = reply
       if (this.#exchange === undefined || this.#leftMs !== undefined) return discard(reply)
-      if (tunnel === undefined || body === undefined || Buffer.isBuffer(body)) {
+      if (tunnel === undefined || body === undefined || body instanceof Whole) {
         discard(reply)
         this.#leave(reply.reason ?? 'internal_error', undefined)
         return this.#end(undefined)

@@ -25,6 +25,20 @@ export const DIFFERENCES: readonly Difference[] = [
   {
     other: 'node',
     stricter: 'theirs',
+    reason: 'Extensions are skipped up to the end of their line and never passed on: what is in them frames nothing.',
+    cases: [],
+    shape: /\r\n[0-9a-f]+;[^\r\n]*\r\n/i,
+  },
+  {
+    other: 'node',
+    stricter: 'theirs',
+    reason: 'A tab after a value is white space as good as any (RFC 9110, section 5.6.3); it is not passed on.',
+    cases: [],
+    shape: /\r\nContent-Length:[^\r]*\t\r\n/i,
+  },
+  {
+    other: 'node',
+    stricter: 'theirs',
     reason: 'A higher minor version is read as the highest one knows (RFC 9110, section 2.5).',
     cases: ['a higher minor version'],
     shape: / HTTP\/1\.[2-9]\r\n/,

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { connect, type Socket } from 'node:net'
 import { describe, test, type TestContext } from 'node:test'
+import fc from 'fast-check'
 import type { Layer } from '../../../sidecar-plugin/src/layer.ts'
 import { RawCaller } from '../fakes.ts'
 import { eventually, rawService, startWire } from '../wire.ts'
@@ -519,4 +520,33 @@ test('what a layer puts into a head cannot become a head of its own', async (t) 
   const text = await caller(t, port).send(GET).until(/\}$/)
   assert.match(text, /^HTTP\/1\.1 500 [\s\S]*internal_error/)
   assert.doesNotMatch(text, /Set-Cookie/)
+})
+
+test('whatever a service answers, its caller is told something, and the next one is served', async (t) => {
+  const part = fc.oneof(
+    fc.constantFrom(
+      ...['HTTP/1.1 200 OK\r\n', 'HTTP/1.0 200\r\n', 'HTTP/1.1 100 Go on\r\n\r\n', 'HTTP/1.1 101 Switch\r\n'],
+      ...['HTTP/1.1 204 None\r\n', 'HTTP/1.1 304 Same\r\n', 'HTTP/1.1 999 Odd\r\n', '\r\n', '\n', '\r', OK],
+      ...['Content-Length: 2\r\n', 'Content-Length: 9\r\n', 'Transfer-Encoding: chunked\r\n', 'Connection: close\r\n'],
+      ...['2\r\nok\r\n', '0\r\n\r\n', '0\r\nX: a\r\n\r\n', 'fffff\r\n', 'Upgrade: x\r\nConnection: upgrade\r\n'],
+    ),
+    fc.string({ unit: 'binary', maxLength: 30 }),
+  )
+  let answer = ''
+  const { port } = await start(t, (socket, text) => {
+    if (text.startsWith('GET /rough ')) socket.end(answer, 'latin1')
+    else socket.write(OK)
+  })
+  await fc.assert(
+    fc.asyncProperty(fc.array(part, { maxLength: 8 }), async (parts) => {
+      answer = Buffer.from(parts.join(''), 'latin1').toString('latin1')
+      const rough = new RawCaller(port).send('GET /rough HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n')
+      await rough.closed
+      assert(rough.error !== undefined || rough.text.startsWith('HTTP/1.1 '), JSON.stringify(rough.text))
+      const next = new RawCaller(port).send('GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n')
+      await next.closed
+      assert.match(next.text, /^HTTP\/1\.1 200 OK[\s\S]*ok$/)
+    }),
+    { numRuns: 300, seed: 3 },
+  )
 })

@@ -5,7 +5,7 @@ import type { SidecarError } from '../../../sidecar-plugin/src/errors.ts'
 import type { Call, Failure } from '../../../sidecar-plugin/src/http1/client-connection.ts'
 import { Pool, type PoolLimits } from '../../../sidecar-plugin/src/http1/pool.ts'
 import { DEFAULT_FORWARD_LIMITS } from '../../../sidecar-plugin/src/forward.ts'
-import type { Body } from '../../../sidecar-plugin/src/layer.ts'
+import { Whole, type Body } from '../../../sidecar-plugin/src/layer.ts'
 import { RawCaller } from '../fakes.ts'
 import { eventually, rawService, startWire } from '../wire.ts'
 
@@ -60,7 +60,7 @@ async function start(t: TestContext, onData: (socket: Socket, text: string) => v
 describe('a connection', () => {
   test('serves one request after the other', async (t) => {
     const { pool, sockets, send } = await start(t, (socket) => void socket.write(OK))
-    for (let i = 0; i < 3; i++) assert.equal(String((await send()).answer as Buffer), 'ok')
+    for (let i = 0; i < 3; i++) assert.deepEqual((await send()).answer, Whole.of('ok'))
     assert.deepEqual([sockets.length, pool.idle, pool.inFlight], [1, 1, 0])
   })
 
@@ -89,7 +89,7 @@ describe('a connection', () => {
     await send()
     sockets[0]!.write('HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison')
     await eventually('it is closed', () => pool.size === 0)
-    assert.equal(String((await send()).answer as Buffer), 'ok')
+    assert.deepEqual((await send()).answer, Whole.of('ok'))
     assert.equal(sockets.length, 2)
   })
 
@@ -99,7 +99,7 @@ describe('a connection', () => {
       (socket) => void socket.write(`${OK}HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison`),
     )
     for (let i = 1; i <= 3; i++) {
-      assert.equal(String((await send()).answer as Buffer), 'ok')
+      assert.deepEqual((await send()).answer, Whole.of('ok'))
       assert.equal(sockets.length, i)
     }
   })

@@ -4,6 +4,7 @@ import type { Socket } from 'node:net'
 import { test, type TestContext } from 'node:test'
 import fc from 'fast-check'
 import { systemClock } from '@holdfast/registry-client/clock'
+import { Whole } from '../../../sidecar-plugin/src/layer.ts'
 import { Listener } from '../../../sidecar-plugin/src/listener.ts'
 import { seededRandom } from '../../support/seeded-random.ts'
 import { replyOf } from '../fakes.ts'
@@ -27,8 +28,7 @@ async function start(
     clock: systemClock,
     random: seededRandom(1),
     serve: async (exchange) => {
-      const body = Buffer.from(`http said ${exchange.target}`)
-      return replyOf({ body })
+      return replyOf({ body: Whole.of(`http said ${exchange.target}`) })
     },
   })
   await listener.listen('127.0.0.1', 0)
@@ -126,6 +126,24 @@ test('what only begins like a request is passed on after a while', async (t) => 
   await caller.until('HELLO')
   caller.socket.write(' there')
   await ends[0]!.until('HELLO there')
+})
+
+test('what a client says while its destination is not known yet is kept, in order', async (t) => {
+  const { relay, ends } = await start(t, () => {}, { limits: { detectMs: 50 } })
+  let release!: () => void
+  const known = new Promise<void>((open) => (release = open))
+  const resolve = relay.client.resolve.bind(relay.client)
+  relay.client.resolve = (service) => known.then(() => resolve(service))
+  const caller = call(t, relay.port)
+  caller.socket.write('HELLO')
+  // Counted once its time to become a request is over.
+  await eventually('it is kept', () => relay.traffic().bytesIn === 5)
+  caller.socket.write(' there')
+  await eventually('that too', () => relay.traffic().bytesIn === 11)
+  caller.socket.write(' again')
+  release()
+  await eventually('the service is reached', () => ends.length === 1)
+  await ends[0]!.until('HELLO there again')
 })
 
 test('a client that goes before anything is known leaves nothing behind', async (t) => {

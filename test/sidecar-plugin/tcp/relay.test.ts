@@ -270,9 +270,10 @@ describe('much', () => {
       call(t, back.port, { reads: false }).socket.pause()
     }
     const total = () => there.traffic().bytesIn + back.traffic().bytesIn + back.traffic().bytesOut
+    await eventually('all are there', () => there.forward.connections + back.forward.connections === 2 * SIDES)
     // Until nothing has moved for a while: what the system takes by itself is then full.
-    for (let last = -1, quiet = 0; quiet < 200;) {
-      quiet = total() === last ? quiet + 1 : 0
+    for (let last = -1, movedMs = systemClock.now(); systemClock.now() - movedMs < 500;) {
+      if (total() !== last) movedMs = systemClock.now()
       last = total()
       await new Promise((done) => setImmediate(done))
     }
