@@ -256,10 +256,10 @@ export function loadConfig(sources: Sources): { config: SidecarConfig; asked?: '
     peers,
     listeners: {
       ...listeners,
-      tcp: (listeners.tcp ?? []).map((binding) => ({
-        ...binding,
-        ...parseServiceHost(binding.service, rest.namespace)!,
-      })),
+      tcp: (listeners.tcp ?? []).map(({ host, port, service: written }) => {
+        const { service, namespace } = parseServiceHost(written, rest.namespace)!
+        return { host, port, service, namespace }
+      }),
       peers: peerPort === undefined ? undefined : { host: peerHost, port: peerPort },
     },
     cacheDir: noFileCache ? undefined : (cacheDir ?? defaultCacheDir(sources.env)),
