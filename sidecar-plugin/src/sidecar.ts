@@ -36,12 +36,9 @@ import { LocalRegistration } from './local/local-registration.ts'
 import { RegistrationFile, type SavedServices } from './local/registration-file.ts'
 import type { Log } from '@holdfast/registry-client/log'
 import { Stats } from './stats.ts'
-import { connectionLog } from './tcp/connection-log.ts'
 import type { TcpBinding } from './tcp/tcp-binding.ts'
-import { TcpEntrances } from './tcp/tcp-entrances.ts'
-import { TcpForward, type TcpForwardLimits } from './tcp/tcp-forward.ts'
-import { TcpListeners, type TcpLimits } from './tcp/tcp-listeners.ts'
 import { exposeTcp } from './tcp/tcp-metrics.ts'
+import { composeTcp, type TcpSidesOptions } from './tcp/tcp-sides.ts'
 
 /** What a sidecar uses of the client library. */
 export type SidecarClient = Pick<
@@ -70,7 +67,7 @@ export interface SidecarOptions {
   readonly limits?: {
     readonly listener?: Partial<ListenerLimits>
     readonly forward?: Partial<ForwardLimits>
-    readonly tcp?: Partial<TcpLimits & TcpForwardLimits>
+    readonly tcp?: TcpSidesOptions['limits']
   }
 }
 
@@ -84,7 +81,7 @@ export interface SidecarPorts {
 export interface Sidecar {
   /** `peers` is absent where no other host is answered. */
   readonly ports: SidecarPorts
-  /** The TCP listeners of the configuration, in its order, as `HOST:PORT=SERVICE.NAMESPACE`. */
+  /** The TCP listeners of the configuration, in its order, with the ports that they have got. */
   readonly tcp: readonly TcpBinding[]
   /** The ready line's addresses. */
   readonly addresses: { readonly [K in keyof SidecarPorts]: string }
@@ -159,11 +156,11 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
   const services: LocalServices = new LocalServices({
     namespace,
     enter: (spec, isRestored) =>
-      spec.protocol === 'tcp' ? entrances.enter(spec, isRestored) : Promise.resolve(shared),
+      spec.protocol === 'tcp' ? tcp.entrances.enter(spec, isRestored) : Promise.resolve(shared),
     localHost: LOCAL_HOST,
     patienceMs: PUT_PATIENCE_MS,
     drainMs: config.drain.timeout,
-    save: (registrations) => file?.save({ registrations, ports: entrances.ports }) ?? Promise.resolve(),
+    save: (registrations) => file?.save({ registrations, ports: tcp.entrances.ports }) ?? Promise.resolve(),
     keeper: (spec, entrance) => keeperOf(spec, entrance, { client, clock, random, log, config }),
   })
   const stats = new Stats({
@@ -245,62 +242,20 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     ),
   })
 
-  const tcpLimits = { ...options.limits?.tcp, idleMs: config.tcp.idle, connections: config.tcp.connections }
-  const tcpForward = new TcpForward({ clock, limits: tcpLimits })
-  const tcpRecord: Layer[] = [
-    ...(accessLogFile ? [connectionLog({ clock, write: (line) => accessLogFile.write(line) })] : []),
-    answers(log),
-  ]
-  // Of a policy's timeout nothing is read here: it is that of a request, and a connection may stand for days.
-  const connectDeadline = deadline({ clock, policyTimeoutMs: () => undefined, defaultMs: config.tcp.connect })
-  const tcpOutbound = new TcpListeners({
-    direction: 'outbound',
+  const tcp = composeTcp({
+    config,
     clock,
     random,
-    limits: tcpLimits,
-    serve: stack(
-      [
-        ...tcpRecord,
-        address(namespace),
-        resolve({ resolver: client, limitMs: config.tcp.connect }),
-        connectDeadline,
-        retry({
-          clock,
-          random,
-          policyAttempts: (document) => policyOf(document)?.retryAttempts,
-          onRetry: (_exchange, failed) => stats.retried(failed),
-        }),
-        // A node that has answered is there; why it breaks off later, only its caller could know.
-        balance({
-          picker: client,
-          clock,
-          brokenBy: ({ error, bytesOut }) => error?.source === 'upstream' && bytesOut === 0,
-        }),
-      ],
-      tcpForward.serve,
-    ),
-  })
-  const tcpInbound = new TcpListeners({
-    direction: 'inbound',
-    clock,
-    random,
-    limits: tcpLimits,
-    serve: stack(
-      [...tcpRecord, local(namespace, (service, of) => services.find(service, of, true)), connectDeadline],
-      tcpForward.serve,
-    ),
-  })
-  const entrances = new TcpEntrances({
-    listeners: tcpInbound,
-    namespace,
-    host: inboundAt.host,
-    advertise: config.advertise,
-    drainMs: config.drain.timeout,
-    remembered: saved.ports,
     log,
+    client,
+    limits: options.limits?.tcp,
+    write: accessLogFile && ((line) => accessLogFile.write(line)),
+    policyAttempts: (document) => policyOf(document)?.retryAttempts,
+    onRetry: (failed) => stats.retried(failed),
+    find: (service, of) => services.find(service, of, true),
+    remembered: saved.ports,
   })
-  const tcpTraffic = () => [...tcpOutbound.traffic, ...tcpInbound.traffic]
-  exposeTcp(stats.registry, tcpTraffic)
+  exposeTcp(stats.registry, tcp.traffic)
 
   let draining: Promise<void> | undefined
   let isReady = false
@@ -346,7 +301,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
       config: () => shownConfig(config),
       stats: () => ({
         ...stats.snapshot(),
-        tcp: tcpTraffic(),
+        tcp: tcp.traffic(),
         registrations: countStates(services),
         client: client.status(),
       }),
@@ -364,18 +319,16 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     services.stop()
     outbound.close()
     inbound.close()
-    tcpOutbound.close()
-    tcpInbound.close()
+    tcp.close()
     peerListener?.close()
     outboundForward.close()
     inboundForward.close()
-    tcpForward.close()
     await Promise.all([admin.close(), client.close()])
     await accessLogFile?.close()
   }
   const addresses: { -readonly [K in keyof Sidecar['addresses']]: string } = { admin: '', outbound: '', inbound: '' }
   const ports: { -readonly [K in keyof SidecarPorts]: SidecarPorts[K] } = { admin: 0, outbound: 0, inbound: 0 }
-  const tcp: TcpBinding[] = []
+  const tcpPorts: TcpBinding[] = []
   try {
     const named = new Set(config.services.map(({ service }) => service))
     const known = [
@@ -389,11 +342,12 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     ports.inbound = await inbound.listen(inboundAt.host, inboundAt.port)
     shared.port = ports.inbound
     await Promise.all(known.filter((item) => !isTcp(item)).map(({ spec, isSaved }) => services.add(spec, isSaved)))
-    if (entrances.ports.size > 0) await file?.save({ registrations: saved.registrations, ports: entrances.ports })
+    if (tcp.entrances.ports.size > 0)
+      await file?.save({ registrations: saved.registrations, ports: tcp.entrances.ports })
     ports.outbound = await outbound.listen(outboundAt.host, outboundAt.port)
     for (const binding of config.listeners.tcp) {
-      const { port } = await tcpOutbound.open(binding)
-      tcp.push({ ...binding, port })
+      const { port } = await tcp.outbound.open(binding)
+      tcpPorts.push({ ...binding, port })
     }
     await admin.listen({ host: adminAt.host, port: adminAt.port })
     ports.admin = (admin.server.address() as { port: number }).port
@@ -420,19 +374,19 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     await sleep(clock, settle, closing.signal)
     const endMs = clock.now() + timeout
     const params = { idleMs: idle, timeoutMs: timeout }
-    await Promise.all([inbound.finish(params), tcpInbound.finish(params)])
+    await Promise.all([inbound.finish(params), tcp.inbound.finish(params)])
     // Last, because a service that finishes a request may have to call others for it. Who holds connections for later,
     // as pools do, never lets go of them by itself: they have what is left of the time.
     await Promise.all([
       outbound.finish({ idleMs: 0, timeoutMs: timeout }),
-      tcpOutbound.finish({ idleMs: 0, timeoutMs: Math.max(0, endMs - clock.now()) }),
+      tcp.outbound.finish({ idleMs: 0, timeoutMs: Math.max(0, endMs - clock.now()) }),
     ])
     await cut()
     log.info({}, 'drained')
   }
   return {
     ports,
-    tcp,
+    tcp: tcpPorts,
     addresses,
     drainAsked,
     drain: () => (draining ??= drain()),

@@ -235,6 +235,28 @@ describe('a local service of TCP', () => {
   })
 })
 
+test('a node that breaks off is blamed when it has not said a word, and not when it has', async (t) => {
+  const { port } = await rawService(t, (socket) =>
+    socket.on('data', (word) => {
+      if (word.toString() === 'speak') socket.write('spoken')
+      else socket.resetAndDestroy()
+    }),
+  )
+  const { sidecar, client } = await start(t, { argv: ['--tcp', '0=orders'] })
+  client.set('orders', [{ id: 'n', port }])
+  const spoken = call(t, sidecar.tcp[0]!.port)
+  spoken.socket.write('speak')
+  await spoken.until('spoken')
+  const silent = call(t, sidecar.tcp[0]!.port)
+  for (const caller of [spoken, silent]) {
+    caller.socket.write('break')
+    await caller.closed
+    assert.equal(caller.error?.code, 'ECONNRESET')
+  }
+  await eventually('both verdicts', () => client.outcomes.length === 2)
+  assert.deepEqual(client.outcomes, ['n ok', 'n failed'])
+})
+
 describe('a sidecar that leaves', () => {
   test('lets TCP connections of both directions finish, and nobody in', async (t) => {
     const { port } = await echoService(t)
