@@ -11,7 +11,9 @@ import {
   leaf,
   listOf,
   loadSettings,
+  integer,
   port,
+  show,
   size,
   SettingsError,
   toggle,
@@ -19,6 +21,8 @@ import {
 } from '@holdfast/registry-client/settings'
 import { z } from 'zod'
 import { localSpecOf, localSpecSchema, type LocalSpec } from './local/local-spec.ts'
+import { parseServiceHost } from './service-address.ts'
+import { parseTcpBinding, type TcpBinding } from './tcp/tcp-binding.ts'
 
 const LOOPBACK: ReadonlySet<string> = new Set(['127.0.0.1', '::1', 'localhost'])
 const EVERYWHERE: ReadonlySet<string> = new Set(['0.0.0.0', '::'])
@@ -30,6 +34,17 @@ const host = () =>
     .regex(new RegExp(`${PATTERNS.host}|^::1?$`), 'must be an IP address or a DNS name')
 /** As many as the client takes. */
 const MAX_PEERS = 16
+/** Each is a socket and a line in the metrics. */
+const MAX_TCP = 1_000
+
+const tcpBinding = () =>
+  z.any().transform((input: unknown, context) => {
+    const binding = typeof input === 'string' ? parseTcpBinding(input) : undefined
+    if (binding) return binding
+    const message = `must be [HOST:]PORT=SERVICE[.NAMESPACE], such as 127.0.0.1:15432=orders-db, got ${show(input)}`
+    context.issues.push({ code: 'custom', input, message })
+    return z.NEVER
+  })
 
 const loopback = () =>
   host().refine((name) => LOOPBACK.has(name), 'must be a loopback address: anybody could command it')
@@ -100,6 +115,24 @@ export const sidecarSettings = z.strictObject({
           }).default(7502),
         })
         .prefault({}),
+      tcp: leaf(
+        listOf(tcpBinding()).check(({ value, issues }) => {
+          if (value.length > MAX_TCP)
+            issues.push({ code: 'custom', input: value, message: `at most ${MAX_TCP}, got ${value.length}` })
+          const seen = new Set<string>()
+          for (const [index, { host, port }] of value.entries()) {
+            const at = `${host}:${port}`
+            if (port !== 0 && seen.has(at))
+              issues.push({ code: 'custom', input: at, path: [index], message: `a second listener on ${at}` })
+            seen.add(at)
+          }
+        }),
+        {
+          flag: 'tcp',
+          value: '[HOST:]PORT=SERVICE[,…]',
+          doc: 'for local callers of anything over TCP: what connects there, on 127.0.0.1 unless told, is connected to a node of SERVICE (default none)',
+        },
+      ).optional(),
       peers: z
         .strictObject({
           host: host().optional(),
@@ -128,6 +161,20 @@ export const sidecarSettings = z.strictObject({
     z.string().max(LIMITS.namespaceChars).regex(new RegExp(PATTERNS.zone), 'must be lower-case letters, digits and -'),
     { flag: 'zone', value: 'NAME', doc: 'where this host stands' },
   ).optional(),
+  tcp: z
+    .strictObject({
+      idle: leaf(duration({ min: '1s', max: '30d' }), {
+        flag: 'tcp-idle',
+        value: 'DURATION',
+        doc: 'TCP connections without a byte in either direction are closed after this',
+        // Shorter cuts the idle connections of database pools, whose owners notice at their next query.
+      }).prefault('1h'),
+      // Longer lets callers wait for what is not there; each node has 2 s of it.
+      connect: duration({ min: '10ms', max: '10m' }).prefault('10s'),
+      // Of all TCP listeners of one direction; each relay is two sockets.
+      connections: integer(1, 1_000_000).prefault(10_000),
+    })
+    .prefault({}),
   accessLog: leaf(z.string().min(1), {
     flag: 'access-log',
     value: 'FILE',
@@ -181,9 +228,10 @@ export interface SidecarConfig extends Omit<
   'services' | 'cacheDir' | 'noFileCache' | 'advertise' | 'listeners' | 'peers'
 > {
   readonly peers: readonly string[]
-  readonly listeners: Omit<Settings['listeners'], 'peers'> & {
+  readonly listeners: Omit<Settings['listeners'], 'peers' | 'tcp'> & {
     /** Undefined: no other host is answered. */
     readonly peers: { readonly host: string; readonly port: number } | undefined
+    readonly tcp: readonly TcpBinding[]
   }
   /** Undefined: nothing is kept on disk. */
   readonly cacheDir: string | undefined
@@ -206,7 +254,14 @@ export function loadConfig(sources: Sources): { config: SidecarConfig; asked?: '
   const config: SidecarConfig = {
     ...rest,
     peers,
-    listeners: { ...listeners, peers: peerPort === undefined ? undefined : { host: peerHost, port: peerPort } },
+    listeners: {
+      ...listeners,
+      tcp: (listeners.tcp ?? []).map(({ host, port, service: written }) => {
+        const { service, namespace } = parseServiceHost(written, rest.namespace)!
+        return { host, port, service, namespace }
+      }),
+      peers: peerPort === undefined ? undefined : { host: peerHost, port: peerPort },
+    },
     cacheDir: noFileCache ? undefined : (cacheDir ?? defaultCacheDir(sources.env)),
     advertise: advertise ?? inbound,
     services: services.map(localSpecOf),

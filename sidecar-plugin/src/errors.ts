@@ -16,6 +16,7 @@ export type ErrorSource = 'upstream' | 'downstream' | 'internal'
 export const REASONS = {
   bad_request: { status: 400, source: 'downstream', title: 'The request cannot be understood' },
   request_timeout: { status: 408, source: 'downstream', title: 'The request did not arrive in time' },
+  idle: { status: 408, source: 'downstream', title: 'Nothing was said for too long' },
   expectation: { status: 417, source: 'downstream', title: 'The expectation is unknown' },
   not_here: { status: 421, source: 'downstream', title: 'This sidecar does not front the service' },
   head_too_large: { status: 431, source: 'downstream', title: 'The request head is too large' },

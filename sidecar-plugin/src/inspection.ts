@@ -5,6 +5,7 @@ import { formatDuration } from '@holdfast/registry-client/clock'
 import { encodeView, type ServiceNode } from '@holdfast/registry-client/protocol'
 import type { SidecarConfig } from './config.ts'
 import { localSpecDocument } from './local/local-spec.ts'
+import { formatTcpBinding } from './tcp/tcp-binding.ts'
 
 /** The effective configuration as its file would say it. */
 export function shownConfig(config: SidecarConfig): object {
@@ -13,6 +14,8 @@ export function shownConfig(config: SidecarConfig): object {
     ...config,
     registry: config.registry.map(maskUrl),
     peers: config.peers.map(maskUrl),
+    listeners: { ...config.listeners, tcp: config.listeners.tcp.map(formatTcpBinding) },
+    tcp: { ...config.tcp, idle: formatDuration(config.tcp.idle), connect: formatDuration(config.tcp.connect) },
     drain: { settle: formatDuration(settle), idle: formatDuration(idle), timeout: formatDuration(timeout) },
     services: config.services.map(localSpecDocument),
   }

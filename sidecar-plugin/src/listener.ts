@@ -6,6 +6,8 @@ import type { Malformed, MalformedKind } from './http1/malformed.ts'
 import { ServerConnection, type ConnectionLimits, type ServerHost } from './http1/server-connection.ts'
 import type { RequestFields } from './http2/fields.ts'
 import { ServerSession, type SessionHost, type SessionLimits } from './http2/server-session.ts'
+import type { Transport } from './http1/transport.ts'
+import { untilQuiet } from './quiet.ts'
 import { RequestIds } from './request-ids.ts'
 import { discard, Exchange, Whole, type Body, type Caller, type Direction, type Reply, type Service } from './layer.ts'
 
@@ -48,9 +50,6 @@ export interface ListenerOptions {
   /** Told of each connection that sent what is not HTTP. */
   readonly onMalformed?: (reason: Reason, kind: MalformedKind) => void
 }
-
-/** Nobody is on the way any more when nothing has arrived for so long. Longer makes every drain take longer. */
-const QUIET_MS = 500
 
 /** How often what takes too long is looked for. */
 const TICK_MS = 500
@@ -177,7 +176,7 @@ export class Listener implements ServerHost, SessionHost {
     this.#isLeaving = true
     const { clock } = this.#options
     const endMs = clock.now() + options.timeoutMs
-    await this.#quiet(Math.min(options.idleMs, options.timeoutMs))
+    await untilQuiet(clock, Math.min(options.idleMs, options.timeoutMs), () => this.#arrivedMs, this.#cut.signal)
     if (this.#server.listening) this.#server.close()
     const cancelIdle = clock.after(options.idleMs, () => this.#closeIdle())
     const limit = new AbortController()
@@ -261,14 +260,25 @@ export class Listener implements ServerHost, SessionHost {
     }
   }
 
-  #accept(socket: Socket): void {
+  /**
+   * Takes over a connection whose first bytes somebody else has read, from whom it is told nothing more.
+   * @param first those bytes, which belong to the caller again after the call
+   * @returns false to read no more of it until it is asked for
+   */
+  adopt(transport: Transport, first: Buffer): boolean {
+    return this.#accept(transport)?.received(first, first.length) ?? true
+  }
+
+  #accept(accepted: Socket | Transport): ServerConnection | undefined {
     if (this.#connections.size >= this.limits.connections) {
       this.#refused++
-      socket.destroy()
-      return
+      accepted.destroy()
+      return undefined
     }
-    const connection = new ServerConnection(socket, this)
-    if (!connection.isVoid) this.#connections.add(connection)
+    const connection = new ServerConnection(accepted, this)
+    if (connection.isVoid) return undefined
+    this.#connections.add(connection)
+    return connection
   }
 
   #tick(): void {
@@ -278,20 +288,6 @@ export class Listener implements ServerHost, SessionHost {
 
   #closeIdle(): void {
     for (const connection of this.#connections) if (connection.isIdle) connection.destroy()
-  }
-
-  /** Resolves when nothing has arrived for a while, or after `limitMs`. */
-  async #quiet(limitMs: number): Promise<void> {
-    const { clock } = this.#options
-    const { signal } = this.#cut
-    const endMs = clock.now() + limitMs
-    for (;;) {
-      const waitMs = Math.min(this.#arrivedMs + QUIET_MS, endMs) - clock.now()
-      if (waitMs <= 0 || signal.aborted) break
-      await sleep(clock, waitMs, signal)
-    }
-    // Right after the system was asked for connections, the fewest wait to be accepted.
-    await new Promise((resolve) => setImmediate(resolve))
   }
 
   #empty(): Promise<void> {

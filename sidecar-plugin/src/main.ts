@@ -3,6 +3,7 @@ import { pino } from 'pino'
 import { SettingsError } from '@holdfast/registry-client/settings'
 import { loadConfig, sidecarHelp } from './config.ts'
 import { createSidecar } from './sidecar.ts'
+import { formatTcpBinding } from './tcp/tcp-binding.ts'
 
 /** `holdfast-sidecar`. Exits 0 after a drain, 2 for a configuration that cannot be used, 1 for everything else. */
 export async function main(): Promise<void> {
@@ -29,6 +30,7 @@ export async function main(): Promise<void> {
     const sidecar = await createSidecar({ config, log })
     process.on('SIGHUP', () => sidecar.reopenLogs())
     const listening = Object.entries(sidecar.addresses).map(([side, address]) => `${side} ${address}`)
+    listening.push(...sidecar.tcp.map((binding) => `tcp ${formatTcpBinding(binding)}`))
     process.stdout.write(`holdfast-sidecar ready: ${listening.join(', ')}\n`)
     await Promise.race([askedToStop, sidecar.drainAsked])
     await sidecar.drain()

@@ -28,14 +28,17 @@ import { metrics } from './layers/metrics.ts'
 import { resolve } from './layers/resolve.ts'
 import { DEFAULT_ATTEMPTS, retry } from './layers/retry.ts'
 import { Listener, type ListenerLimits } from './listener.ts'
-import { LocalServices } from './local/local-services.ts'
+import { LocalServices, type Entrance } from './local/local-services.ts'
 import type { LocalSpec } from './local/local-spec.ts'
 import { PeerListener } from './peer-listener.ts'
 import { policyReader } from './policy-reader.ts'
 import { LocalRegistration } from './local/local-registration.ts'
-import { RegistrationFile } from './local/registration-file.ts'
+import { RegistrationFile, type SavedServices } from './local/registration-file.ts'
 import type { Log } from '@holdfast/registry-client/log'
 import { Stats } from './stats.ts'
+import type { TcpBinding } from './tcp/tcp-binding.ts'
+import { exposeTcp } from './tcp/tcp-metrics.ts'
+import { composeTcp, type TcpSidesOptions } from './tcp/tcp-sides.ts'
 
 /** What a sidecar uses of the client library. */
 export type SidecarClient = Pick<
@@ -61,7 +64,11 @@ export interface SidecarOptions {
   readonly random?: Random
   /** For those who bring their own; it is closed with the sidecar. */
   readonly client?: SidecarClient
-  readonly limits?: { readonly listener?: Partial<ListenerLimits>; readonly forward?: Partial<ForwardLimits> }
+  readonly limits?: {
+    readonly listener?: Partial<ListenerLimits>
+    readonly forward?: Partial<ForwardLimits>
+    readonly tcp?: TcpSidesOptions['limits']
+  }
 }
 
 export interface SidecarPorts {
@@ -74,6 +81,8 @@ export interface SidecarPorts {
 export interface Sidecar {
   /** `peers` is absent where no other host is answered. */
   readonly ports: SidecarPorts
+  /** The TCP listeners of the configuration, in its order, with the ports that they have got. */
+  readonly tcp: readonly TcpBinding[]
   /** The ready line's addresses. */
   readonly addresses: { readonly [K in keyof SidecarPorts]: string }
   /** Resolves when somebody asked for a drain by the admin API; `drain` is then up to the owner. */
@@ -144,16 +153,18 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     config.cacheDir !== undefined && inboundAt.port !== 0
       ? new RegistrationFile(join(config.cacheDir, `sidecar-${inboundAt.port}.json`), log)
       : undefined
-  // The port is known once the inbound side listens, which is before the first service is added.
-  const advertised = { host: config.advertise, port: 0 }
-  const services = new LocalServices({
+  const saved: SavedServices = (await file?.load()) ?? { registrations: [], ports: new Map() }
+  // Of all who speak HTTP. The port is known once the inbound side listens, which is before the first of them is added.
+  const shared = { host: config.advertise, port: 0, close: () => {} }
+  const services: LocalServices = new LocalServices({
     namespace,
-    advertised,
+    enter: (spec, isRestored) =>
+      spec.protocol === 'tcp' ? tcp.entrances.enter(spec, isRestored) : Promise.resolve(shared),
     localHost: LOCAL_HOST,
     patienceMs: PUT_PATIENCE_MS,
     drainMs: config.drain.timeout,
-    save: (specs) => file?.save(specs) ?? Promise.resolve(),
-    keeper: (spec) => keeperOf(spec, { client, clock, random, log, config, advertised }),
+    save: (registrations) => file?.save({ registrations, ports: tcp.entrances.ports }) ?? Promise.resolve(),
+    keeper: (spec, entrance) => keeperOf(spec, entrance, { client, clock, random, log, config }),
   })
   const stats = new Stats({
     holdfast_sidecar_nodes_connected: { help: 'Nodes with connections.', read: () => outboundForward.load.nodes },
@@ -234,6 +245,21 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     ),
   })
 
+  const tcp = composeTcp({
+    config,
+    clock,
+    random,
+    log,
+    client,
+    limits: options.limits?.tcp,
+    write: accessLogFile && ((line) => accessLogFile.write(line)),
+    policyAttempts: (document) => policyOf(document)?.retryAttempts,
+    onRetry: (failed) => stats.retried(failed),
+    find: (service, of) => services.find(service, of, true),
+    remembered: saved.ports,
+  })
+  exposeTcp(stats.registry, tcp.traffic)
+
   let draining: Promise<void> | undefined
   let isReady = false
   let askDrain!: () => void
@@ -276,7 +302,12 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
         })
       },
       config: () => shownConfig(config),
-      stats: () => ({ ...stats.snapshot(), registrations: countStates(services), client: client.status() }),
+      stats: () => ({
+        ...stats.snapshot(),
+        tcp: tcp.traffic(),
+        registrations: countStates(services),
+        client: client.status(),
+      }),
       metrics: () => stats.registry.metrics(),
       drain: askDrain,
     },
@@ -291,6 +322,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     services.stop()
     outbound.close()
     inbound.close()
+    tcp.close()
     peerListener?.close()
     outboundForward.close()
     inboundForward.close()
@@ -299,15 +331,27 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
   }
   const addresses: { -readonly [K in keyof Sidecar['addresses']]: string } = { admin: '', outbound: '', inbound: '' }
   const ports: { -readonly [K in keyof SidecarPorts]: SidecarPorts[K] } = { admin: 0, outbound: 0, inbound: 0 }
+  const tcpPorts: TcpBinding[] = []
   try {
-    const saved = (await file?.load()) ?? []
+    const named = new Set(config.services.map(({ service }) => service))
+    const known = [
+      ...config.services.map((spec) => ({ spec, isSaved: false })),
+      ...saved.registrations.filter(({ service }) => !named.has(service)).map((spec) => ({ spec, isSaved: true })),
+    ]
+    const isTcp = ({ spec }: { spec: LocalSpec }) => spec.protocol === 'tcp'
     // The port is part of what is registered, so it has to be had first; what arrives is served once all are added,
     // which happens before this process reads from any connection.
+    for (const { spec, isSaved } of known.filter(isTcp)) await services.add(spec, isSaved)
     ports.inbound = await inbound.listen(inboundAt.host, inboundAt.port)
-    advertised.port = ports.inbound
-    for (const spec of config.services) services.add(spec, false)
-    for (const spec of saved) services.add(spec, true)
+    shared.port = ports.inbound
+    await Promise.all(known.filter((item) => !isTcp(item)).map(({ spec, isSaved }) => services.add(spec, isSaved)))
+    if (tcp.entrances.ports.size > 0)
+      await file?.save({ registrations: saved.registrations, ports: tcp.entrances.ports })
     ports.outbound = await outbound.listen(outboundAt.host, outboundAt.port)
+    for (const binding of config.listeners.tcp) {
+      const { port } = await tcp.outbound.open(binding)
+      tcpPorts.push({ ...binding, port })
+    }
     await admin.listen({ host: adminAt.host, port: adminAt.port })
     ports.admin = (admin.server.address() as { port: number }).port
     if (peerListener && peersAt) {
@@ -331,14 +375,21 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     // Others hear of it first; meanwhile everything is served as before.
     await services.deregister()
     await sleep(clock, settle, closing.signal)
-    await inbound.finish({ idleMs: idle, timeoutMs: timeout })
-    // Last, because a service that finishes a request may have to call others for it.
-    await outbound.finish({ idleMs: 0, timeoutMs: timeout })
+    const endMs = clock.now() + timeout
+    const params = { idleMs: idle, timeoutMs: timeout }
+    await Promise.all([inbound.finish(params), tcp.inbound.finish(params)])
+    // Last, because a service that finishes a request may have to call others for it. Who holds connections for later,
+    // as pools do, never lets go of them by itself: they have what is left of the time.
+    await Promise.all([
+      outbound.finish({ idleMs: 0, timeoutMs: timeout }),
+      tcp.outbound.finish({ idleMs: 0, timeoutMs: Math.max(0, endMs - clock.now()) }),
+    ])
     await cut()
     log.info({}, 'drained')
   }
   return {
     ports,
+    tcp: tcpPorts,
     addresses,
     drainAsked,
     drain: () => (draining ??= drain()),
@@ -353,20 +404,22 @@ interface KeeperParts {
   readonly random: Random
   readonly log: Log
   readonly config: SidecarConfig
-  readonly advertised: { readonly host: string; readonly port: number }
 }
 
-function keeperOf(spec: LocalSpec, parts: KeeperParts): LocalRegistration {
-  const { client, clock, random, log, config, advertised } = parts
-  const { healthCheck: check, service, port, ...node } = spec
-  const zone = node.zone ?? config.zone
+function keeperOf(spec: LocalSpec, entrance: Entrance, parts: KeeperParts): LocalRegistration {
+  const { client, clock, random, log, config } = parts
+  const { healthCheck: check, service, port, id, protocol, weight, labels } = spec
+  const zone = spec.zone ?? config.zone
   return new LocalRegistration({
     node: {
-      ...node,
       service,
       namespace: config.namespace,
-      id: node.id ?? nodeIdOf(advertised.host, advertised.port),
-      ...advertised,
+      id: id ?? nodeIdOf(entrance.host, entrance.port),
+      host: entrance.host,
+      port: entrance.port,
+      ...(protocol !== undefined && { protocol }),
+      ...(weight !== undefined && { weight }),
+      ...(labels !== undefined && { labels }),
       ...(zone !== undefined && { zone }),
     },
     check,

@@ -29,7 +29,9 @@ test('without anything said it stands on loopback, with the documented ports', (
     outbound: { host: '127.0.0.1', port: 7501 },
     inbound: { host: '127.0.0.1', port: 7502 },
     peers: undefined,
+    tcp: [],
   })
+  assert.deepEqual(config.tcp, { idle: 3_600_000, connect: 10_000, connections: 10_000 })
   assert.deepEqual(config.peers, [])
   assert.deepEqual(config.registry, ['http://127.0.0.1:7400'])
   assert.deepEqual(config.drain, { settle: 1_000, idle: 5_000, timeout: 30_000 })
@@ -64,6 +66,58 @@ test('peers are URLs, few, and named with their place when they are not', () => 
   assert.match(problems['peers.1']!, /must be a URL such as/)
   const many = Array.from({ length: 17 }, (_, index) => `http://peer-${index}:7503`)
   assert.match(problemsOf(() => load(['--peers', many.join(',')])).peers!, /^at most 16/)
+})
+
+test('a port of TCP names its service, in the namespace of this sidecar unless it says another', () => {
+  const argv = ['--tcp', '15432=orders-db,127.0.0.2:3306=mysql.shop,[::1]:0=a.b.c,db.local:1=x', '--namespace', 'home']
+  assert.deepEqual(load(argv).listeners.tcp, [
+    { host: '127.0.0.1', port: 15_432, service: 'orders-db', namespace: 'home' },
+    { host: '127.0.0.2', port: 3306, service: 'mysql', namespace: 'shop' },
+    { host: '::1', port: 0, service: 'a.b', namespace: 'c' },
+    { host: 'db.local', port: 1, service: 'x', namespace: 'home' },
+  ])
+  const file = 'listeners: { tcp: ["15432=orders-db"] }\ntcp: { idle: 5m, connect: 3s, connections: 7 }'
+  assert.equal(load([], { file }).listeners.tcp[0]!.port, 15_432)
+  assert.deepEqual(load([], { file }).tcp, { idle: 300_000, connect: 3_000, connections: 7 })
+})
+
+test('a port of TCP that is none, or is there twice, is refused with its place', () => {
+  for (const wrong of [
+    'x',
+    '1',
+    '=a',
+    '70000=a',
+    '1=A_B',
+    '1=a:2',
+    ':1=a',
+    'a b:1=c',
+    '::1:2=c',
+    '[10]:1=c',
+    '1=a b',
+    '1=.a',
+  ])
+    assert.match(
+      problemsOf(() => load([], { file: JSON.stringify({ listeners: { tcp: ['1=a', wrong] } }) }))['listeners.tcp.1']!,
+      /^must be \[HOST:\]PORT=SERVICE/,
+      wrong,
+    )
+  assert.deepEqual(
+    problemsOf(() => load(['--tcp', '1=a,127.0.0.1:1=b'])),
+    {
+      'listeners.tcp.1': 'a second listener on 127.0.0.1:1',
+    },
+  )
+  const many = Array.from({ length: 1_001 }, (_, index) => `${index + 1}=a`)
+  assert.match(problemsOf(() => load(['--tcp', many.join(',')]))['listeners.tcp']!, /^at most 1000/)
+})
+
+test('an inbound port is for services of TCP only', () => {
+  const services = (over: string) => `services: [{ service: db, port: 5432, ${over} }]`
+  assert.equal(load([], { file: services('protocol: tcp, inboundPort: 17432') }).services[0]!.inboundPort, 17_432)
+  assert.match(
+    problemsOf(() => load([], { file: services('inboundPort: 17432') }))['services.0.inboundPort']!,
+    /protocol tcp only/,
+  )
 })
 
 test('what is cached stands in the user’s cache directory, elsewhere, or nowhere, as told', () => {

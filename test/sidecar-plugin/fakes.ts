@@ -72,6 +72,7 @@ export function bodyOf(repeatable: boolean, length?: number): Content {
 
 export interface FakeNode {
   readonly id: string
+  readonly host?: string
   readonly port?: number
   readonly status?: NodeStatus
   readonly protocol?: Protocol
@@ -82,9 +83,9 @@ export function viewOf(service: string, nodes: readonly FakeNode[], policy: Poli
     namespace: 'default',
     service,
     cursor: 'epoch:1',
-    nodes: nodes.map(({ id, port = 1, status = 'up', protocol = 'http' }) => ({
+    nodes: nodes.map(({ id, host = '127.0.0.1', port = 1, status = 'up', protocol = 'http' }) => ({
       id,
-      host: '127.0.0.1',
+      host,
       port,
       protocol,
       weight: 100,

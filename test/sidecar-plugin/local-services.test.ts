@@ -4,19 +4,24 @@ import { LocalServices, type Keeper } from '../../sidecar-plugin/src/local/local
 import { localSpecOf, localSpecSchema, type LocalSpec } from '../../sidecar-plugin/src/local/local-spec.ts'
 import { settle } from '../support/manual-clock.ts'
 
-function spec(service: string, port = 8080): LocalSpec {
-  return localSpecOf(localSpecSchema.parse({ service, port }))
+function spec(service: string, port = 8080, over: object = {}): LocalSpec {
+  return localSpecOf(localSpecSchema.parse({ service, port, ...over }))
 }
 
 function start() {
   const events: string[] = []
+  const shared = { host: '10.0.0.1', port: 7502, close: () => {} }
+  const own = { host: '10.0.0.1', port: 17_000, close: () => void events.push('leave') }
   const saved: string[][] = []
   let release = () => {}
   const held = new Promise<void>((resolve) => (release = resolve))
   const hold = { drain: false }
   const services = new LocalServices({
     namespace: 'default',
-    advertised: { host: '10.0.0.1', port: 7502 },
+    enter: async ({ protocol, inboundPort }) => {
+      if (inboundPort === 1) throw new Error('port in use')
+      return protocol === 'tcp' ? own : shared
+    },
     localHost: '127.0.0.1',
     patienceMs: 5_000,
     drainMs: 30_000,
@@ -45,9 +50,9 @@ function start() {
   return { services, events, saved, hold, release: () => release() }
 }
 
-test('a service is served from the moment it is added, whatever the registry says', () => {
+test('a service is served from the moment it is added, whatever the registry says', async () => {
   const { services } = start()
-  services.add(spec('stock'), true)
+  await services.add(spec('stock'), true)
   assert.deepEqual(services.find('stock', 'default')?.destination, {
     id: 'n',
     host: '127.0.0.1',
@@ -58,9 +63,9 @@ test('a service is served from the moment it is added, whatever the registry say
   assert.equal(services.find('other', 'default'), undefined)
 })
 
-test('others see the inbound address, and the report says where the service really is', () => {
+test('others see the inbound address, and the report says where the service really is', async () => {
   const { services } = start()
-  services.add(spec('stock'), true)
+  await services.add(spec('stock'), true)
   const [report] = services.reports()
   assert.deepEqual([report!.host, report!.port, report!.localPort], ['10.0.0.1', 7502, 8080])
 })
@@ -75,10 +80,36 @@ test('the same registration again changes nothing; another one replaces the firs
   assert.deepEqual(saved, [['stock:8080'], ['stock:9090']])
 })
 
+test('a service of TCP is called at an entrance of its own, found by nobody who speaks HTTP, and leaves it at the end', async () => {
+  const { services, events } = start()
+  const { report } = await services.put(spec('orders', 5432, { protocol: 'tcp' }))
+  assert.deepEqual([report.host, report.port, report.localPort], ['10.0.0.1', 17_000, 5432])
+  assert.equal(services.find('orders', 'default'), undefined)
+  assert.equal(services.find('orders', 'default', true)?.destination.port, 5432)
+  await services.put(spec('orders', 5433, { protocol: 'tcp' }))
+  assert(!events.includes('leave'), 'the entrance stays when the service moves')
+  await services.put(spec('orders', 5433))
+  assert.equal(events.at(-1), 'leave')
+  assert.equal(services.find('orders', 'default', true), undefined)
+  assert.equal(services.find('orders', 'default')?.destination.port, 5433)
+  await services.put(spec('orders', 5432, { protocol: 'tcp' }))
+  await services.remove('orders')
+  assert.equal(events.at(-1), 'leave')
+})
+
+test('a registration whose port cannot be had changes nothing of the one before', async () => {
+  const { services, events } = start()
+  await services.put(spec('orders', 5432, { protocol: 'tcp' }))
+  const before = [...events]
+  await assert.rejects(services.put(spec('orders', 5432, { protocol: 'tcp', inboundPort: 1 })), /port in use/)
+  assert.deepEqual(events, before)
+  assert.equal(services.find('orders', 'default', true)?.destination.port, 5432)
+})
+
 test('what the configuration names is not saved, and is not replaced by what was saved before', async () => {
   const { services, saved } = start()
-  services.add(spec('stock', 1), false)
-  services.add(spec('stock', 2), true)
+  await services.add(spec('stock', 1), false)
+  await services.add(spec('stock', 2), true)
   await services.put(spec('prices'))
   assert.equal(services.find('stock', 'default')!.destination.port, 1)
   assert.deepEqual(saved, [['prices:8080']])

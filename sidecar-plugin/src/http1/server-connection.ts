@@ -73,11 +73,15 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   /** When it was decided to close, and when to stop waiting for a request's end. */
   #lingersSinceMs: number | undefined
 
-  constructor(socket: Socket, host: ServerHost) {
+  /** @param accepted by a server with `pauseOnConnect`, or by somebody who has read from it already */
+  constructor(accepted: Socket | Transport, host: ServerHost) {
     this.#host = host
     this.#movedMs = host.nowMs
     this.#reader = new HeadReader('request', host.limits.headBytes)
-    this.#transport = Transport.accept(socket, this)
+    if (accepted instanceof Transport) {
+      this.#transport = accepted
+      accepted.transfer(this)
+    } else this.#transport = Transport.accept(accepted, this)
   }
 
   /** Whether the connection had gone before it could be accepted. */

@@ -55,7 +55,7 @@ interface Handed {
  */
 export class Transport {
   readonly #socket: OwnedSocket
-  readonly #owner: TransportOwner
+  #owner: TransportOwner
   #error: NodeJS.ErrnoException | undefined
   #own: Buffer | undefined
   #lastRead = 0
@@ -123,6 +123,16 @@ export class Transport {
     >[0])
     socket.unshift(read)
     return socket
+  }
+
+  /** Gives it to somebody else, who is told of everything from now on. */
+  transfer(owner: TransportOwner): void {
+    this.#owner = owner
+  }
+
+  /** Has the system ask whether the other side is still there, after so long without a byte. */
+  keepAlive(ms: number): void {
+    this.#socket.setKeepAlive(true, ms)
   }
 
   get remoteAddress(): string {

@@ -34,6 +34,7 @@ export const GRPC_STATUS: Readonly<Record<Reason, number>> = {
   overloaded: RESOURCE_EXHAUSTED,
   draining: UNAVAILABLE,
   deadline: DEADLINE_EXCEEDED,
+  idle: UNAVAILABLE,
   version: INTERNAL,
   loop_detected: INTERNAL,
 }

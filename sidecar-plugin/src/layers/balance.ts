@@ -1,6 +1,6 @@
 import type { Clock } from '@holdfast/registry-client/clock'
 import { asSidecarError, REASONS, SidecarError } from '../errors.ts'
-import type { Layer, Reply } from '../layer.ts'
+import type { Ending, Layer, Reply } from '../layer.ts'
 import type { Picker } from '../registry.ts'
 
 /**
@@ -12,9 +12,10 @@ import type { Picker } from '../registry.ts'
  * not: the node is there and answers, and one bad request must not empty a service. Who has gone, gave no verdict.
  *
  * Throws `no_nodes`. Never asks the registry.
+ * @param brokenBy whether an answer that was begun failed by the node's fault
  */
-export function balance(options: { picker: Picker; clock: Clock }): Layer {
-  const { picker, clock } = options
+export function balance(options: { picker: Picker; clock: Clock; brokenBy?: (ending: Ending) => boolean }): Layer {
+  const { picker, clock, brokenBy = ({ error }) => error?.source === 'upstream' } = options
   return (inner) => async (exchange) => {
     const pick = pickFrom(picker, exchange.service, exchange.namespace, exchange.tried)
     exchange.destination = pick.node
@@ -33,7 +34,7 @@ export function balance(options: { picker: Picker; clock: Clock }): Layer {
       pick.done('failed', latencyMs)
       return reply
     }
-    exchange.whenEnded(({ error }) => pick.done(error?.source === 'upstream' ? 'failed' : 'ok', latencyMs))
+    exchange.whenEnded((ending) => pick.done(brokenBy(ending) ? 'failed' : 'ok', latencyMs))
     return reply
   }
 }

@@ -23,7 +23,7 @@ export interface LocalReport {
   readonly service: string
   readonly namespace: string
   readonly id: string
-  /** What others call: the sidecar's inbound address. */
+  /** What others call: an address of the sidecar. */
   readonly host: string
   readonly port: number
   readonly localPort: number
@@ -33,20 +33,32 @@ export interface LocalReport {
   readonly inFlight: number
 }
 
+/** What others call of a service: an address of the sidecar. */
+export interface Entrance {
+  readonly host: string
+  readonly port: number
+  /** It is nobody's any more, or not this one's. */
+  close(): void
+}
+
 interface Entry {
   readonly spec: LocalSpec
   readonly keeper: Keeper
+  readonly entrance: Entrance
   /** Whether a restart has to remember it; what the configuration names comes back by itself. */
   readonly isSaved: boolean
 }
 
 export interface LocalServicesOptions {
   readonly namespace: string
-  /** What other hosts call. */
-  readonly advertised: { readonly host: string; readonly port: number }
+  /**
+   * What other hosts call; for a service that has an entrance already, that one where it fits.
+   * @param isRestored whether it was registered before this process began
+   */
+  readonly enter: (spec: LocalSpec, isRestored: boolean) => Promise<Entrance>
   /** Where the services listen. */
   readonly localHost: string
-  readonly keeper: (spec: LocalSpec) => Keeper
+  readonly keeper: (spec: LocalSpec, entrance: Entrance) => Keeper
   /** Called with the whole set after each change made by a request. */
   readonly save: (specs: readonly LocalSpec[]) => Promise<void>
   /** How long a request waits for a first check and the registry, in milliseconds. */
@@ -71,12 +83,13 @@ export class LocalServices {
     return this.#entries.size
   }
 
-  /** Adds without waiting and without saving: for what is known at the start. An earlier one of the same name stays. */
-  add(spec: LocalSpec, isSaved: boolean): void {
+  /**
+   * Adds what is known at the start, without waiting for its check and without saving. An earlier one of the same name
+   * stays.
+   */
+  async add(spec: LocalSpec, isSaved: boolean): Promise<void> {
     if (this.#entries.has(spec.service)) return
-    const keeper = this.#options.keeper(spec)
-    this.#entries.set(spec.service, { spec, keeper, isSaved })
-    keeper.start()
+    this.#set(spec, await this.#options.enter(spec, isSaved), isSaved)
   }
 
   /**
@@ -88,10 +101,12 @@ export class LocalServices {
       if (this.#closing) throw new SidecarError('draining', 'this sidecar takes no registrations any more')
       const old = this.#entries.get(spec.service)
       if (old === undefined || JSON.stringify(old.spec) !== JSON.stringify(spec)) {
+        // What fails here leaves the old one as it is.
+        const entrance = await this.#options.enter(spec, false)
         // The old registration lets go first: two of one node id would fence each other out.
         await old?.keeper.close()
-        this.#entries.delete(spec.service)
-        this.add(spec, true)
+        this.#set(spec, entrance, true)
+        if (old && old.entrance !== entrance) old.entrance.close()
         await this.#save()
       }
       const entry = this.#entries.get(spec.service)!
@@ -112,6 +127,7 @@ export class LocalServices {
       await entry.keeper.idle(this.#options.drainMs)
       await entry.keeper.close()
       this.#entries.delete(service)
+      entry.entrance.close()
       await this.#save()
       return true
     })
@@ -129,10 +145,13 @@ export class LocalServices {
     for (const { keeper } of this.#entries.values()) keeper.stop()
   }
 
-  /** The target of a request, for the inbound stack. */
-  find(service: string, namespace: string) {
+  /**
+   * The target of a request or of a TCP connection, for the inbound stacks.
+   * @param overTcp what comes in by an entrance of TCP is for those who have one, and nothing else is
+   */
+  find(service: string, namespace: string, overTcp = false) {
     const entry = namespace === this.#options.namespace ? this.#entries.get(service) : undefined
-    if (entry === undefined) return undefined
+    if (entry === undefined || (entry.spec.protocol === 'tcp') !== overTcp) return undefined
     const { keeper, spec } = entry
     return {
       destination: { id: keeper.id, host: this.#options.localHost, port: spec.port, protocol: spec.protocol ?? 'http' },
@@ -144,13 +163,19 @@ export class LocalServices {
     return [...this.#entries.values()].map((entry) => this.#report(entry))
   }
 
-  #report({ spec, keeper }: Entry): LocalReport {
-    const { namespace, advertised } = this.#options
+  #set(spec: LocalSpec, entrance: Entrance, isSaved: boolean): void {
+    const keeper = this.#options.keeper(spec, entrance)
+    this.#entries.set(spec.service, { spec, keeper, entrance, isSaved })
+    keeper.start()
+  }
+
+  #report({ spec, keeper, entrance: { host, port } }: Entry): LocalReport {
     return {
       service: spec.service,
-      namespace,
+      namespace: this.#options.namespace,
       id: keeper.id,
-      ...advertised,
+      host,
+      port,
       localPort: spec.port,
       state: keeper.state,
       health: keeper.health,

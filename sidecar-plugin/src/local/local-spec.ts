@@ -13,6 +13,8 @@ export interface LocalSpec {
   readonly port: number
   readonly id?: string
   readonly protocol?: Protocol
+  /** Of `tcp`: where the sidecar listens for it; undefined for the port it had before, or a free one. */
+  readonly inboundPort?: number
   readonly weight?: number
   readonly zone?: string
   readonly labels?: Readonly<Record<string, string>>
@@ -37,11 +39,13 @@ const healthCheck = z.strictObject({
 const text = (pattern: string, maxChars: number, what: string) =>
   z.string().max(maxChars, `must have at most ${maxChars} characters`).regex(new RegExp(pattern), `must be ${what}`)
 
-/** The body of `PUT /v1/registrations/{service}`. */
-export const localBodySchema = z.strictObject({
-  port: z.int('must be a port, 1..65535').min(1, 'must be 1..65535').max(65_535, 'must be 1..65535'),
+const port = () => z.int('must be a port, 1..65535').min(1, 'must be 1..65535').max(65_535, 'must be 1..65535')
+
+const body = {
+  port: port(),
   id: text(PATTERNS.nodeId, LIMITS.nodeIdChars, 'a node id: letters, digits, . _ : -').optional(),
   protocol: z.enum(PROTOCOLS).optional(),
+  inboundPort: port().optional(),
   weight: z.int().min(0).max(LIMITS.weight).optional(),
   zone: text(PATTERNS.zone, LIMITS.namespaceChars, 'lower-case letters, digits and -').optional(),
   labels: z
@@ -52,14 +56,27 @@ export const localBodySchema = z.strictObject({
     .refine((labels) => Object.keys(labels).length <= LIMITS.labels, `must have at most ${LIMITS.labels} entries`)
     .optional(),
   healthCheck: healthCheck.prefault({}),
-})
+}
+
+function ownPortOfTcp({ value, issues }: z.core.ParsePayload<{ protocol?: Protocol; inboundPort?: number }>): void {
+  if (value.inboundPort !== undefined && value.protocol !== 'tcp')
+    issues.push({
+      code: 'custom',
+      input: value.inboundPort,
+      path: ['inboundPort'],
+      message: 'is of protocol tcp only: the others share the inbound port of the sidecar',
+    })
+}
+
+/** The body of `PUT /v1/registrations/{service}`. */
+export const localBodySchema = z.strictObject(body).check(ownPortOfTcp)
 
 export const serviceName = z
   .string()
   .refine(isServiceName, 'must be a service name: lower-case letters, digits, . and -, at most 128')
 
 /** An entry of `services` in the configuration and in the file of registrations. */
-export const localSpecSchema = localBodySchema.extend({ service: serviceName })
+export const localSpecSchema = z.strictObject({ ...body, service: serviceName }).check(ownPortOfTcp)
 
 /** What the schema has read, with units in names. */
 export function localSpecOf(read: z.output<typeof localSpecSchema>): LocalSpec {

@@ -1,10 +1,24 @@
 import { mkdir, open, readFile, rename, rm } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { z } from 'zod'
-import { localSpecDocument, localSpecOf, localSpecSchema, type LocalSpec } from './local-spec.ts'
+import { localSpecDocument, localSpecOf, localSpecSchema, serviceName, type LocalSpec } from './local-spec.ts'
 import type { Log } from '@holdfast/registry-client/log'
 
-const schema = z.strictObject({ version: z.literal(1), registrations: z.array(localSpecSchema) })
+const schema = z.strictObject({
+  version: z.literal(1),
+  registrations: z.array(localSpecSchema),
+  ports: z.record(serviceName, z.int().min(1).max(65_535)).default({}),
+})
+
+/** What is kept of the services behind a sidecar. */
+export interface SavedServices {
+  /** Those that were registered by a request. */
+  readonly registrations: readonly LocalSpec[]
+  /** Ports of entrances by service, of all that have one of their own. */
+  readonly ports: ReadonlyMap<string, number>
+}
+
+const NOTHING: SavedServices = { registrations: [], ports: new Map() }
 
 /**
  * What was registered through the admin API, on disk, so that a sidecar that starts again still knows its services
@@ -22,22 +36,23 @@ export class RegistrationFile {
   }
 
   /** What was saved last. A file that cannot be read is set aside, and nothing is known then. */
-  async load(): Promise<LocalSpec[]> {
+  async load(): Promise<SavedServices> {
     let content: string
     try {
       content = await readFile(this.#path, 'utf8')
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'ENOENT')
         this.#log.warn({ file: this.#path, reason: String(error) }, 'the saved registrations cannot be read')
-      return []
+      return NOTHING
     }
     try {
-      return schema.parse(JSON.parse(content)).registrations.map(localSpecOf)
+      const { registrations, ports } = schema.parse(JSON.parse(content))
+      return { registrations: registrations.map(localSpecOf), ports: new Map(Object.entries(ports)) }
     } catch (error) {
       const aside = `${this.#path}.corrupt`
       this.#log.warn({ file: this.#path, aside, reason: String(error) }, 'the saved registrations are set aside')
       await rename(this.#path, aside).catch(() => {})
-      return []
+      return NOTHING
     }
   }
 
@@ -45,8 +60,13 @@ export class RegistrationFile {
    * Saves the whole set; several at once are written in order. Never rejects: a disk that fails must not stop a
    * registration, but costs it the next restart, and is said once.
    */
-  save(specs: readonly LocalSpec[]): Promise<void> {
-    const content = `${JSON.stringify({ version: 1, registrations: specs.map(localSpecDocument) }, undefined, 2)}\n`
+  save({ registrations, ports }: SavedServices): Promise<void> {
+    const document = {
+      version: 1,
+      registrations: registrations.map(localSpecDocument),
+      ...(ports.size > 0 && { ports: Object.fromEntries(ports) }),
+    }
+    const content = `${JSON.stringify(document, undefined, 2)}\n`
     this.#last = this.#last
       .then(() => this.#replace(content))
       .then(
