@@ -379,6 +379,8 @@ export class FileCache {
         return this.#date(slot)
       }
       const isForeign = found.view.cursor.epoch !== held.view.cursor.epoch
+      // Of two peers' words about two histories the first one stays.
+      if (isForeign && held.isHearsay) return
       if (isForeign && this.#events.replaces?.(held.view, this.#loadedOf(found)) === false) return
     }
     // What had a file may have it again: it was in the bound.
