@@ -400,9 +400,10 @@ export class FollowedServices {
    * What a new history names beside nodes of the last one: a restart goes on from there. While it names nothing, what was
    * known before stays in the file as it is.
    */
-  #keepCarried({ view, heard, carried, confirmed }: Entry): void {
+  #keepCarried({ view, heard, carried, confirmed, origin }: Entry): void {
     if (carried === undefined || heard === undefined || heard.cursor.epoch === view?.cursor.epoch) return
-    if (isProven(heard)) this.#files?.save(carried, this.#clock.now() - confirmed.heardMs)
+    const saidBy = origin === 'peer' ? 'peer' : 'registry'
+    if (isProven(heard)) this.#files?.save(carried, this.#clock.now() - confirmed.heardMs, saidBy)
   }
 
   #announce(entry: Entry, { view: offered, origin }: Offer, verdict: Verdict): void {
