@@ -375,6 +375,9 @@ export class FollowedServices {
       if (this.#memory.peek(key) !== entry) return
       if (verdict === 'accepted' || verdict === 'current') this.#keep(key, entry, offer, verdict)
       if (entry.carried !== carried) this.#keepCarried(entry)
+      // Another process here has written down what a peer said, of what the registry says that it never heard of.
+      const isRefuted = offer.origin === 'peer' && isUnknown(entry) && this.#confirmations.isConfirmed(entry)
+      if (isRefuted) this.#files?.discard(namespace, service)
     }
     judged(verdict)
     if (entry.served !== before) this.#publish(entry)
