@@ -30,7 +30,7 @@ export const PLANTED: Readonly<Record<string, PlantedFault>> = {
     file: 'registry-client/src/protocol.ts',
     find: 'if (current === undefined) return []\n  const { emptied } = next\n',
     replace: 'if (current === undefined || next.nodes.size === 0) return []\n  const { emptied } = next\n',
-    within: 50,
+    within: 300,
   },
   'file-not-subscribed': {
     seen: 'clients that serve what they have read from their disk, and never ask for more',
