@@ -32,6 +32,10 @@ tests.on('test:pass', (test) => {
   if (test.details.type === 'suite') return
   counts[test.skip === undefined && test.todo === undefined ? 'passed' : 'skipped']++
 })
+// Why a whole file failed; node:test does not tell whose it is, and the reporter prints it far above.
+tests.on('test:diagnostic', ({ message }) => {
+  if (message.startsWith('Error: ')) failures.push(message)
+})
 tests.on('test:fail', (test) => {
   // A suite fails because a test in it did, which is counted; one that fails on its own does so with its own error.
   const cause = test.details.error as { failureType?: string } | undefined

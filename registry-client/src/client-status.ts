@@ -102,8 +102,8 @@ export function countServices(
 
 function describe(entry: Entry, clock: Clock): QuarantinedService | undefined {
   const { namespace, service, quarantine, carried, heard } = entry
-  if (!quarantine || !carried?.kept) return undefined
-  const { ids } = carried.kept
+  if (!quarantine || !carried) return undefined
+  const ids = carried.kept?.ids ?? []
   const forMs = Math.round(clock.now() - quarantine.sinceMs)
   const cursor = formatCursor((heard ?? carried).cursor)
   const nodes = ids.slice(0, NODES_SHOWN)

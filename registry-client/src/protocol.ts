@@ -195,6 +195,8 @@ export interface View {
 export interface Kept {
   readonly cursor: Cursor
   readonly ids: readonly string[]
+  /** Whether the policy is from there too. */
+  readonly policy: boolean
 }
 
 /** `nodes` as an array: the form of a view on the wire and on disk. */
@@ -202,7 +204,7 @@ export interface ViewDocument extends Omit<View, 'nodes' | 'cursor' | 'policy' |
   readonly cursor: string
   readonly nodes: readonly ServiceNode[]
   readonly policy: PolicyDocument | null
-  readonly kept?: { readonly cursor: string; readonly ids: readonly string[] }
+  readonly kept?: Omit<Kept, 'cursor'> & { readonly cursor: string }
 }
 
 export interface SnapshotFrame {
@@ -296,18 +298,30 @@ export function isProven(view: View): boolean {
 export function carryOver(current: View, next: View, missing: readonly ServiceNode[]): View {
   const { namespace, service, cursor } = next
   const nodes = NodeMap.from(next.nodes).with(missing, [])
-  const kept = Object.freeze({ cursor: current.cursor, ids: Object.freeze(missing.map(({ id }) => id)) })
-  return Object.freeze({ namespace, service, cursor, nodes, policy: next.policy ?? current.policy, kept })
+  const policy = next.policy ?? current.policy
+  const kept = Object.freeze({
+    cursor: current.cursor,
+    ids: Object.freeze(missing.map(({ id }) => id)),
+    policy: next.policy === undefined && policy !== undefined,
+  })
+  return Object.freeze({ namespace, service, cursor, nodes, policy, kept })
 }
 
 /** The two views that {@link carryOver} has made one of: what was known, as far as it is kept, and what the registry said. */
-export function takeApart(view: View, { cursor, ids }: Kept): { readonly known: View; readonly heard: View } {
+export function takeApart(view: View, kept: Kept): { readonly known: View; readonly heard: View } {
   const { namespace, service, policy } = view
+  const { cursor, ids } = kept
   const nodes = NodeMap.from(view.nodes)
   const known = NodeMap.of(ids.map((id) => view.nodes.get(id)!))
   return {
     known: Object.freeze({ namespace, service, cursor, nodes: known, policy }),
-    heard: Object.freeze({ namespace, service, cursor: view.cursor, nodes: nodes.with([], ids), policy }),
+    heard: Object.freeze({
+      namespace,
+      service,
+      cursor: view.cursor,
+      nodes: nodes.with([], ids),
+      policy: kept.policy ? undefined : policy,
+    }),
   }
 }
 
@@ -389,7 +403,7 @@ export function encodeView(view: View): ViewDocument {
     nodes: [...view.nodes.values()],
     policy: view.policy ?? null,
     ...(view.emptied && { emptied: view.emptied }),
-    ...(view.kept && { kept: { cursor: formatCursor(view.kept.cursor), ids: view.kept.ids } }),
+    ...(view.kept && { kept: { ...view.kept, cursor: formatCursor(view.kept.cursor) } }),
   }
 }
 
@@ -438,7 +452,8 @@ function decodeKept(input: unknown, nodes: ReadonlyMap<string, ServiceNode>, pat
       throw new ProtocolError(`${path}.ids.${index}`, 'not one of the nodes')
     return id
   })
-  return Object.freeze({ cursor: Object.freeze(cursorOf(doc.cursor, `${path}.cursor`)), ids: Object.freeze(ids) })
+  const cursor = Object.freeze(cursorOf(doc.cursor, `${path}.cursor`))
+  return Object.freeze({ cursor, ids: Object.freeze(ids), policy: doc.policy === true })
 }
 
 /**

@@ -44,7 +44,7 @@ describe('nodes of a history that is gone, kept beside what a new one names', ()
     await client.close()
     const content = made.disk.files.get(FILE)!.content
     assert.match(content, /"cursor":"new:3"/)
-    assert.match(content, /"kept":\{"cursor":"old:5","ids":\["a","b","s1"\]\}/)
+    assert.match(content, /"kept":\{"cursor":"old:5","ids":\["a","b","s1"\],"policy":false\}/)
     made.network.streams.length = 0
     const again = await made.start()
     await made.network.stream.accept()
@@ -96,6 +96,27 @@ describe('nodes of a history that is gone, kept beside what a new one names', ()
     }
     assert.deepEqual(await served(client), ['s1', 'x'])
     await client.close()
+  })
+
+  test('and a policy of that history, which is not taken for one that the new one has', async () => {
+    const made = world()
+    const client = await made.start()
+    await made.network.stream.accept()
+    const resolving = client.resolve('stock')
+    await settle()
+    await made.network.stream.event('snapshot', snapshotOf('old:5', ['a'], { policy: { timeout: '7s' } }), 'old:5')
+    await resolving
+    await made.network.stream.event('snapshot', snapshotOf('new:3', ['x']), 'new:3')
+    assert.deepEqual((await client.resolve('stock')).policy, { timeout: '7s' })
+    await client.close()
+    made.network.streams.length = 0
+    const again = await made.start()
+    await made.network.stream.accept()
+    assert.deepEqual((await again.resolve('stock')).policy, { timeout: '7s' })
+    await settle()
+    await made.network.stream.event('change', changeOf('new:3', 'new:4', ['a']), 'new:4')
+    assert.equal((await again.resolve('stock')).policy, undefined)
+    await again.close()
   })
 
   test('are written once, and not with every ping', async () => {

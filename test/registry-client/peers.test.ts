@@ -391,7 +391,7 @@ describe('what a peer is told', () => {
     await made.network.stream.event('snapshot', snapshotOf('wiped:3', ['c']), 'wiped:3')
     const known = await client.lookup('stock')
     assert.deepEqual([idsOf(known?.view), formatCursor(known!.view.cursor)], [['a', 'b', 'c'], 'wiped:3'])
-    assert.deepEqual(known!.view.kept, { cursor: { epoch: 'e', revision: 5 }, ids: ['a', 'b'] })
+    assert.deepEqual(known!.view.kept, { cursor: { epoch: 'e', revision: 5 }, ids: ['a', 'b'], policy: false })
     await client.close()
   })
 })

@@ -73,8 +73,8 @@ export class CacheFiles {
     const { lies, evidence } = this.#options
     const [old, next] = [before, after].map((content) => viewIn(file, content))
     if (old === undefined || next === undefined || lies.has(old)) return
-    // What only a peer said gives way to whatever the registry says.
-    if (before.includes('"origin":"peer"') && !after.includes('"origin":"peer"')) return
+    // What only a peer said gives way to whatever the registry says; and of two who say something at once the last one stays.
+    if (before.includes('"origin":"peer"')) return
     this.checks++
     const what = `${file} at ${host} went from ${text(old.cursor)} to ${text(next.cursor)}`
     if (lies.has(next)) return this.#violated('hearsay', `${what}, which is a lie`)

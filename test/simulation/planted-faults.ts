@@ -27,9 +27,9 @@ export const PLANTED: Readonly<Record<string, PlantedFault>> = {
   },
   'empty-push': {
     seen: 'clients that take an empty answer of a registry that was started anew for the truth',
-    file: 'registry-client/src/protocol.ts',
-    find: 'if (current === undefined) return []\n  const { emptied } = next\n',
-    replace: 'if (current === undefined || next.nodes.size === 0) return []\n  const { emptied } = next\n',
+    file: 'registry-client/src/cache/gate.ts',
+    find: 'if (missing.length > 0 || (next.cursor.revision === 0 && view.cursor.revision > 0)) {',
+    replace: 'if (missing.length > 0 && next.nodes.size > 0) {',
     within: 50,
   },
   'file-not-subscribed': {
@@ -38,6 +38,13 @@ export const PLANTED: Readonly<Record<string, PlantedFault>> = {
     find: 'this.#subscriptions.subscribe(key, namespace, service)',
     replace: 'if (entry.view === undefined) this.#subscriptions.subscribe(key, namespace, service)',
     within: 50,
+  },
+  'hearsay-believed': {
+    seen: 'meshes in which one member that is wrong, or lies, is believed by all, for good',
+    file: 'registry-client/src/cache/followed-services.ts',
+    find: "this.#offer(entry, { view: heard, origin: 'registry', confirmed: session, isSettled: true })",
+    replace: "this.#offer(entry, { view: heard, origin: 'registry', confirmed: session })",
+    within: 200,
   },
   'stale-delete': {
     seen: 'registries in which the late deregistration of an instance removes the one that has taken its place',

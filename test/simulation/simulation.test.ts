@@ -67,7 +67,7 @@ for (const [name, fault] of Object.entries(PLANTED))
 
 test('a fault that has no place in the product any more is not planted', () => {
   const fault = PLANTED['empty-push']!
-  assert.throws(() => plantedText(fault, 'nothing like it'), /registry-client\/src\/protocol.ts has 0 places of/)
+  assert.throws(() => plantedText(fault, 'nothing like it'), /registry-client\/src\/cache\/gate.ts has 0 places of/)
   assert.throws(() => plantedText(fault, fault.find + fault.find), /has 2 places of/)
 })
 

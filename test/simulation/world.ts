@@ -40,6 +40,8 @@ export const CONVERGENCE_MS = 120_000
 const LOST_STORE_CONVERGENCE_MS = 800_000
 /** Between two looks at what no single step changes. */
 const LOOK_MS = 5_000
+/** A stream that is well brings a ping more often. */
+const PINGED_MS = 11_000
 const WALL_OFFSET_MS = 86_400_000
 const STEADY_MS = 10_000
 
@@ -335,7 +337,10 @@ export class World {
   async #askYoung(): Promise<void> {
     if (!isDue('young')) return
     const random = this.#randomOf('young')
-    for (const client of this.#clients)
+    for (const client of this.#clients) {
+      // On a stream that has gone silent without an end nothing is answered, until that is noticed.
+      const ages = [...client.followed].map((service) => client.client?.peek(service)?.age ?? Infinity)
+      if (Math.min(...ages) > PINGED_MS) continue
       for (const service of client.followed) {
         const isServed = client.client?.peek(service)?.overridden === false
         if (!isServed || quarantinedBy(client.client).has(keyOf(service))) continue
@@ -346,6 +351,7 @@ export class World {
             this.#violated(new Violation('age', `${client.name} asked for ${service} of ${maxStale} ms: ${outcome instanceof Error ? outcome.message : `${outcome.age} ms`}`)) // prettier-ignore
         })
       }
+    }
     await this.#scheduler.runUntil(this.#scheduler.nowMs + 2 * LOOK_MS)
   }
 

@@ -375,6 +375,9 @@ export class FollowedServices {
       if (this.#memory.peek(key) !== entry) return
       if (verdict === 'accepted' || verdict === 'current') this.#keep(key, entry, offer, verdict)
       if (entry.carried !== carried) this.#keepCarried(entry)
+      // Another process here has written down what a peer said, of what the registry says that it never heard of.
+      const isRefuted = offer.origin === 'peer' && isUnknown(entry) && this.#confirmations.isConfirmed(entry)
+      if (isRefuted) this.#files?.discard(namespace, service)
     }
     judged(verdict)
     if (entry.served !== before) this.#publish(entry)
@@ -400,9 +403,10 @@ export class FollowedServices {
    * What a new history names beside nodes of the last one: a restart goes on from there. While it names nothing, what was
    * known before stays in the file as it is.
    */
-  #keepCarried({ view, heard, carried, confirmed }: Entry): void {
+  #keepCarried({ view, heard, carried, confirmed, origin }: Entry): void {
     if (carried === undefined || heard === undefined || heard.cursor.epoch === view?.cursor.epoch) return
-    if (isProven(heard)) this.#files?.save(carried, this.#clock.now() - confirmed.heardMs)
+    const saidBy = origin === 'peer' ? 'peer' : 'registry'
+    if (isProven(heard)) this.#files?.save(carried, this.#clock.now() - confirmed.heardMs, saidBy)
   }
 
   #announce(entry: Entry, { view: offered, origin }: Offer, verdict: Verdict): void {

@@ -91,7 +91,7 @@ export function judge(entry: Entry, offer: Offer, nowMs: number): Verdict {
       const { carried } = entry
       // Said once more: whoever watches must not take it for news.
       const isSame = carried?.cursor === next.cursor && carried.kept?.ids.length === missing.length
-      if (!isSame) entry.carried = carryOver(view, next, missing)
+      if (!isSame) entry.carried = missing.length > 0 ? carryOver(view, next, missing) : view
       // Known to be current up to now; the stream goes on, and its word is not about this any more.
       if (!entry.quarantine) entry.confirmed = { heardMs: entry.confirmed.heardMs }
       entry.quarantine = { sinceMs: entry.quarantine?.sinceMs ?? nowMs, reason: reasonOf(next) }

@@ -131,9 +131,10 @@ export class MemoryCache {
 
   /** Where an entry belongs by what it holds now. */
   #place(entry: Entry): Recency {
-    if (entry.quarantined || entry.override) return this.#kept
+    if (entry.override) return this.#kept
     if (!hasView(entry)) return this.#names
-    return entry.origin === 'peer' ? this.#hearsay : this.#known
+    if (entry.origin === 'peer') return this.#hearsay
+    return entry.quarantined ? this.#kept : this.#known
   }
 
   #add(key: string, entry: Entry): void {

@@ -373,17 +373,21 @@ export class FileCache {
     // It may hold what must not be lost: tried again, but not for ever, since then nothing new would be kept.
     if (isPassing(found) && !this.#isGivenUp(slot)) throw found.error
     if (found.kind === 'good') {
-      if (supersedes(found, held)) return this.#events.changed(namespace, service)
+      // Who kept nodes may let them go: nobody else knows that they had their time.
+      const isOwnLess = found.head === slot.written?.head && sameCursor(found, held)
+      if (supersedes(found, held) && !isOwnLess) return this.#events.changed(namespace, service)
       if (isSame(found, held)) {
         slot.known = { ...found, heardMs: Math.max(held.heardMs, found.heardMs) }
         return this.#date(slot)
       }
       const isForeign = found.view.cursor.epoch !== held.view.cursor.epoch
+      // Of two peers' words about two histories the first one stays.
+      if (isForeign && held.isHearsay) return
       if (isForeign && this.#events.replaces?.(held.view, this.#loadedOf(found)) === false) return
     }
     // What had a file may have it again: it was in the bound.
     if (found.kind === 'absent' && !slot.hadFile && !this.#bounds.admits()) return
-    slot.known = await this.#views.replace(slot.file, found, held)
+    slot.known = slot.written = await this.#views.replace(slot.file, found, held)
     if (slot.known === undefined) {
       // Somebody was faster: see what it is, and whether ours is still needed.
       slot.next ??= held
@@ -499,6 +503,10 @@ export class FileCache {
 
 function keyOf(namespace: string, service: string): string {
   return `${namespace}/${service}`
+}
+
+function sameCursor({ view: { cursor: a } }: Held, { view: { cursor: b } }: Held): boolean {
+  return a.epoch === b.epoch && a.revision === b.revision
 }
 
 function coded(code: string, reason: string): Error {

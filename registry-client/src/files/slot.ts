@@ -13,6 +13,8 @@ export interface Slot {
   writing: Held | undefined
   /** What is in the file, as it was written or read last. */
   known: Good | undefined
+  /** The same where it was this process that wrote it. */
+  written: Good | undefined
   /** The known view was confirmed: date its file. */
   dateAnew: boolean
   /** What a peer said is to go from its files. */
@@ -42,6 +44,7 @@ export function createSlot(namespace: string, service: string, file: string): Sl
     next: undefined,
     writing: undefined,
     known: undefined,
+    written: undefined,
     dateAnew: false,
     discard: false,
     confirmedMs: -Infinity,

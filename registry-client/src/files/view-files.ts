@@ -202,17 +202,26 @@ export class ViewFiles {
   }
 }
 
-/** Whether one of two views says more: what the registry said before what a peer did, then the later place. */
+/**
+ * Whether one of two views says more: what the registry said before what a peer did, then the later place, then the one
+ * that keeps more nodes of an earlier history.
+ */
 export function supersedes(one: Held, other: Held): boolean {
   if (one.isHearsay !== other.isHearsay) return other.isHearsay
-  return isAfter(one.view.cursor, other.view.cursor)
+  const [a, b] = [one.view.cursor, other.view.cursor]
+  if (a.epoch !== b.epoch || a.revision !== b.revision) return isAfter(a, b)
+  return keptIn(one) > keptIn(other)
+}
+
+function keptIn({ view }: Pick<Held, 'view'>): number {
+  return view.kept?.ids.length ?? 0
 }
 
 export function isSame(one: Pick<Held, 'view' | 'isHearsay'>, other: Pick<Held, 'view' | 'isHearsay'>): boolean {
   const [a, b] = [one.view.cursor, other.view.cursor]
   if (a.epoch !== b.epoch || a.revision !== b.revision || one.isHearsay !== other.isHearsay) return false
   // Of one place of the history only fewer and fewer nodes are kept beside it.
-  return one.view.kept?.ids.length === other.view.kept?.ids.length
+  return keptIn(one) === keptIn(other)
 }
 
 /** What no later try will read either: a link, a directory, a pipe, a giant, a file of somebody who does not let us. */

@@ -92,9 +92,12 @@ export class EtcdReplicas implements Replicas {
   /** @returns whether the event was about replicas */
   receive({ key, value, revision }: FeedEvent): boolean {
     if (key.startsWith(REPLICA)) {
+      const id = key.slice(REPLICA.length)
+      const wasThere = this.#members.has(id)
       if (value) this.#add(key, value)
-      else this.#remove(key.slice(REPLICA.length), revision)
-      this.#changed()
+      else this.#remove(id, revision)
+      // The own coming is no news here, however late it arrives: what made it alive has told of it.
+      if (this.#members.has(id) !== wasThere && !(value && id === this.self)) this.#changed()
       return true
     }
     if (!key.startsWith(HEARD)) return false
