@@ -423,7 +423,7 @@ function keeperOf(spec: LocalSpec, entrance: Entrance, parts: KeeperParts): Loca
       ...(zone !== undefined && { zone }),
     },
     check,
-    probe: createProbe(check, { host: LOCAL_HOST, port }, clock),
+    probe: createProbe(check, { host: LOCAL_HOST, port, protocol }, clock),
     registrar: client,
     clock,
     random,

@@ -336,3 +336,32 @@ describe('words of gRPC', () => {
       assert.ok(!isGrpc(not), not)
   })
 })
+
+test('a service of gRPC is registered once it says that it serves', async (t) => {
+  const server = new grpc.Server()
+  let serving = 2
+  let asked = 0
+  server.addService(
+    { check: { ...method('check', false, false), path: '/grpc.health.v1.Health/Check' } },
+    {
+      check: (_call: grpc.ServerUnaryCall<Buffer, Buffer>, done: grpc.sendUnaryData<Buffer>) => {
+        asked++
+        done(null, Buffer.from([8, serving]))
+      },
+    },
+  )
+  const port = await new Promise<number>((resolve) =>
+    server.bindAsync('127.0.0.1:0', grpc.ServerCredentials.createInsecure(), (_error, bound) => resolve(bound)),
+  )
+  t.after(() => server.forceShutdown())
+  const healthCheck = { type: 'http', interval: '10ms' }
+  const { client } = await startSidecar(t, { services: [{ service: 'stock', port, protocol: 'grpc', healthCheck }] })
+  await eventually('it is asked', () => asked > 2)
+  assert.equal(client.registered.length, 0)
+  serving = 1
+  await eventually('it is registered', () => client.registered.length === 1)
+  assert.deepEqual(
+    client.registered.map(({ protocol }) => protocol),
+    ['grpc'],
+  )
+})
