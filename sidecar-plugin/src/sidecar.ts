@@ -12,6 +12,7 @@ import { openAccessLog } from './access-log-file.ts'
 import { createAdmin } from './admin.ts'
 import { exposeClient } from './client-metrics.ts'
 import type { SidecarConfig } from './config.ts'
+import { exposeConnections, type ConnectionStats } from './connection-metrics.ts'
 import { Forward, type ForwardLimits } from './forward.ts'
 import { createProbe } from './local/health-check.ts'
 import { explain, shownConfig, shownKnown, shownView } from './inspection.ts'
@@ -259,6 +260,11 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
     remembered: saved.ports,
   })
   exposeTcp(stats.registry, tcp.traffic)
+  const connections = (): ConnectionStats => ({
+    outbound: { open: outbound.connections, refused: outbound.refused },
+    inbound: { open: inbound.connections, refused: inbound.refused },
+  })
+  exposeConnections(stats.registry, connections)
 
   let draining: Promise<void> | undefined
   let isReady = false
@@ -304,6 +310,7 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
       config: () => shownConfig(config),
       stats: () => ({
         ...stats.snapshot(),
+        connections: connections(),
         tcp: tcp.traffic(),
         registrations: countStates(services),
         client: client.status(),

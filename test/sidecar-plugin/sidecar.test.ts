@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { describe, test, type TestContext } from 'node:test'
 import { WebSocket, WebSocketServer } from 'ws'
 import { loadConfig } from '../../sidecar-plugin/src/config.ts'
-import { createSidecar, nodeIdOf, type Sidecar } from '../../sidecar-plugin/src/sidecar.ts'
+import { createSidecar, nodeIdOf, type Sidecar, type SidecarOptions } from '../../sidecar-plugin/src/sidecar.ts'
 import { seededRandom } from '../support/seeded-random.ts'
 import { FakeClient, quietLog, RawCaller, startService } from './fakes.ts'
 import { eventually } from './wire.ts'
@@ -17,7 +17,13 @@ const NO_DRAIN = ['--drain-settle', '0ms', '--drain-timeout', '5s']
 
 async function start(
   t: TestContext,
-  options: { client?: FakeClient; argv?: string[]; cacheDir?: string; idle?: string } = {},
+  options: {
+    client?: FakeClient
+    argv?: string[]
+    cacheDir?: string
+    idle?: string
+    limits?: SidecarOptions['limits']
+  } = {},
 ) {
   const client = options.client ?? new FakeClient()
   const ports = ['--admin-port', '0', '--outbound-port', '0', '--inbound-port', '0']
@@ -32,6 +38,7 @@ async function start(
     log: quietLog,
     random: seededRandom(1),
     client,
+    ...(options.limits && { limits: options.limits }),
   })
   t.after(() => sidecar.close())
   return { sidecar, client }
@@ -376,6 +383,22 @@ test('metrics count requests by reason, and names that callers invent do not bec
   )
   assert.doesNotMatch(text, /invented/)
   assert.match(text, /process_resident_memory_bytes/)
+})
+
+test('connections that are one too many are counted where an operator looks', async (t) => {
+  const { sidecar } = await start(t, { limits: { listener: { connections: 2 } } })
+  const { admin, inbound, outbound } = sidecar.ports
+  const held = [new RawCaller(inbound), new RawCaller(inbound), new RawCaller(outbound)]
+  t.after(() => held.forEach(({ socket }) => socket.destroy()))
+  // What is answered has been accepted.
+  for (const caller of held) await caller.send('GET / HTTP/1.1\r\nHost: nobody\r\n\r\n').until(/nobody/)
+  for (let i = 0; i < 3; i++) await new RawCaller(inbound).closed
+  const { connections } = JSON.parse((await call(admin, { path: '/v1/stats' })).text) as { connections: object }
+  assert.deepEqual(connections, { outbound: { open: 1, refused: 0 }, inbound: { open: 2, refused: 3 } })
+  const page = (await call(admin, { path: '/metrics' })).text
+  assert.match(page, /^holdfast_sidecar_connections_open\{direction="inbound"\} 2$/m)
+  assert.match(page, /^holdfast_sidecar_connections_refused_total\{direction="inbound"\} 3$/m)
+  assert.match(page, /^holdfast_sidecar_connections_refused_total\{direction="outbound"\} 0$/m)
 })
 
 test('an address that is taken is said, and nothing is left running', async (t) => {
