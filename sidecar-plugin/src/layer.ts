@@ -78,6 +78,7 @@ export interface Destination {
   readonly port: number
   /** What it speaks; `http` unless said. */
   readonly protocol?: Protocol
+  readonly labels?: Readonly<Record<string, string>>
 }
 
 /** What is known of the service when its request was accepted; from memory, never asked for on the way. */

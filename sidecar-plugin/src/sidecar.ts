@@ -37,6 +37,7 @@ import { LocalRegistration } from './local/local-registration.ts'
 import { RegistrationFile, type SavedServices } from './local/registration-file.ts'
 import type { Log } from '@holdfast/registry-client/log'
 import { Stats } from './stats.ts'
+import { withGreeting } from './tcp/greeting.ts'
 import type { TcpBinding } from './tcp/tcp-binding.ts'
 import { exposeTcp } from './tcp/tcp-metrics.ts'
 import { composeTcp, type TcpSidesOptions } from './tcp/tcp-sides.ts'
@@ -426,7 +427,8 @@ function keeperOf(spec: LocalSpec, entrance: Entrance, parts: KeeperParts): Loca
       port: entrance.port,
       ...(protocol !== undefined && { protocol }),
       ...(weight !== undefined && { weight }),
-      ...(labels !== undefined && { labels }),
+      // Of TCP the entrance is what others connect to.
+      ...(protocol === 'tcp' ? { labels: withGreeting(labels) } : labels !== undefined && { labels }),
       ...(zone !== undefined && { zone }),
     },
     check,

@@ -76,6 +76,7 @@ export interface FakeNode {
   readonly port?: number
   readonly status?: NodeStatus
   readonly protocol?: Protocol
+  readonly labels?: Readonly<Record<string, string>>
 }
 
 export function viewOf(service: string, nodes: readonly FakeNode[], policy: PolicyDocument | null = null): View {
@@ -83,13 +84,14 @@ export function viewOf(service: string, nodes: readonly FakeNode[], policy: Poli
     namespace: 'default',
     service,
     cursor: 'epoch:1',
-    nodes: nodes.map(({ id, host = '127.0.0.1', port = 1, status = 'up', protocol = 'http' }) => ({
+    nodes: nodes.map(({ id, host = '127.0.0.1', port = 1, status = 'up', protocol = 'http', labels }) => ({
       id,
       host,
       port,
       protocol,
       weight: 100,
       status,
+      ...(labels && { labels }),
     })),
     policy,
   })

@@ -1,6 +1,8 @@
 import type { Socket } from 'node:net'
 import { asSidecarError, SidecarError } from '../errors.ts'
-import { discard, Whole, type Exchange, type Reply } from '../layer.ts'
+import { discard, Whole, type Content, type Exchange, type Reply } from '../layer.ts'
+import { GREETING_BYTES, WELCOME } from './greeting.ts'
+import { PrefixedContent } from './prefixed-content.ts'
 import { TcpStream, type Adopted, type TcpStreamHost } from './tcp-stream.ts'
 
 /** Bounds on one connection, in the unit the name ends in. */
@@ -16,6 +18,8 @@ export interface TcpConnectionHost {
   readonly limits: TcpConnectionLimits
   /** Milliseconds of the clock, as of a moment ago. */
   readonly nowMs: number
+  /** What a sidecar that connects says first; undefined where none is expected. */
+  readonly greeting: Buffer | undefined
   moved(read: number, written: number): void
   /** @param reason why it ended before both sides had said all; undefined otherwise */
   closed(connection: TcpConnection, reason: string | undefined): void
@@ -64,7 +68,7 @@ export class TcpConnection implements TcpStreamHost {
         this.#leave(reply.reason ?? 'internal_error', undefined)
         return this.#end(undefined)
       }
-      tunnel.open(this.#stream!)
+      tunnel.open(this.#content(this.#stream!))
       this.#stream!.take(body)
     } catch (error) {
       this.cut(asSidecarError(error))
@@ -105,6 +109,24 @@ export class TcpConnection implements TcpStreamHost {
   closed(failure: SidecarError | undefined): void {
     this.#end(failure)
     this.#host.closed(this, this.#reason ?? failure?.reason)
+  }
+
+  #content(stream: TcpStream): Content {
+    const { greeting } = this.#host
+    if (greeting === undefined) return stream
+    return new PrefixedContent(stream, greeting, (beginning, matched) => {
+      if (beginning === 'expected') {
+        // Behind what the service has said it would look as if the service had said it.
+        const isWelcomed = !stream.hasSpoken
+        if (isWelcomed) stream.write(WELCOME)
+        // Between sidecars, and neither the caller's nor the service's.
+        this.moved(-greeting.length, isWelcomed ? -WELCOME.length : 0)
+      } else if (matched >= GREETING_BYTES) {
+        this.cut(new SidecarError('not_here', 'the connection is for a service that is not behind this port'))
+        return false
+      }
+      return true
+    })
   }
 
   #leave(reason: string, why: SidecarError | undefined): void {

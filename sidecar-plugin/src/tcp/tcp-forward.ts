@@ -1,7 +1,9 @@
 import type { Clock } from '@holdfast/registry-client/clock'
 import { SidecarError } from '../errors.ts'
 import { Fields } from '../fields.ts'
-import type { Destination, Exchange, Reply } from '../layer.ts'
+import type { Content, Destination, Exchange, Reply } from '../layer.ts'
+import { greetingOf, takesGreeting, WELCOME } from './greeting.ts'
+import { PrefixedContent } from './prefixed-content.ts'
 import { TcpStream, type TcpStreamHost } from './tcp-stream.ts'
 
 /** Bounds, in the unit the name ends in. */
@@ -16,7 +18,9 @@ export const DEFAULT_TCP_FORWARD_LIMITS: TcpForwardLimits = { connectMs: 2_000, 
 
 /**
  * The innermost service of TCP: opens a connection of its own to an exchange's destination. The reply is a tunnel, and
- * stands as soon as the connection does: nothing is waited for that one side would have to say first.
+ * stands as soon as the connection does: nothing is waited for that one side would have to say first. Where another
+ * sidecar stands before the service, it stands once that one has a connection to the service; what fails before is not
+ * `delivered`, because nothing was passed.
  */
 export class TcpForward {
   readonly #clock: Clock
@@ -42,14 +46,17 @@ export class TcpForward {
       const { connectMs, keepAliveMs } = this.#limits
       const at = originOf(destination)
       let isConnected = false
-      const cancelLimit = this.#clock.after(connectMs, () =>
-        stream.fail(new SidecarError('upstream_connect', `${at}: no connection within ${connectMs} ms`)),
-      )
+      let stands = false
+      const cancelLimit = this.#clock.after(connectMs, () => {
+        const what = isConnected ? 'no word of the sidecar there' : 'no connection'
+        stream.fail(new SidecarError('upstream_connect', `${at}: ${what} within ${connectMs} ms`))
+      })
       const host: TcpStreamHost = {
         failure: (cause) => {
           const why = cause?.code ?? cause?.message ?? 'closed'
+          if (stands) return new SidecarError('upstream_reset', `${at}: ${why}`, { delivered: true, cause })
           return isConnected
-            ? new SidecarError('upstream_reset', `${at}: ${why}`, { delivered: true, cause })
+            ? refusal(at, why, cause)
             : new SidecarError('upstream_connect', `${at}: ${why}`, { cause })
         },
         closed: (failure) => {
@@ -59,16 +66,27 @@ export class TcpForward {
           if (failure) reject(failure)
         },
       }
-      const stream = TcpStream.connect(destination.host, destination.port, host, () => {
+      const stand = (body: Content) => {
+        stands = true
         cancelLimit()
-        isConnected = true
-        stream.keepAlive(keepAliveMs)
         resolve({
           status: 200,
           headers: Fields.NONE,
-          body: stream,
+          body,
           tunnel: { protocol: undefined, open: (incoming) => stream.take(incoming) },
         })
+      }
+      const stream = TcpStream.connect(destination.host, destination.port, host, () => {
+        isConnected = true
+        stream.keepAlive(keepAliveMs)
+        if (!takesGreeting(destination)) return stand(stream)
+        stream.write(greetingOf(exchange.name))
+        const content: PrefixedContent = new PrefixedContent(stream, WELCOME, (beginning) => {
+          if (beginning === 'ended') stream.fail(refusal(at, 'the connection ended'))
+          else stand(content)
+          return beginning !== 'ended'
+        })
+        content.look()
       })
       this.#open.add(stream)
       exchange.whenAborted((reason) => stream.fail(reason))
@@ -78,6 +96,12 @@ export class TcpForward {
   close(): void {
     for (const stream of this.#open) stream.cancel()
   }
+}
+
+function refusal(at: string, why: string, cause?: Error): SidecarError {
+  return new SidecarError('upstream_refused', `${at}: ${why} before the sidecar there had one to its service`, {
+    cause,
+  })
 }
 
 function originOf({ host, port }: Destination): string {

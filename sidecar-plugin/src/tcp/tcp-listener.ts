@@ -6,6 +6,7 @@ import { Exchange, type Direction, type Service } from '../layer.ts'
 import { untilQuiet } from '../quiet.ts'
 import { RequestIds } from '../request-ids.ts'
 import type { Capacity } from './capacity.ts'
+import { greetingOf } from './greeting.ts'
 import { Detection, type Begun, type DetectionHost, type TakeHttp } from './detection.ts'
 import { TcpConnection, type TcpConnectionHost, type TcpConnectionLimits } from './tcp-connection.ts'
 
@@ -56,6 +57,7 @@ const NO_CONTROL: ReadonlyMap<string, string> = new Map()
 /** A TCP server that turns each connection into an exchange with one service, and its reply into a relay. */
 export class TcpListener implements TcpConnectionHost, DetectionHost {
   readonly limits: TcpListenerLimits
+  readonly greeting: Buffer | undefined
   readonly #options: TcpListenerOptions
   readonly #server: Server
   readonly #connections = new Set<TcpConnection | Detection>()
@@ -75,6 +77,9 @@ export class TcpListener implements TcpConnectionHost, DetectionHost {
   constructor(options: TcpListenerOptions) {
     this.#options = options
     this.limits = options.limits
+    // Callers of this host have nobody to greet.
+    const { direction, service, namespace } = options
+    this.greeting = direction === 'inbound' ? greetingOf(`${service}.${namespace}`) : undefined
     this.#ids = new RequestIds(options.random)
     this.#nowMs = options.clock.now()
     this.#server = createServer(

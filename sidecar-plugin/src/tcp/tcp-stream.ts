@@ -43,6 +43,7 @@ export class TcpStream implements TransportOwner, Content, Sink {
   #isEnding = false
   #failure: SidecarError | undefined
   #written = 0
+  #hasSpoken = false
 
   private constructor(host: TcpStreamHost) {
     this.#host = host
@@ -84,6 +85,11 @@ export class TcpStream implements TransportOwner, Content, Sink {
     this.#transport.keepAlive(ms)
   }
 
+  /** Whether anything was written to it. */
+  get hasSpoken(): boolean {
+    return this.#hasSpoken
+  }
+
   /** Says from now on by this connection what comes from there. */
   take(source: Content): void {
     this.#source = source
@@ -113,6 +119,7 @@ export class TcpStream implements TransportOwner, Content, Sink {
 
   write(piece: Buffer): boolean {
     if (this.#isEnding) return true
+    this.#hasSpoken = true
     this.#written += piece.length
     if (!this.#transport.write(piece)) return false
     this.#left()

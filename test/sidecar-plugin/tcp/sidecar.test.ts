@@ -7,6 +7,8 @@ import { join } from 'node:path'
 import { describe, test, type TestContext } from 'node:test'
 import { loadConfig } from '../../../sidecar-plugin/src/config.ts'
 import { createSidecar, type Sidecar } from '../../../sidecar-plugin/src/sidecar.ts'
+import { greetingOf } from '../../../sidecar-plugin/src/tcp/greeting.ts'
+import type { TcpForwardLimits } from '../../../sidecar-plugin/src/tcp/tcp-forward.ts'
 import { seededRandom } from '../../support/seeded-random.ts'
 import { FakeClient, quietLog } from '../fakes.ts'
 import { eventually, rawService } from '../wire.ts'
@@ -14,7 +16,14 @@ import { call } from './relay.ts'
 
 async function start(
   t: TestContext,
-  options: { client?: FakeClient; argv?: string[]; cacheDir?: string; file?: object; drainMs?: number } = {},
+  options: {
+    client?: FakeClient
+    argv?: string[]
+    cacheDir?: string
+    file?: object
+    drainMs?: number
+    tcp?: Partial<TcpForwardLimits>
+  } = {},
 ) {
   const { client = new FakeClient(), argv = [], cacheDir, file = {}, drainMs = 5_000 } = options
   const inboundPort = cacheDir === undefined ? 0 : await freePort()
@@ -28,7 +37,8 @@ async function start(
     env: {},
     readFile: () => JSON.stringify({ drain: { idle: '0ms' }, ...file }),
   })
-  const create = () => createSidecar({ config, log: quietLog, random: seededRandom(1), client })
+  const create = () =>
+    createSidecar({ config, log: quietLog, random: seededRandom(1), client, limits: { tcp: options.tcp } })
   const sidecar = await create()
   t.after(() => sidecar.close())
   return { sidecar, client, create }
@@ -67,7 +77,15 @@ interface Report {
 }
 
 interface Stats {
-  readonly tcp: { direction: string; service: string; open: number; opened: number; failed: Record<string, number> }[]
+  readonly tcp: {
+    direction: string
+    service: string
+    open: number
+    opened: number
+    failed: Record<string, number>
+    bytesIn: number
+    bytesOut: number
+  }[]
 }
 
 async function put(sidecar: Sidecar, service: string, port: number, over: object = {}) {
@@ -255,6 +273,130 @@ test('a node that breaks off is blamed when it has not said a word, and not when
   }
   await eventually('both verdicts', () => client.outcomes.length === 2)
   assert.deepEqual(client.outcomes, ['n ok', 'n failed'])
+})
+
+describe('a service of TCP behind a sidecar of its own', () => {
+  /** Each behind a sidecar, as nodes that their sidecars have registered. */
+  async function nodesFor(t: TestContext, ports: readonly number[], service = 'orders') {
+    return Promise.all(
+      ports.map(async (port, index) => {
+        const { sidecar, client } = await start(t)
+        const { body } = await put(sidecar, service, port)
+        return { id: `n${index + 1}`, port: body.port, labels: client.registered[0]!.labels!, sidecar }
+      }),
+    )
+  }
+
+  async function callersOf(t: TestContext, nodes: Awaited<ReturnType<typeof nodesFor>>) {
+    const { sidecar, client } = await start(t, { argv: ['--tcp', '0=orders'] })
+    client.set('orders', nodes)
+    return { client, sidecar, port: sidecar.tcp[0]!.port }
+  }
+
+  test('that has stopped is passed over for another node, and nothing that its caller said is lost', async (t) => {
+    const stopped = await echoService(t)
+    const alive = await echoService(t)
+    const nodes = await nodesFor(t, [stopped.port, alive.port])
+    stopped.stop()
+    const { client, port } = await callersOf(t, nodes)
+    for (let i = 0; i < 4; i++) {
+      const caller = call(t, port)
+      caller.socket.end(`word ${i}`)
+      await caller.closed
+      assert.deepEqual([caller.text, caller.error], [`word ${i}`, undefined])
+    }
+    assert.deepEqual(new Set(client.outcomes), new Set(['n1 failed', 'n2 ok']))
+  })
+
+  test('that speaks first is heard, and hears nothing but its caller', async (t) => {
+    const heard: string[] = []
+    const { port } = await rawService(t, (socket) => {
+      socket.write('220 ready\r\n')
+      socket.on('data', (piece) => {
+        heard.push(piece.toString('latin1'))
+        socket.end('250 ok\r\n')
+      })
+    })
+    const callers = await callersOf(t, await nodesFor(t, [port]))
+    for (let i = 0; i < 20; i++) {
+      const caller = call(t, callers.port)
+      await caller.until('220 ready\r\n')
+      caller.socket.end('QUIT')
+      await caller.closed
+      assert.equal(caller.text, '220 ready\r\n250 ok\r\n')
+    }
+    assert.deepEqual(new Set(heard), new Set(['QUIT']))
+    assert.deepEqual(new Set(callers.client.outcomes), new Set(['n1 ok']))
+  })
+
+  test('that has spoken before the greeting came is answer enough, and neither counts the greeting', async (t) => {
+    const heard: string[] = []
+    const { port } = await rawService(t, (socket) => {
+      socket.write('220 ready\r\n')
+      socket.on('data', (piece) => void heard.push(piece.toString('latin1')))
+      socket.on('end', () => socket.end())
+    })
+    const [node] = await nodesFor(t, [port])
+    const caller = call(t, node!.port)
+    await caller.until('220 ready\r\n')
+    const said = Buffer.concat([greetingOf('orders.default'), Buffer.from('QUIT')])
+    caller.socket.write(said.subarray(0, 5))
+    // The rest leaves once the beginning has been read.
+    const { sidecar } = node!
+    const traffic = async () => (await admin<Stats>(sidecar, 'GET', '/v1/stats')).body.tcp[0]!
+    while ((await traffic()).bytesIn < 5) continue
+    caller.socket.end(said.subarray(5))
+    await caller.closed
+    assert.equal(caller.text, '220 ready\r\n')
+    assert.equal(heard.join(''), 'QUIT')
+    const { bytesIn, bytesOut } = await traffic()
+    assert.deepEqual([bytesIn, bytesOut], [4, '220 ready\r\n'.length])
+  })
+
+  test('is not what a caller with an old view reaches by an address that is another’s now', async (t) => {
+    const heard: Buffer[] = []
+    const other = await rawService(t, (socket) => socket.on('data', (piece) => void heard.push(piece)))
+    const alive = await echoService(t)
+    const [stranger] = await nodesFor(t, [other.port], 'prices')
+    const [known] = await nodesFor(t, [alive.port])
+    const { port } = await callersOf(t, [stranger!, { ...known!, id: 'n2' }])
+    for (let i = 0; i < 2; i++) {
+      const caller = call(t, port)
+      caller.socket.end('mine')
+      await caller.closed
+      assert.equal(caller.text, 'mine')
+    }
+    assert.deepEqual(heard, [])
+    const { body } = await admin<Stats>(stranger!.sidecar, 'GET', '/v1/stats')
+    assert.deepEqual(body.tcp[0]!.failed, { not_here: 1 })
+  })
+
+  test('that stops while its sidecar waits for it, or never listens, costs a caller one attempt', async (t) => {
+    const silent = await rawService(t, (socket) => socket.pause())
+    const alive = await echoService(t)
+    const [known] = await nodesFor(t, [alive.port])
+    // Takes the connection and the line, and goes without a word.
+    const gone = await rawService(t, (socket) => socket.once('data', () => socket.resetAndDestroy()))
+    const nodes = [{ ...known!, id: 'n1', port: gone.port }, { ...known!, id: 'n2', port: silent.port }, known!]
+    const { client, sidecar } = await start(t, { argv: ['--tcp', '0=orders'], tcp: { connectMs: 100 } })
+    client.set(
+      'orders',
+      nodes.map((node, index) => ({ ...node, id: `n${index + 1}` })),
+    )
+    const caller = call(t, sidecar.tcp[0]!.port)
+    caller.socket.end('word')
+    await caller.closed
+    assert.equal(caller.text, 'word')
+    assert.deepEqual(client.outcomes, ['n1 failed', 'n2 failed', 'n3 ok'])
+  })
+
+  test('takes no greeting where there is no room for the label that says so', async (t) => {
+    const { port } = await echoService(t)
+    const { sidecar, client } = await start(t)
+    const labels = Object.fromEntries(Array.from({ length: 64 }, (_, i) => [`l${i}`, 'x']))
+    await put(sidecar, 'orders', port, { labels })
+    assert.deepEqual(client.registered[0]!.labels, labels)
+  })
 })
 
 describe('a sidecar that leaves', () => {
