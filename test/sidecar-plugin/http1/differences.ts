@@ -4,7 +4,7 @@
  */
 
 export interface Difference {
-  readonly other: 'node' | 'haproxy'
+  readonly other: 'node' | 'haproxy' | 'nginx'
   /** Who lets fewer requests through. */
   readonly stricter: 'ours' | 'theirs'
   readonly reason: string
@@ -157,5 +157,97 @@ export const DIFFERENCES: readonly Difference[] = [
       'a Connection that names Content-Length',
       'a Connection that names Transfer-Encoding',
     ],
+  },
+  {
+    other: 'nginx',
+    stricter: 'theirs',
+    reason: 'nginx has nothing to do for a server as a whole; a proxy passes that on (RFC 9110, section 9.3.7).',
+    cases: ['an asterisk'],
+  },
+  {
+    other: 'nginx',
+    stricter: 'theirs',
+    reason: 'nginx takes an empty Host for none; it is what a target without an authority has (RFC 9110, section 7.2).',
+    cases: ['an empty Host'],
+  },
+  {
+    other: 'nginx',
+    stricter: 'ours',
+    reason: 'nginx still speaks HTTP/0.9, which has no head, and makes a request of HTTP/1.1 of it.',
+    cases: ['HTTP/0.9'],
+  },
+  {
+    other: 'nginx',
+    stricter: 'ours',
+    reason: 'nginx ends lines with an LF alone, and passes them on repaired; the readers before it may not.',
+    cases: [
+      'a bare LF after a field',
+      'a bare LF after the request line',
+      'line ends of LF alone',
+      'an LF alone as the empty line',
+      'two CR before an LF',
+      'a chunk size with a bare LF',
+      'an extension with a bare LF',
+      'a chunk that ends in a bare LF',
+      'a trailer with a bare LF',
+    ],
+  },
+  {
+    other: 'nginx',
+    stricter: 'ours',
+    reason: 'nginx forgives spaces in a request line and more digits in a version, and makes its own line of them.',
+    cases: ['two spaces after the method', 'a space after the version', 'a version of more digits'],
+  },
+  {
+    other: 'nginx',
+    stricter: 'ours',
+    reason: 'nginx drops fields that it cannot read; whoever repairs them instead frames or routes by them.',
+    cases: ['a name without a colon'],
+  },
+  {
+    other: 'nginx',
+    stricter: 'ours',
+    reason: 'nginx skips what stands behind a chunk’s size without a look at it, and however much it is.',
+    cases: ['a chunk size of two words', 'a null in an extension', 'extensions without end'],
+  },
+  {
+    other: 'nginx',
+    stricter: 'ours',
+    reason: 'nginx skips trailers without a look at them; here they are passed on, and so are read as fields are.',
+    cases: [
+      'a trailer that frames',
+      'a trailer that codes',
+      'a trailer that names a host',
+      'a trailer with a space before its colon',
+      'trailers without end',
+    ],
+  },
+  {
+    other: 'nginx',
+    stricter: 'ours',
+    reason: 'nginx passes fields of its own making on and no Connection; it need not look at what one names.',
+    cases: [
+      'a Connection that names Host',
+      'a Connection that names Content-Length',
+      'a Connection that names Transfer-Encoding',
+    ],
+  },
+  {
+    other: 'nginx',
+    stricter: 'ours',
+    reason: 'nginx takes what a Host says; here it names a service, and a name that is none is nobody’s.',
+    cases: ['a Host with a user'],
+  },
+  {
+    other: 'nginx',
+    stricter: 'ours',
+    reason: 'nginx passes an expectation on that it does not know; RFC 9110, section 10.1.1, allows to refuse it.',
+    cases: ['an expectation that nobody knows'],
+  },
+  {
+    other: 'nginx',
+    stricter: 'ours',
+    reason: 'nginx bounds the bytes of a head, and not the number of its fields.',
+    cases: ['too many fields'],
   },
 ]

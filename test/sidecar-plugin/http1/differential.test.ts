@@ -1,24 +1,18 @@
 /**
- * The same bytes to this engine, to Node's own parser and to HAProxy, each before the same service: what one makes of
+ * The same bytes to this engine, to Node's own parser, to HAProxy and to nginx, each before the same service: what one makes of
  * them and another does not is how requests are smuggled. Each difference stands in a table, with its reason.
  */
 
 import assert from 'node:assert/strict'
-import { spawn } from 'node:child_process'
-import { once } from 'node:events'
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { METHODS } from 'node:http'
-import { connect, createServer, type AddressInfo } from 'node:net'
-import { tmpdir } from 'node:os'
-import path from 'node:path'
 import { before, after, describe, test } from 'node:test'
 import { systemClock } from '@holdfast/registry-client/clock'
-import { findOrInstall } from '../../support/debian.ts'
 import { seededRandom } from '../../support/seeded-random.ts'
 import { RawCaller, startService } from '../fakes.ts'
 import { startWire } from '../wire.ts'
 import { CORPUS } from './corpus.ts'
 import { DIFFERENCES } from './differences.ts'
+import { startHaproxy, startNginx, type StartProxy } from './proxies.ts'
 
 /** Nobody needs longer to say all that he will say. */
 const PATIENCE_MS = 10_000
@@ -58,52 +52,10 @@ async function send(port: number, bytes: string, answers: number): Promise<void>
   cancel()
 }
 
-async function startHaproxy(upstream: number) {
-  const program = await findOrInstall('haproxy', 'haproxy', 'haproxy')
-  if (program === undefined) return undefined
-  const probe = createServer().listen(0, '127.0.0.1')
-  await once(probe, 'listening')
-  const { port } = probe.address() as AddressInfo
-  probe.close()
-  await once(probe, 'close')
-  const directory = await mkdtemp(path.join(tmpdir(), 'holdfast-haproxy-'))
-  await writeFile(
-    path.join(directory, 'haproxy.cfg'),
-    `
-defaults
-  mode http
-  timeout connect 1s
-  timeout client 5s
-  timeout server 5s
-  timeout http-keep-alive 2s
-frontend in
-  bind 127.0.0.1:${port}
-  default_backend out
-backend out
-  http-reuse never
-  server one 127.0.0.1:${upstream}
-`,
-  )
-  const child = spawn(program, ['-db', '-f', path.join(directory, 'haproxy.cfg')], { stdio: 'ignore' })
-  for (let isThere = false; !isThere;) {
-    const socket = connect(port, '127.0.0.1')
-    isThere = await new Promise<boolean>((resolve) =>
-      socket.once('connect', () => resolve(true)).once('error', () => setImmediate(() => resolve(false))),
-    )
-    socket.destroy()
-  }
-  return {
-    port,
-    stop: async () => {
-      child.kill()
-      await once(child, 'exit')
-      await rm(directory, { recursive: true, force: true })
-    },
-  }
-}
+const PROXIES: Readonly<Record<string, StartProxy>> = { haproxy: startHaproxy, nginx: startNginx }
 
 interface Reader {
-  readonly name: 'ours' | 'node' | 'haproxy'
+  readonly name: string
   /** @param answers that are expected at least */
   read(bytes: string, answers: number): Promise<Reached>
 }
@@ -113,7 +65,7 @@ describe('the same bytes', () => {
   const stops: (() => unknown)[] = []
 
   before(async () => {
-    for (const name of ['ours', 'node', 'haproxy'] as const) {
+    for (const name of ['ours', 'node', ...Object.keys(PROXIES)]) {
       const echo = await startEcho()
       stops.push(() => echo.stop())
       let { port } = echo
@@ -121,11 +73,11 @@ describe('the same bytes', () => {
         const wire = await startWire(() => {}, { service: echo, listener: { headMs: 400, lingerMs: 200 } })
         stops.push(() => wire.stop())
         port = wire.port
-      } else if (name === 'haproxy') {
-        const haproxy = await startHaproxy(echo.port)
-        if (haproxy === undefined) continue
-        stops.push(() => haproxy.stop())
-        port = haproxy.port
+      } else if (PROXIES[name]) {
+        const proxy = await PROXIES[name](echo.port)
+        if (proxy === undefined) continue
+        stops.push(() => proxy.stop())
+        port = proxy.port
       }
       readers.push({
         name,
@@ -140,9 +92,10 @@ describe('the same bytes', () => {
     for (const stop of stops.reverse()) await stop()
   })
 
-  test('are sent to HAProxy, too', async (t) => {
-    if (readers.every((reader) => reader.name !== 'haproxy')) t.skip('needs haproxy: apt install haproxy')
-  })
+  for (const proxy of Object.keys(PROXIES))
+    test(`are sent to ${proxy}, too`, async (t) => {
+      if (readers.every(({ name }) => name !== proxy)) t.skip(`needs ${proxy}: apt install ${proxy}`)
+    })
 
   for (const { name, bytes, targets = [] } of CORPUS)
     test(`${name}: are the same requests to all, but for what is known`, async () => {
