@@ -189,6 +189,10 @@ export class ClientSession {
     }
     for (const stream of this.#streams) stream.check(nowMs, limits.idleMs)
     const quietMs = this.#quietMs()
+    if (this.#isStuck(nowMs, quietMs)) {
+      this.#why ??= 'the session is stuck'
+      return this.destroy()
+    }
     if (this.#pingMs !== undefined) {
       if (quietMs === 0) this.#pingMs = undefined
       else if (nowMs - this.#pingMs >= limits.pingMs) {
@@ -231,10 +235,24 @@ export class ClientSession {
     return this.#host.nowMs - this.#receivedMs
   }
 
+  /**
+   * Whether a stream that was given up does not close. For some faults the library says GOAWAY and is silent from then
+   * on: it reads no more, not even the end, writes no more, and tells nobody.
+   */
+  #isStuck(nowMs: number, quietMs: number): boolean {
+    const { pingMs } = this.#host.limits
+    if (quietMs < pingMs) return false
+    for (const { givenUpMs } of this.#streams) if (givenUpMs !== undefined && nowMs - givenUpMs >= pingMs) return true
+    return false
+  }
+
   #ping(): void {
     if (this.#session.closed || this.#session.destroyed) return
     this.#pingMs = this.#host.nowMs
-    this.#session.ping(() => (this.#pingMs = undefined))
+    this.#session.ping((error) => {
+      // One that the library did not send is no sign of life.
+      if (error === null) this.#pingMs = undefined
+    })
   }
 
   #close(): void {

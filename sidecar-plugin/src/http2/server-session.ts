@@ -72,6 +72,8 @@ export class ServerSession {
   readonly peer: string
   /** When it began, and from then on when its last stream ended. */
   #restedMs: number
+  #readBytes = 0
+  #readMs: number
   #isGreeted = false
   #hasServed = false
   #noticedMs: number | undefined
@@ -84,7 +86,7 @@ export class ServerSession {
     this.#host = host
     this.#socket = socket
     this.peer = peer
-    this.#restedMs = nowMs
+    this.#restedMs = this.#readMs = nowMs
     this.#resets = new TokenBucket(limits.resets, limits.resets / 10, nowMs)
     this.#controls = new TokenBucket(limits.controls, limits.controls / 10, nowMs)
     socket.on('error', () => {})
@@ -139,7 +141,8 @@ export class ServerSession {
   check(nowMs: number): void {
     const { limits } = this.#host
     for (const stream of this.#streams) stream.check(nowMs)
-    if (this.#closedMs !== undefined) {
+    if (this.#isStuck(nowMs)) this.destroy()
+    else if (this.#closedMs !== undefined) {
       if (this.isIdle && nowMs - this.#closedMs >= limits.lingerMs) this.destroy()
     } else if (!this.#isGreeted) {
       if (nowMs - this.#restedMs >= limits.headMs) this.destroy()
@@ -164,6 +167,21 @@ export class ServerSession {
     this.#streams.delete(stream)
     this.#restedMs = this.#host.nowMs
     if (wasReset) this.#reset()
+  }
+
+  /**
+   * Whether a stream that was broken off does not close. For some faults the library says GOAWAY and is silent from then
+   * on: it reads no more, not even the end, writes no more, and tells nobody.
+   */
+  #isStuck(nowMs: number): boolean {
+    if (this.#socket.bytesRead !== this.#readBytes) {
+      this.#readBytes = this.#socket.bytesRead
+      this.#readMs = nowMs
+    }
+    const { lingerMs } = this.limits
+    if (nowMs - this.#readMs < lingerMs) return false
+    for (const { brokenMs } of this.#streams) if (brokenMs !== undefined && nowMs - brokenMs >= lingerMs) return true
+    return false
   }
 
   #begin(stream: ServerHttp2Stream, flags: number, raw: readonly string[]): void {

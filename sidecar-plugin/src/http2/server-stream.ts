@@ -23,6 +23,7 @@ export class ServerStream implements StreamOwner, WriterOwner {
   #bytesOut = 0
   #movedMs: number
   #isSent = false
+  #brokenMs: number | undefined
   /** Why it was broken off on this side. */
   #error: SidecarError | undefined
 
@@ -57,6 +58,11 @@ export class ServerStream implements StreamOwner, WriterOwner {
 
   get peer(): string {
     return this.#session.peer
+  }
+
+  /** Milliseconds of the clock when this side broke it off. */
+  get brokenMs(): number | undefined {
+    return this.#brokenMs
   }
 
   /** Closes it when nothing moves. */
@@ -175,6 +181,7 @@ export class ServerStream implements StreamOwner, WriterOwner {
 
   #break(error: SidecarError, code: number): void {
     this.#error ??= error
+    this.#brokenMs ??= this.#session.nowMs
     this.#end(this.#error)
     if (!this.#stream.destroyed && !this.#stream.closed) this.#stream.close(code)
   }

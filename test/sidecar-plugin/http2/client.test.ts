@@ -461,6 +461,19 @@ describe('sessions', () => {
     assert.equal((await next.reply).status, 200)
   })
 
+  test('RFC 9113/4.2: one on which the node sent a frame that is too large is closed, and holds nothing', async (t) => {
+    const { send, node, forward } = await start(t, { limits: { pingMs: 100, connectMs: 1_000 } })
+    const { exchange, reply } = send()
+    const served = await node(0)
+    await served.until(FRAME.headers, 1)
+    served.send(Buffer.from([0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]))
+    assert.equal(codeOf(await served.until(FRAME.goaway)), CODE.frameSize)
+    exchange.abort(new SidecarError('deadline', 'test', { delivered: true }))
+    await failureOf(reply)
+    await eventually('it is closed', () => served.socket.readableEnded || served.socket.destroyed)
+    await eventually('nothing is under way', () => forward.load.inFlight === 0)
+  })
+
   test('RFC 9113/10.5: one on which many streams were given up makes room for another before the node takes it for an attack', async (t) => {
     const { send, node, nodes } = await start(t)
     for (let id = 1; nodes.length < 2; id += 2) {
