@@ -22,7 +22,7 @@ import { startRelay } from './tcp/relay.ts'
 import { eventually, rawService, startWire } from './wire.ts'
 
 const ATTACKS = 400
-const AT_ONCE = 40
+const AT_ONCE = 100
 /** Every limit that may have to end what was begun, several times over. */
 const PATIENCE_MS = 20_000
 

@@ -503,7 +503,7 @@ describe('limits', () => {
     await eventually('it is forgotten', () => listener.connections === 0)
   })
 
-  test('RFC 9113/4.2: a frame that is too large ends the connection, whatever is under way on it', async (t) => {
+  test('RFC 9113/4.2: a frame that is too large ends the connection, whatever is under way on it', { timeout: 20_000 }, async (t) => {
     const { open, listener } = await start(t, () => {}, { listener: { idleMs: 100, lingerMs: 100 } })
     const caller = open(headers(1, GET))
     await eventually('it is under way', () => listener.inFlight === 1)
