@@ -503,16 +503,20 @@ describe('limits', () => {
     await eventually('it is forgotten', () => listener.connections === 0)
   })
 
-  test('RFC 9113/4.2: a frame that is too large ends the connection, whatever is under way on it', { timeout: 20_000 }, async (t) => {
-    const { open, listener } = await start(t, () => {}, { listener: { idleMs: 100, lingerMs: 100 } })
-    const caller = open(headers(1, GET))
-    await eventually('it is under way', () => listener.inFlight === 1)
-    caller.send(Buffer.from([0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]))
-    assert.equal(codeOf(await caller.until(FRAME.goaway)), CODE.frameSize)
-    // It is not left to the caller to go.
-    await caller.closed
-    await eventually('it is forgotten', () => listener.connections === 0 && listener.inFlight === 0)
-  })
+  test(
+    'RFC 9113/4.2: a frame that is too large ends the connection, whatever is under way on it',
+    { timeout: 20_000 },
+    async (t) => {
+      const { open, listener } = await start(t, () => {}, { listener: { idleMs: 100, lingerMs: 100 } })
+      const caller = open(headers(1, GET))
+      await eventually('it is under way', () => listener.inFlight === 1)
+      caller.send(Buffer.from([0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]))
+      assert.equal(codeOf(await caller.until(FRAME.goaway)), CODE.frameSize)
+      // It is not left to the caller to go.
+      await caller.closed
+      await eventually('it is forgotten', () => listener.connections === 0 && listener.inFlight === 0)
+    },
+  )
 
   test('a caller who was told to go and does not close is cut', async (t) => {
     const { open, listener } = await start(t, () => {}, { listener: { keepAliveMs: 100, lingerMs: 100 } })
