@@ -228,3 +228,20 @@ test('without a file nothing waits: the first word is written at once', async ()
   assert.match(made.disk.files.get(FILE)!.content, /"new:7"/)
   await client.close()
 })
+
+for (const outageMs of [10_000, 600_000])
+  test(`a file that could not be read for ${outageMs / 1000} s serves as soon as it can, with the registry away all along`, async () => {
+    const made = await worldWithFile('a', 'b')
+    const { disk, clock } = made
+    const endMs = clock.now() + outageMs
+    disk.fail = (operation) => (operation === 'read' && clock.now() < endMs ? 'EMFILE' : undefined)
+    const client = await made.start()
+    const waiting = client.resolve('stock', { deadline: outageMs + 60_000 })
+    await clock.advance(outageMs + 60_000)
+    const { source, view } = await waiting
+    assert.deepEqual([source, idsOf(view).sort()], ['file', ['a', 'b']])
+    const readings = disk.done.filter(({ operation, file }) => operation === 'read' && file === FILE).length
+    assert.ok(readings < 30, `${readings} readings`)
+    await client.close()
+    assert.equal(clock.pending, 0)
+  })

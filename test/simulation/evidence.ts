@@ -5,7 +5,7 @@ import { keyOf } from './differences.ts'
 import type { Model } from './model.ts'
 
 /** How long registrants have to come back to a store that was lost. */
-const RETURN_MS = 600_000
+export const RETURN_MS = 600_000
 
 export class Evidence {
   readonly #model: Model

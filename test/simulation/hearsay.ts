@@ -7,7 +7,7 @@ import type { View } from '@holdfast/registry-client/protocol'
 import type { KnownView } from '../../registry-client/src/client.ts'
 import type { Resolved } from '../../registry-client/src/index.ts'
 import type { ClientProcess } from './client-process.ts'
-import { keyOf, quarantinedBy, text } from './differences.ts'
+import { keyOf, quarantinedBy, replicaOf, text } from './differences.ts'
 import { Violation, type Invariant } from './invariants.ts'
 import type { Lies } from './lies.ts'
 import type { Model } from './model.ts'
@@ -144,12 +144,12 @@ export class Hearsay {
   lookBehind(clients: readonly ClientProcess[], replicas: readonly Replica[]): void {
     const nowMs = this.#options.nowMs()
     const ahead = new Map<string, number>()
-    for (const { client: library, name, host, followed, carriedSinceMs, process } of clients) {
+    for (const client of clients) {
+      const { client: library, name, host, followed, carriedSinceMs, process } = client
       if (library?.reachable !== true || process!.isFrozen) continue
       // Another process on its host may know better, and date the files.
       if (clients.some((other) => other.host === host && other.name !== name)) continue
-      const { endpoint } = library.status().connection
-      const hub = replicas.find(({ address }) => endpoint === `http://${address}`)?.parts?.hub
+      const hub = replicaOf(client, replicas)?.hub
       for (const service of followed) {
         const answer = library.peek(service)
         if (hub === undefined || answer === undefined || answer.overridden || this.#options.lies.has(answer.view))

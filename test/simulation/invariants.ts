@@ -51,6 +51,9 @@ const MAX_FILES_PER_SERVICE = 12
 /** Beyond the time in which a file is waited for before its service is subscribed. */
 const SUBSCRIBE_MS = 3_000
 
+/** Renewals cost the store nothing: until a replica notices that it hears nothing from it, it renews what has ended. */
+const UNNOTICED_MS = 5_000
+
 /** What a client was shown of one service, in one life of it. */
 interface Shown {
   answer: Resolved
@@ -70,6 +73,8 @@ export interface InvariantsOptions {
   readonly violated: (violation: Violation) => void
   /** Whether an operator's file may be in force on a host. */
   readonly mayOverride: (host: string, service: string) => boolean
+  /** Whether the replica that a client is connected to has not reached a place itself. */
+  readonly isBehind: (client: ClientProcess, cursor: Cursor) => boolean
 }
 
 export class Invariants {
@@ -194,8 +199,11 @@ export class Invariants {
     const { name } = client
     const shown = this.#shown.get(name)!
     if (answer === undefined) {
-      const { overridden } = before!.answer
-      if (overridden || before!.isLie || before!.cursor.revision === 0 || this.#mayForget(client, before!)) {
+      const { overridden, source } = before!.answer
+      // Told from a lie by nobody: what a peer knows of a service that a registry has not heard of yet, and does not know so.
+      const isRefuted = source === 'peer' && this.#options.isBehind(client, before!.cursor)
+      const wasNothing = overridden || before!.isLie || before!.cursor.revision === 0
+      if (wasNothing || isRefuted || this.#mayForget(client, before!)) {
         shown.delete(service)
         return
       }
@@ -213,8 +221,10 @@ export class Invariants {
     const epochIndex = epochs.indexOf(cursor.epoch)
     if (epochIndex < 0 && !isLie)
       return this.#violated('errors', `${name} shows ${service} at ${text(cursor)}, which never was`)
+    const isQuarantined = quarantinedBy(client.client!).has(keyOf(service))
     if (before && !before.isLie) {
-      if (isLie)
+      // In a file that is read late one may stand beside the truth, as what was known of an earlier history.
+      if (isLie && !isQuarantined)
         this.#violated(
           'hearsay',
           `${name} knew ${service} at ${text(before.cursor)}, and shows a lie at ${text(cursor)}`,
@@ -231,7 +241,6 @@ export class Invariants {
     // Of a file that cannot be read the generation before it is served.
     const isFirst = before === undefined && found !== undefined && !isAfter(found.cursor, cursor)
     if (isFirst && view.nodes.size === 0) this.#checkProof(name, service, found, view)
-    const isQuarantined = quarantinedBy(client.client!).has(keyOf(service))
     shown.set(service, { answer, cursor, epochIndex, isLie, isQuarantined })
     if (isLie || this.#verified.has(view)) return
     const epoch = this.#model.epochs.get(cursor.epoch)!
@@ -297,8 +306,9 @@ export class Invariants {
   resolving(client: ClientProcess, service: string, isDiskWell: () => boolean): (outcome: Resolved | Error) => void {
     const known = this.#shown.get(client.name)?.get(service)
     const found = this.#found.get(client.name)?.get(service)
-    const { lives } = client
+    const { lives, process } = client
     const wasWell = isDiskWell()
+    const thawedMs = process?.thawedMs
     return (outcome) => {
       this.checks++
       if (client.lives !== lives) return
@@ -306,7 +316,8 @@ export class Invariants {
         if (outcome instanceof ResolveError && outcome.code === 'closed') return
         if (known && !known.isLie && known.cursor.revision > 0 && !known.answer.overridden)
           this.#violated('outage', `${client.name} knew ${service} and cannot resolve it: ${outcome.message}`)
-        else if (found && wasWell && isDiskWell())
+        // A time that passes while the process stands still is no time to read in.
+        else if (found && wasWell && isDiskWell() && process?.thawedMs === thawedMs)
           this.#violated(
             'file',
             `${client.name} has ${service} at ${text(found.cursor)} on disk and: ${outcome.message}`,
@@ -360,7 +371,10 @@ export class Invariants {
         if (lease && lease.endedMs === undefined) lost(`lease ${id} has ended`)
         return
       }
-      if (lease === undefined || (lease.endedMs ?? Infinity) < sentMs) return lost(`lease ${id} is there`)
+      const endedMs = lease?.endedMs ?? Infinity
+      if (lease === undefined || endedMs < sentMs - UNNOTICED_MS) return lost(`lease ${id} is there`)
+      // Whoever renews is told so the next time.
+      if (endedMs < sentMs) return
       lease.renewedMs = [...lease.renewedMs, sentMs].slice(-2)
       return this.leaseEnded(lease)
     }

@@ -19,7 +19,7 @@ import { EtcdTwin } from './etcd-twin.ts'
 import { Evidence } from './evidence.ts'
 import { isDue, planOf, type Fault, type Stage } from './faults.ts'
 import { Convergence } from './convergence.ts'
-import { keyOf, quarantinedBy } from './differences.ts'
+import { keyOf, quarantinedBy, replicaOf } from './differences.ts'
 import type { Resolved } from '../../registry-client/src/index.ts'
 import { Hearsay } from './hearsay.ts'
 import { Invariants, Violation } from './invariants.ts'
@@ -42,6 +42,8 @@ const LOST_STORE_CONVERGENCE_MS = 800_000
 const LOOK_MS = 5_000
 /** A stream that is well brings a ping more often. */
 const PINGED_MS = 11_000
+/** Until what was sent on a slow way has arrived. */
+const BACKLOG_MS = 60_000
 const WALL_OFFSET_MS = 86_400_000
 const STEADY_MS = 10_000
 
@@ -123,7 +125,11 @@ export class World {
     const evidence = new Evidence(this.#model, nowMs)
     const lies = (this.#lies = new Lies(this.#model))
     const violated = (violation: Violation) => this.#violated(violation)
-    this.#files = new CacheFiles({ evidence, lies, violated })
+    const isHeld = (host: string, service: string, id: string) => {
+      const there = this.#clients.filter(({ host: { name }, client }) => name === host && client !== undefined)
+      return there.length > 1 && there.some(({ client }) => client?.peek(service)?.view.nodes.has(id))
+    }
+    this.#files = new CacheFiles({ evidence, lies, isHeld, violated })
     this.#hearsay = new Hearsay({ model: this.#model, lies, nowMs, unawareMs: () => this.#unawareMs(), violated })
     this.#invariants = new Invariants({
       model: this.#model,
@@ -132,6 +138,10 @@ export class World {
       nowMs,
       violated,
       mayOverride: (host, service) => this.#breaker.mayOverride(host, service),
+      isBehind: (client, { epoch, revision }) => {
+        const hub = replicaOf(client, this.#replicas)?.hub
+        return hub?.epoch === epoch && hub.cursor.revision < revision
+      },
     })
     const services = ['stock', 'orders', 'users', 'pay', 'mail'].slice(0, 2 + Math.floor(random() * 4))
     const replicas = 1 + Math.floor(random() * MAX_REPLICAS)
@@ -317,12 +327,15 @@ export class World {
     let steadyMs = 0
     while (!this.#violation) {
       await scheduler.runUntil(scheduler.nowMs + LOOK_MS)
-      divergence = convergence.divergence(this.#replicas, this.#clients)
+      divergence = convergence.divergence(this.#replicas, this.#clients, scheduler.nowMs >= endMs)
       steadyMs = divergence ? 0 : steadyMs + LOOK_MS
       if (steadyMs > STEADY_MS || (divergence && scheduler.nowMs >= endMs)) break
     }
     if (divergence) this.#violated(divergence)
     if (this.#violation) return
+    // What a slow way still carries goes before all that is asked now.
+    if (isDue('young') && this.#plan.some(({ kind }) => kind === 'slow'))
+      await scheduler.runUntil(scheduler.nowMs + BACKLOG_MS)
     await this.#askYoung()
     if (this.#violation) return
     // What a replica loads is what the others have followed.

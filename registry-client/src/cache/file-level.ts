@@ -36,7 +36,11 @@ export class FileLevel {
   begin(entry: Entry): Promise<void> {
     const readings = new FileReadings(() => this.#read(entry))
     this.#readings.set(entry, readings)
-    return this.#first.wait(readings, () => entry.isFileKnown || !this.#options.holds(entry))
+    const { files, holds } = this.#options
+    const { namespace, service } = entry
+    // Also of one that was given up: in an outage it may be all that there is.
+    const isDone = () => files.isRead(namespace, service) || files.isWritten(namespace, service) || !holds(entry)
+    return this.#first.wait(readings, isDone)
   }
 
   /** A file may hold something new. */
@@ -65,7 +69,7 @@ export class FileLevel {
     const { namespace, service } = entry
     const loaded = await files.load(namespace, service)
     const confirmed = { heardMs: this.#options.clock.now() - (loaded?.ageMs ?? 0) }
-    const isRead = files.isRead(namespace, service)
+    const isRead = files.isRead(namespace, service) || files.isGivenUp(namespace, service)
     // Before the view is served, since an operator's word wins from the first answer on.
     const override = await files.override(namespace, service, entry.view ?? loaded?.view, entry.override)
     // Evicted, or everything closed, while the disk was read.

@@ -208,8 +208,13 @@ export class FileCache {
 
   /** Whether the last `load` could read all that there was: it left no file that may be readable later. */
   isRead(namespace: string, service: string): boolean {
+    return this.#slots.get(keyOf(namespace, service))?.isRead ?? false
+  }
+
+  /** Whether nothing is to be expected any more of the files that it could not read. */
+  isGivenUp(namespace: string, service: string): boolean {
     const slot = this.#slots.get(keyOf(namespace, service))
-    return slot !== undefined && (slot.isRead || this.#isGivenUp(slot))
+    return slot !== undefined && this.#isGivenUp(slot)
   }
 
   /** Whether its file, or every file, could not be read for so long that nothing is to be expected of it any more. */
@@ -405,6 +410,7 @@ export class FileCache {
     slot.known = undefined
     for (const file of [slot.file, slot.file + PREVIOUS]) {
       const found = await this.#views.read(file, slot.namespace, slot.service)
+      if (isPassing(found)) throw found.error
       if (found.kind === 'good' && found.isHearsay) await this.#views.remove(file, found)
     }
     slot.discard = false
@@ -436,14 +442,14 @@ export class FileCache {
     }
     const ownedByOther = found.kind === 'bad' && found.ownedByOther
     slot.file = ownedByOther ? file + OWN_SCHEMA : file
-    return ownedByOther ? this.#read(slot, slot.file) : found
+    const own = ownedByOther ? await this.#read(slot, slot.file) : found
+    slot.unreadMs = isPassing(own) ? (slot.unreadMs ?? this.#clock.now()) : undefined
+    return own
   }
 
   async #read(slot: Slot, file: string): Promise<Found> {
     const found = await this.#views.read(file, slot.namespace, slot.service)
-    const unreadMs = isPassing(found) ? this.#clock.now() : undefined
-    slot.unreadMs = unreadMs && (slot.unreadMs ?? unreadMs)
-    this.#unreadMs = unreadMs && (this.#unreadMs ?? unreadMs)
+    this.#unreadMs = isPassing(found) ? (this.#unreadMs ?? this.#clock.now()) : undefined
     if (found.kind === 'bad') await this.#complain(slot, file, found)
     return found
   }
