@@ -64,14 +64,18 @@ export class FirstReadings {
 
   async #run(readings: FileReadings, isRead: () => boolean, end: () => void): Promise<void> {
     await readings.run()
-    const again = async (waitMs: number) => {
-      if (isRead()) return
-      await sleep(this.#clock, waitMs, this.#closing.signal)
-      if (!isRead()) await readings.run()
+    for (const soonMs of SOON_MS) {
+      if (isRead()) break
+      await this.#again(readings, isRead, soonMs)
     }
-    for (const waitMs of SOON_MS) await again(waitMs)
     end()
-    for (let waitMs = LATER_MS; !isRead(); waitMs = Math.min(2 * waitMs, MAX_LATER_MS)) await again(waitMs)
+    for (let laterMs = LATER_MS; !isRead(); laterMs = Math.min(2 * laterMs, MAX_LATER_MS))
+      await this.#again(readings, isRead, laterMs)
+  }
+
+  async #again(readings: FileReadings, isRead: () => boolean, waitMs: number): Promise<void> {
+    await sleep(this.#clock, waitMs, this.#closing.signal)
+    if (!isRead()) await readings.run()
   }
 
   close(): void {
