@@ -18,7 +18,8 @@ import { MemoryCache } from './cache/memory-cache.ts'
 import { OutageProbes } from './selection/outage-probes.ts'
 import { Peers } from './cache/peers.ts'
 import type { Cursor, View } from './protocol.ts'
-import { Registrar, type NodeRegistration, type Registration } from './registry/registrar.ts'
+import { Registrar } from './registry/registrar.ts'
+import type { NodeRegistration, Registration } from './registry/registration.ts'
 import { rehearse, type Rehearsal, type ServiceName } from './cache/rehearsal.ts'
 import {
   minimumOf,
