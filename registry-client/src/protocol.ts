@@ -11,7 +11,7 @@ export { LIMITS } from './protocol/limits.ts'
 export { inWords, PATTERNS } from './protocol/patterns.ts'
 export { ProtocolError } from './protocol/reading.ts'
 export { DEFAULT_NAMESPACE, isNamespace, isServiceName } from './protocol/names.ts'
-export { formatCursor, isAfter, parseCursor, type Cursor } from './protocol/cursor.ts'
+export { formatCursor, isAfter, isSameCursor, parseCursor, type Cursor } from './protocol/cursor.ts'
 export {
   decodeNode,
   NODE_STATUSES,

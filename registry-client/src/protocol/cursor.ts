@@ -30,6 +30,11 @@ export function isAfter(a: Cursor, b: Cursor): boolean {
   return a.epoch === b.epoch && a.revision > b.revision
 }
 
+/** Whether `a` and `b` are one place of one history. */
+export function isSameCursor(a: Cursor, b: Cursor): boolean {
+  return a.epoch === b.epoch && a.revision === b.revision
+}
+
 export function cursorOf(input: unknown, path: string): Cursor {
   const cursor = typeof input === 'string' ? parseCursor(input) : undefined
   if (cursor === undefined) throw new ProtocolError(path, `must be epoch:revision, got ${show(input)}`)
