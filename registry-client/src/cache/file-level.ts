@@ -6,7 +6,7 @@ import type { Entry } from './entry.ts'
 import type { FileCache, Loaded } from '../files/file-cache.ts'
 import { FileReadings, FirstReadings } from './file-readings.ts'
 import type { Offer } from './gate.ts'
-import type { View } from '../protocol.ts'
+import { isSameCursor, type View } from '../protocol.ts'
 import type { Session } from '../registry/connection.ts'
 
 export interface FileLevelOptions {
@@ -56,7 +56,7 @@ export class FileLevel {
     }
     // What was accepted before its file was known may not be any more.
     const now = (view.kept ? entry.carried : entry.view)?.cursor
-    return now?.epoch === view.cursor.epoch && now.revision === view.cursor.revision
+    return now !== undefined && isSameCursor(now, view.cursor)
   }
 
   close(): void {

@@ -18,7 +18,8 @@ import { limitedDisk } from './limited-disk.ts'
 import type { Log } from '../log.ts'
 import { NamespaceWatches } from './namespace-watches.ts'
 import { OverrideFiles } from './override-file.ts'
-import type { View } from '../protocol.ts'
+import { isSameCursor, type View } from '../protocol.ts'
+import { keyOf } from '../service-key.ts'
 import { createSlot, type Slot } from './slot.ts'
 import { isPassing, isSame, supersedes, ViewFiles, type Bad, type Found, type Held } from './view-files.ts'
 import { CorruptFileError, OtherSchemaError } from './view-text.ts'
@@ -379,7 +380,7 @@ export class FileCache {
     if (isPassing(found) && !this.#isGivenUp(slot)) throw found.error
     if (found.kind === 'good') {
       // Who kept nodes may let them go: nobody else knows that they had their time.
-      const isOwnLess = found.head === slot.written?.head && sameCursor(found, held)
+      const isOwnLess = found.head === slot.written?.head && isSameCursor(found.view.cursor, held.view.cursor)
       if (supersedes(found, held) && !isOwnLess) return this.#events.changed(namespace, service)
       if (isSame(found, held)) {
         slot.known = { ...found, heardMs: Math.max(held.heardMs, found.heardMs) }
@@ -505,14 +506,6 @@ export class FileCache {
   #tell(namespace: string, service: string): void {
     if (!this.#closing) this.#events.changed(namespace, service)
   }
-}
-
-function keyOf(namespace: string, service: string): string {
-  return `${namespace}/${service}`
-}
-
-function sameCursor({ view: { cursor: a } }: Held, { view: { cursor: b } }: Held): boolean {
-  return a.epoch === b.epoch && a.revision === b.revision
 }
 
 function coded(code: string, reason: string): Error {
