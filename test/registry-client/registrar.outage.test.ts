@@ -201,12 +201,13 @@ describe('a registration that arrives late', () => {
   test('outranks nothing, however often the same is said: a newer life of the node stays the newer', async () => {
     const it = world()
     const late = freeze(it, 'stock', 20)
-    const started = it.clock.wall()
+    const startedMs = it.clock.wall()
     const registering = it.registrar.register(NODE)
     await it.clock.advance(240_000)
     const registration = await registering
     assert.equal(late.held.length, 20)
-    assert.equal(it.registry.nodes.get(KEY)!.incarnation, started)
+    const started = it.registry.nodes.get(KEY)!.incarnation as number
+    assert.equal(Math.floor(started / 1_000), startedMs)
     await registration.update({ weight: 2 })
     assert.equal(it.registry.nodes.get(KEY)!.incarnation, started + 1)
     await registration.update({ weight: 3 })
@@ -326,7 +327,7 @@ describe('a registration that arrives late', () => {
     const updating = registration.update({ weight: 1 })
     await it.clock.advance(3_000)
     await updating
-    it.registry.nodes.set(KEY, { incarnation: it.clock.wall() + 1_000, lease: 'other' })
+    it.registry.nodes.set(KEY, { incarnation: 1_000 * (it.clock.wall() + 1_000), lease: 'other' })
     await it.clock.advance(10_000)
     assert.equal(registration.state, 'superseded')
     it.registry.nodes.delete(KEY)

@@ -1,3 +1,4 @@
+import type { Random } from '@holdfast/registry-client/clock'
 import type { NodeRegistration } from '@holdfast/registry-client'
 import { Connection } from '../../registry-client/src/registry/connection.ts'
 import type { HttpAnswer } from '../../registry-client/src/network.ts'
@@ -86,12 +87,11 @@ export class TinyRegistry {
   }
 }
 
-export function world(endpoints = ['http://registry:7400']) {
+export function world(endpoints = ['http://registry:7400'], random: Random = seededRandom(7)) {
   const clock = new ManualClock()
   const network = new ScriptedNetwork()
   const registry = new TinyRegistry()
   const log = new MemoryLog()
-  const random = seededRandom(7)
   network.respond = (call) => registry.answer(call)
   const connection = new Connection(
     { endpoints, network, clock, random, log },

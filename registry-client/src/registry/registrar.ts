@@ -25,6 +25,9 @@ export interface RegistrarOptions extends LeasesOptions {
 
 const RETRY = { baseMs: 200, capMs: 5_000 }
 
+/** Incarnations in a millisecond. */
+const PER_MS = 1_000
+
 export class Registrar {
   readonly #options: RegistrarOptions
   readonly #nodes = new Set<Registered>()
@@ -50,12 +53,13 @@ export class Registrar {
    * @throws TypeError for what cannot be a node, RefusedError when the registry refuses it
    */
   async register(input: NodeRegistration): Promise<Registration> {
-    const { clock, namespace } = this.#options
+    const { clock, random, namespace } = this.#options
     const wanted = registrationOf(input)
     if (this.#closed) throw new Error('the client is closed')
     // The date orders the lives of one node id over restarts; a clock that was turned back is mended by the answer.
-    // Within this process it only grows, so that the removal of one life never hits the next.
-    this.#incarnation = Math.max(this.#incarnation + 1, Math.floor(clock.wall()))
+    // Within this process it only grows, so that the removal of one life never hits the next; and of two processes that
+    // take one id within a millisecond one is the newer.
+    this.#incarnation = Math.max(this.#incarnation + 1, Math.floor(PER_MS * (clock.wall() + random())))
     const node = new Registered(wanted, wanted.namespace ?? namespace, this.#incarnation, (due) => this.#wake(due))
     for (const other of this.#nodes)
       if (
@@ -215,7 +219,7 @@ export class Registrar {
         held !== undefined
       ) {
         // Never registered yet, so this is the newer life, whatever its clock says.
-        node.incarnation = held + 1
+        node.incarnation = held + 1 + Math.floor(PER_MS * this.#options.random())
         return
       }
       node.refused = error
