@@ -32,6 +32,8 @@ export interface HearsayOptions {
   readonly nowMs: () => number
   /** When a process last did not know how late it was. */
   readonly unawareMs: () => number
+  /** By how much a host's clock was turned, one way or the other: files are dated by it. */
+  readonly turnedMs: (host: string) => number
   readonly violated: (violation: Violation) => void
 }
 
@@ -59,7 +61,7 @@ export class Hearsay {
   }
 
   /** A call was answered. */
-  answered({ name, client }: ClientProcess, service: string, { view, age, source, overridden }: Resolved): void {
+  answered({ name, host, client }: ClientProcess, service: string, { view, age, source, overridden }: Resolved): void {
     if (overridden || this.#options.lies.has(view)) return
     if (source === 'memory' || source === 'registry') return this.#checkAge(name, service, view, age)
     // What the registry has said by now is served together with what a peer did.
@@ -70,7 +72,7 @@ export class Hearsay {
     if (toldMs === undefined)
       this.#violated('hearsay', `${name} has ${service} at ${text(view.cursor)} from a peer, and none has said so`)
     // Ages travel in whole milliseconds.
-    else if (heardMs > toldMs + 1)
+    else if (heardMs > toldMs + 1 + this.#options.turnedMs(host.name))
       this.#violated(
         'age',
         `${name} says that ${service} is ${age} ms old; who told it knew it to be ${heardMs - toldMs} ms more`,

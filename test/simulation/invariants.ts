@@ -58,6 +58,8 @@ const UNNOTICED_MS = 5_000
 interface Shown {
   answer: Resolved
   readonly isLie: boolean
+  /** Whether only a peer said it. */
+  readonly isHearsay: boolean
   readonly isQuarantined: boolean
   /** The newest cursor, and the place of its epoch among all that there were. */
   cursor: Cursor
@@ -85,6 +87,8 @@ export class Invariants {
   readonly #verified = new WeakSet<View>()
   /** What a process found on its disk when it started, by service. */
   readonly #found = new Map<string, ReadonlyMap<string, View>>()
+  /** What each client served without a subscription when it was looked at last. */
+  readonly #unsubscribed = new Map<string, ReadonlySet<string>>()
   readonly #evidence: Evidence
   readonly #lies: Lies
   checks = 0
@@ -199,9 +203,9 @@ export class Invariants {
     const { name } = client
     const shown = this.#shown.get(name)!
     if (answer === undefined) {
-      const { overridden, source } = before!.answer
+      const { overridden } = before!.answer
       // Told from a lie by nobody: what a peer knows of a service that a registry has not heard of yet, and does not know so.
-      const isRefuted = source === 'peer' && this.#options.isBehind(client, before!.cursor)
+      const isRefuted = before!.isHearsay && this.#options.isBehind(client, before!.cursor)
       const wasNothing = overridden || before!.isLie || before!.cursor.revision === 0
       if (wasNothing || isRefuted || this.#mayForget(client, before!)) {
         shown.delete(service)
@@ -231,17 +235,17 @@ export class Invariants {
         )
       const isBack = epochIndex === before.epochIndex && cursor.revision < before.cursor.revision
       // A peer may know more than a registry that is behind; its word ends all the same.
-      if (before.answer.source !== 'peer' && (isBack || epochIndex < before.epochIndex))
+      if (!before.isHearsay && (isBack || epochIndex < before.epochIndex))
         this.#violated('cursor', `${name} went from ${text(before.cursor)} back to ${text(cursor)} of ${service}`)
       // What a peer knew further than a registry that answers, and does not know that it is behind, nobody can tell from a lie.
-      const isWithdrawn = before.answer.source === 'peer' && isBack
+      const isWithdrawn = before.isHearsay && isBack
       if (!before.answer.overridden && !isWithdrawn) this.#checkProof(name, service, before.answer.view, view)
     }
     const found = this.#found.get(name)?.get(service)
     // Of a file that cannot be read the generation before it is served.
     const isFirst = before === undefined && found !== undefined && !isAfter(found.cursor, cursor)
     if (isFirst && view.nodes.size === 0) this.#checkProof(name, service, found, view)
-    shown.set(service, { answer, cursor, epochIndex, isLie, isQuarantined })
+    shown.set(service, { answer, cursor, epochIndex, isLie, isHearsay: answer.source === 'peer', isQuarantined })
     if (isLie || this.#verified.has(view)) return
     const epoch = this.#model.epochs.get(cursor.epoch)!
     const version = epoch.at(keyOf(service), cursor.revision)
@@ -265,7 +269,7 @@ export class Invariants {
     if (bounds === undefined) return false
     if (client!.reachable && !before.isQuarantined) return true
     // A liar knows every name that anyone may think up, and nobody knows it for one.
-    if (before.answer.source === 'peer') return true
+    if (before.isHearsay) return true
     const others = [...followed].flatMap((service) => client!.peek(service) ?? [])
     // An entry holds three views at most: what is served, what was, and what was heard.
     const nodes = [before.answer, ...others].reduce((sum, { view }) => sum + 1 + 3 * view.nodes.size, 0)
@@ -342,10 +346,16 @@ export class Invariants {
     if (library === undefined || carried === undefined || process!.isFrozen) return
     if (this.#options.nowMs() - client.carriedSinceMs < SUBSCRIBE_MS) return
     this.checks++
+    const before = this.#unsubscribed.get(client.name)
+    const unsubscribed = new Set<string>()
+    this.#unsubscribed.set(client.name, unsubscribed)
     for (const service of client.followed) {
       const answer = library.peek(service)
-      if (answer !== undefined && !carried.has(keyOf(service)))
+      if (answer === undefined || carried.has(keyOf(service))) continue
+      // The first time its file may just be read, and is waited for.
+      if (before?.has(service) === true)
         this.#violated('file', `${client.name} serves ${service} from ${answer.source}, and does not subscribe it`)
+      unsubscribed.add(service)
     }
   }
 

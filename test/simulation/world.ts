@@ -130,7 +130,18 @@ export class World {
       return there.length > 1 && there.some(({ client }) => client?.peek(service)?.view.nodes.has(id))
     }
     this.#files = new CacheFiles({ evidence, lies, isHeld, violated })
-    this.#hearsay = new Hearsay({ model: this.#model, lies, nowMs, unawareMs: () => this.#unawareMs(), violated })
+    this.#hearsay = new Hearsay({
+      model: this.#model,
+      lies,
+      nowMs,
+      unawareMs: () => this.#unawareMs(),
+      turnedMs: (host) =>
+        this.#plan.reduce(
+          (sum, fault) => sum + (fault.kind === 'clock' && fault.host === host ? Math.abs(fault.byMs) : 0),
+          0,
+        ),
+      violated,
+    })
     this.#invariants = new Invariants({
       model: this.#model,
       evidence,

@@ -38,8 +38,11 @@ export class FileLevel {
     this.#readings.set(entry, readings)
     const { files, holds } = this.#options
     const { namespace, service } = entry
-    // Also of one that was given up: in an outage it may be all that there is.
-    const isDone = () => files.isRead(namespace, service) || files.isWritten(namespace, service) || !holds(entry)
+    const isDone = () => {
+      if (!holds(entry)) return true
+      // One that was given up is tried on: in an outage it may be all that there is.
+      return entry.isFileKnown && (files.isRead(namespace, service) || files.isWritten(namespace, service))
+    }
     return this.#first.wait(readings, isDone)
   }
 

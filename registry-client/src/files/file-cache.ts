@@ -438,7 +438,6 @@ export class FileCache {
     const file = viewPath(this.#directory, slot.namespace, slot.service)
     const found = await this.#read(slot, file)
     if (found.kind === 'good') {
-      slot.complaint = undefined
       slot.hadFile = true
     }
     const ownedByOther = found.kind === 'bad' && found.ownedByOther
@@ -452,17 +451,18 @@ export class FileCache {
     const found = await this.#views.read(file, slot.namespace, slot.service)
     this.#unreadMs = isPassing(found) ? (this.#unreadMs ?? this.#clock.now()) : undefined
     if (found.kind === 'bad') await this.#complain(slot, file, found)
+    else slot.complaints.delete(file)
     return found
   }
 
   /** Reports a file that cannot be used, once. */
   async #complain(slot: Slot, file: string, { error, content }: Bad): Promise<void> {
     const reason = (error as Error).message
-    const complaint = `${file}: ${reason} ${content?.modifiedMs}`
+    const complaint = `${reason} ${content?.modifiedMs}`
     // It may be whole, and readable the next time.
     if (content === undefined) this.#looks.soon(slot)
-    if (slot.complaint === complaint) return
-    slot.complaint = complaint
+    if (slot.complaints.get(file) === complaint) return
+    slot.complaints.set(file, complaint)
     this.#faults.count(error)
     if (error instanceof OtherSchemaError)
       return this.#log.warn({ file, reason }, "another version's cache file: left alone")
