@@ -327,6 +327,7 @@ export class World {
     const scheduler = this.#scheduler
     this.#trace('the faults are over')
     this.#breaker.heal()
+    const healedMs = scheduler.nowMs
     this.#operator.close()
     for (const client of this.#clients) client.quieten()
     // What a liar said of a store that never was is kept as long as what an honest peer said of one that is gone.
@@ -347,7 +348,7 @@ export class World {
     // What a slow way still carries goes before all that is asked now.
     if (isDue('young') && this.#plan.some(({ kind }) => kind === 'slow'))
       await scheduler.runUntil(scheduler.nowMs + BACKLOG_MS)
-    await this.#askYoung()
+    await this.#askYoung(healedMs)
     if (this.#violation) return
     // What a replica loads is what the others have followed.
     this.#trace('everyone knows the truth; a replica starts again')
@@ -358,13 +359,13 @@ export class World {
   }
 
   /** Whoever asks a registry that is well for something younger than its last word is answered. */
-  async #askYoung(): Promise<void> {
+  async #askYoung(healedMs: number): Promise<void> {
     if (!isDue('young')) return
     const random = this.#randomOf('young')
     for (const client of this.#clients) {
       // On a stream that has gone silent without an end nothing is answered, until that is noticed.
       const ages = [...client.followed].map((service) => client.client?.peek(service)?.age ?? Infinity)
-      if (Math.min(...ages) > PINGED_MS) continue
+      if (Math.min(...ages) > Math.min(PINGED_MS, this.#scheduler.nowMs - healedMs)) continue
       for (const service of client.followed) {
         const isServed = client.client?.peek(service)?.overridden === false
         if (!isServed || quarantinedBy(client.client).has(keyOf(service))) continue
