@@ -95,6 +95,8 @@ export class ClientProcess {
   /** Services that the present stream carries; undefined without one. */
   carried: Set<string> | undefined
   carriedSinceMs = 0
+  /** When anything came by the stream last. */
+  heardMs = -Infinity
   /** By service, the message by which it was asked for on the present stream, and when its registry had sent it all. */
   readonly #asked = new Map<string, number>()
   readonly #answeredMs = new Map<string, number>()
@@ -251,6 +253,7 @@ export class ClientProcess {
   }
 
   #noteReceived(text: string): void {
+    this.heardMs = this.#process!.now()
     if (!PING.test(text)) return
     const { subscribed = 0, age = 0 } = (JSON.parse(text) as { data: { subscribed?: number; age?: number } }).data
     const nowMs = this.#process!.now()

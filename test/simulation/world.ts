@@ -364,8 +364,8 @@ export class World {
     const random = this.#randomOf('young')
     for (const client of this.#clients) {
       // On a stream that has gone silent without an end nothing is answered, until that is noticed.
-      const ages = [...client.followed].map((service) => client.client?.peek(service)?.age ?? Infinity)
-      if (Math.min(...ages) > Math.min(PINGED_MS, this.#scheduler.nowMs - healedMs)) continue
+      const { nowMs } = this.#scheduler
+      if (client.carried === undefined || client.heardMs < Math.max(healedMs, nowMs - PINGED_MS)) continue
       for (const service of client.followed) {
         const isServed = client.client?.peek(service)?.overridden === false
         if (!isServed || quarantinedBy(client.client).has(keyOf(service))) continue
