@@ -2,29 +2,17 @@ import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import type { RegistryClient } from '@holdfast/registry-client'
 import { encodeView, formatCursor } from '@holdfast/registry-client/protocol'
-import { world, type World } from '../support/client-world.ts'
+import { asking, FILE, pass, world, type World } from '../support/client-world.ts'
 import { settle } from '../support/manual-clock.ts'
 import { changeOf, idsOf, nodeOf, removalOf, snapshotOf } from '../support/sample-views.ts'
 import { answer } from '../support/scripted-network.ts'
 
-const FILE = '/cache/default/stock.json'
 const STATIC = nodeOf('s1', { leased: false })
-
-/** Time with a registry that pings every ten seconds. */
-async function pass({ clock, network }: World, ms: number, cursor: string): Promise<void> {
-  for (let passed = 0; passed < ms; passed += 10_000) {
-    await clock.advance(10_000)
-    await network.stream.event('ping', {}, cursor)
-  }
-}
 
 /** A client that knew two nodes with leases and a static one, of a store that was wiped since. */
 async function wiped(): Promise<{ made: World; client: RegistryClient }> {
   const made = world()
-  const client = await made.start()
-  await made.network.stream.accept()
-  const resolving = client.resolve('stock')
-  await settle()
+  const { client, resolving } = await asking(made)
   await made.network.stream.event('snapshot', snapshotOf('old:5', ['a', 'b', STATIC]), 'old:5')
   await resolving
   await made.clock.advance(1_000)
@@ -100,10 +88,7 @@ describe('nodes of a history that is gone, kept beside what a new one names', ()
 
   test('and a policy of that history, which is not taken for one that the new one has', async () => {
     const made = world()
-    const client = await made.start()
-    await made.network.stream.accept()
-    const resolving = client.resolve('stock')
-    await settle()
+    const { client, resolving } = await asking(made)
     await made.network.stream.event('snapshot', snapshotOf('old:5', ['a'], { policy: { timeout: '7s' } }), 'old:5')
     await resolving
     await made.network.stream.event('snapshot', snapshotOf('new:3', ['x']), 'new:3')

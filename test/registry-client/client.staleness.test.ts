@@ -1,11 +1,9 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { failure, resolved, world, worldWithFile } from '../support/client-world.ts'
+import { failure, OVERRIDE, resolved, world, worldWithFile } from '../support/client-world.ts'
 import { settle } from '../support/manual-clock.ts'
 import { changeOf, idsOf, removalOf, snapshotOf } from '../support/sample-views.ts'
 import { answer } from '../support/scripted-network.ts'
-
-const OVERRIDE = '/cache/default/stock.override.json'
 
 describe('maxStale', () => {
   test('shorter than the time between pings asks the registry, once for all who wait', async () => {

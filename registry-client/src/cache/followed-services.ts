@@ -28,6 +28,7 @@ import {
 } from '../protocol.ts'
 import { Quarantines } from './quarantines.ts'
 import type { Selector, SelectorStrategy } from '../selection/selector.ts'
+import { keyOf } from '../service-key.ts'
 import { UnknownNames } from './unknown-names.ts'
 import { Watchers } from './watchers.ts'
 
@@ -479,10 +480,6 @@ export function isUnknown(entry: Entry): boolean {
 /** Whether the registry ever heard of the service; what it did not is not written to disk. */
 function isKnown(view: View): boolean {
   return view.cursor.revision > 0
-}
-
-export function keyOf(namespace: string, service: string): string {
-  return `${namespace}/${service}`
 }
 
 /** Of two histories either; the registry knows one of them. */
