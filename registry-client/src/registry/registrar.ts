@@ -14,7 +14,8 @@ import { registrationOf } from '../checks.ts'
 import { Backoff, sleep } from '../clock.ts'
 import { RefusedError, UnreachableError } from './connection.ts'
 import { isTransient, Leases, type Lease, type LeasesOptions } from './leases.ts'
-import { Registered, type NodeRegistration, type Registration } from './registration.ts'
+import { Registered, type Registration } from './registration.ts'
+import type { NodeRegistration } from '../node-registration.ts'
 
 export interface RegistrarOptions extends LeasesOptions {
   readonly namespace: string

@@ -3,24 +3,7 @@
 import { checkObject, registrationOf } from '../checks.ts'
 import type { RefusedError } from './connection.ts'
 import type { Lease } from './leases.ts'
-import type { NodeStatus, Protocol } from '../protocol.ts'
-
-export interface NodeRegistration {
-  readonly service: string
-  /** Default: the client's. */
-  readonly namespace?: string
-  /** Default: `host:port`, so that a new life of the same instance replaces the old one. */
-  readonly id?: string
-  /** Where others reach the node. Default `127.0.0.1`. */
-  readonly host?: string
-  readonly port: number
-  readonly protocol?: Protocol
-  readonly weight?: number
-  /** Default: the client's. */
-  readonly zone?: string
-  readonly labels?: Readonly<Record<string, string>>
-  readonly status?: NodeStatus
-}
+import type { NodeRegistration } from '../node-registration.ts'
 
 /**
  * `pending`: not acknowledged yet. `superseded`: a newer instance has taken the node id over, and this one has let go.
