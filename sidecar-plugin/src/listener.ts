@@ -1,6 +1,7 @@
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net'
 import { every, sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
-import { asSidecarError, problemReply, SidecarError, type Reason } from './errors.ts'
+import { asSidecarError, SidecarError, type Reason } from './errors.ts'
+import { problemReply } from './problem-reply.ts'
 import type { RequestHead } from './http1/head.ts'
 import type { Malformed, MalformedKind } from './http1/malformed.ts'
 import { ServerConnection, type ConnectionLimits, type ServerHost } from './http1/server-connection.ts'
