@@ -13,10 +13,13 @@ type Say = (invariant: Invariant, message: string) => void
 export class Convergence {
   readonly #model: Model
   readonly #lies: Lies
+  readonly #mayOutrank: (host: string) => boolean
 
-  constructor(model: Model, lies: Lies) {
+  /** @param mayOutrank whether a backup may hold an earlier life of a host's nodes that counts as the later one */
+  constructor(model: Model, lies: Lies, mayOutrank: (host: string) => boolean) {
     this.#model = model
     this.#lies = lies
+    this.#mayOutrank = mayOutrank
   }
 
   /**
@@ -149,7 +152,8 @@ export class Convergence {
                 `${registered.weight}`,
             )
         }
-      } else if (state !== 'superseded' || !isShared) say('convergence', `${name} has ${key} ${state ?? 'not begun'}`)
+      } else if (state !== 'superseded' || !(isShared || this.#mayOutrank(client.host.name)))
+        say('convergence', `${name} has ${key} ${state ?? 'not begun'}`)
     }
   }
 }

@@ -39,7 +39,7 @@ export class Evidence {
         ({ entry, revision }) =>
           entry.node.id === id &&
           // An operator has removed it, and its owner has put it back: a backup of the time between shows the first only.
-          (epoch.id !== cursor.epoch || revision > cursor.revision || entry.node.incarnation === incarnation),
+          (epoch.id !== cursor.epoch || revision > cursor.revision || entry.node.incarnation >= incarnation),
       ),
     )
   }

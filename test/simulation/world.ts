@@ -333,7 +333,10 @@ export class World {
     // What a liar said of a store that never was is kept as long as what an honest peer said of one that is gone.
     const isLost = this.#plan.some(({ kind }) => kind === 'wipe' || kind === 'restore' || kind === 'liar')
     const endMs = scheduler.nowMs + (isLost ? LOST_STORE_CONVERGENCE_MS : CONVERGENCE_MS)
-    const convergence = new Convergence(this.#model, this.#lies)
+    const isRestored = this.#plan.some(({ kind }) => kind === 'restore')
+    const mayOutrank = (host: string) =>
+      isRestored && this.#plan.some((fault) => fault.kind === 'clock' && fault.host === host && fault.byMs < 0)
+    const convergence = new Convergence(this.#model, this.#lies, mayOutrank)
     let divergence: Violation | undefined
     // What is true for a moment may be so by chance.
     let steadyMs = 0
