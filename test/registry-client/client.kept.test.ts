@@ -53,6 +53,26 @@ describe('nodes of a history that is gone, kept beside what a new one names', ()
     assert.doesNotMatch(made.disk.files.get(FILE)!.content, /kept/)
   })
 
+  test('are not written over by one who could not read them, and hears only of what the new one names', async () => {
+    const { made, client } = await wiped()
+    await client.close()
+    made.network.streams.length = 0
+    const endMs = made.clock.now() + 20_000
+    made.disk.fail = (operation) => (operation === 'read' && made.clock.now() < endMs ? 'EIO' : undefined)
+    const again = await made.start()
+    await made.network.stream.accept()
+    const resolving = again.resolve('stock')
+    await made.clock.advance(1_100)
+    await made.network.stream.event('snapshot', snapshotOf('new:9', ['x', 'y']), 'new:9')
+    assert.deepEqual(idsOf((await resolving).view).sort(), ['x', 'y'])
+    await made.clock.advance(60_000)
+    assert.deepEqual(await served(again), ['a', 'b', 's1', 'x', 'y'])
+    await again.close()
+    const content = made.disk.files.get(FILE)!.content
+    assert.match(content, /"cursor":"new:9"/)
+    assert.match(content, /"kept":\{"cursor":"old:5","ids":\["a","b","s1"\],"policy":false\}/)
+  })
+
   test('a static one holds up neither the file, nor what peers are told, nor the age of the rest', async () => {
     const { made, client } = await wiped()
     await pass(made, 620_000, 'new:3')

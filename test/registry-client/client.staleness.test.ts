@@ -102,6 +102,30 @@ describe('a registry that has not reached what another one has shown', () => {
   })
 })
 
+describe('a disk that gives nothing out', () => {
+  test('makes nobody forget how far the registry was: what waits to be written is no news', async () => {
+    const made = world()
+    made.disk.fail = (operation) => (operation === 'read' ? 'EMFILE' : undefined)
+    const client = await made.start()
+    await made.network.stream.accept()
+    const resolving = client.resolve('stock')
+    await made.clock.advance(300)
+    await made.network.stream.event('snapshot', snapshotOf('e:5', ['a']), 'e:1000')
+    await resolving
+    await made.network.stream.event('ping', { subscribed: 1 }, 'e:1000')
+    await made.network.stream.cut()
+    await made.clock.advance(1_000)
+    await made.network.stream.accept()
+    await made.network.stream.event('ping', { subscribed: 2 }, 'e:6')
+    // Its file is tried again and again meanwhile.
+    await made.clock.advance(20_000)
+    await made.network.stream.event('ping', {}, 'e:7')
+    assert.equal((await client.resolve('stock')).age, 21_000)
+    assert.deepEqual(client.status().ahead, ['default/stock'])
+    await client.close()
+  })
+})
+
 describe('minRevision', () => {
   test('is answered from memory where the stream has confirmed as much', async () => {
     const made = world()

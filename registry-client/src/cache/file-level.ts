@@ -95,7 +95,9 @@ export class FileLevel {
    * as though it had been read before anyone spoke.
    */
   #offer(entry: Entry, { view, origin }: Loaded, confirmed: Session): void {
-    this.#options.offer(entry, { view, origin, confirmed }, !this.#isKnown(entry))
+    // Found again, or still waiting to be written: what the registry has said about it since counts.
+    const isHeld = isSamePlace(entry.view, view) || isSamePlace(entry.carried, view)
+    this.#options.offer(entry, { view, origin, confirmed }, !isHeld && !this.#isKnown(entry))
   }
 
   #isKnown({ isFileKnown, namespace, service }: Entry): boolean {
@@ -107,4 +109,8 @@ export class FileLevel {
     entry.isFileKnown = true
     if (entry.served !== before) this.#options.changed(entry)
   }
+}
+
+function isSamePlace(held: View | undefined, view: View): boolean {
+  return held !== undefined && isSameCursor(held.cursor, view.cursor) && held.kept?.ids.length === view.kept?.ids.length
 }

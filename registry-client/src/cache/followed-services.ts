@@ -243,9 +243,11 @@ export class FollowedServices {
 
   /** Whether a view is to be written over the file of another history. */
   replacesFile(view: View, found: Loaded): boolean {
-    const entry = this.find(view.namespace, view.service)?.entry
-    // Let go since: it was saved for a reason.
-    return entry === undefined || !this.#holds(entry) || this.#fileLevel!.replaces(entry, view, found)
+    const { namespace, service } = view
+    const entry = this.find(namespace, service)?.entry
+    if (entry && this.#holds(entry)) return this.#fileLevel!.replaces(entry, view, found)
+    // Let go since: nobody judges any more what it did not know of when it was saved.
+    return this.#files!.isRead(namespace, service)
   }
 
   /** What the registry has said so far is judged once more after what counts as said before it. */

@@ -21,7 +21,7 @@ import { OverrideFiles } from './override-file.ts'
 import { isSameCursor, type View } from '../protocol.ts'
 import { keyOf } from '../service-key.ts'
 import { createSlot, type Slot } from './slot.ts'
-import { isPassing, isSame, supersedes, ViewFiles, type Bad, type Found, type Held } from './view-files.ts'
+import { isPassing, isSame, keptIn, supersedes, ViewFiles, type Bad, type Found, type Held } from './view-files.ts'
 import { CorruptFileError, OtherSchemaError } from './view-text.ts'
 import { WriteQueue } from './write-queue.ts'
 
@@ -196,8 +196,11 @@ export class FileCache {
         slot.isRead &&= !isPassing(other)
       }
     // What waits to be written, or was in the file before, may be what it should hold.
+    // But for what others have kept there of another history, of which that says nothing.
+    const isOwn = current.kind === 'good' && current.head === slot.written?.head
     for (const held of [slot.known, slot.writing, slot.next])
-      if (held && (found === undefined || supersedes(held, found))) found = held
+      if (held && (found === undefined || (supersedes(held, found) && (isOwn || keptIn(held) >= keptIn(found)))))
+        found = held
     if (!slot.writing && !slot.next) {
       if (current.kind === 'good') slot.known = current
       // What only a peer said may be gone because the registry knows better.
@@ -389,7 +392,9 @@ export class FileCache {
       const isForeign = found.view.cursor.epoch !== held.view.cursor.epoch
       // Of two peers' words about two histories the first one stays.
       if (isForeign && held.isHearsay) return
-      if (isForeign && this.#events.replaces?.(held.view, this.#loadedOf(found)) === false) return
+      // What it keeps of another history may not have been known either.
+      const isToBeJudged = isForeign || (found.view.kept !== undefined && found.head !== slot.written?.head)
+      if (isToBeJudged && this.#events.replaces?.(held.view, this.#loadedOf(found)) === false) return
     }
     // What had a file may have it again: it was in the bound.
     if (found.kind === 'absent' && !slot.hadFile && !this.#bounds.admits()) return

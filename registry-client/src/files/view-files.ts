@@ -213,7 +213,8 @@ export function supersedes(one: Held, other: Held): boolean {
   return keptIn(one) > keptIn(other)
 }
 
-function keptIn({ view }: Pick<Held, 'view'>): number {
+/** How many nodes of an earlier history a view has beside its own. */
+export function keptIn({ view }: Pick<Held, 'view'>): number {
   return view.kept?.ids.length ?? 0
 }
 
