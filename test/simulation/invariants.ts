@@ -227,8 +227,10 @@ export class Invariants {
       return this.#violated('errors', `${name} shows ${service} at ${text(cursor)}, which never was`)
     const isQuarantined = quarantinedBy(client.client!).has(keyOf(service))
     if (before && !before.isLie) {
-      // In a file that is read late one may stand beside the truth, as what was known of an earlier history.
-      if (isLie && !isQuarantined)
+      // In a file that is read late one may stand beside the truth, as what was known of an earlier history; or in the
+      // place of what another peer has said since.
+      const isHearsayStill = before.isHearsay && answer.source === 'peer'
+      if (isLie && !isQuarantined && !isHearsayStill)
         this.#violated(
           'hearsay',
           `${name} knew ${service} at ${text(before.cursor)}, and shows a lie at ${text(cursor)}`,
