@@ -229,8 +229,8 @@ export class Invariants {
     if (before && !before.isLie) {
       // In a file that is read late one may stand beside the truth, as what was known of an earlier history; or in the
       // place of what another peer has said since.
-      const isHearsayStill = before.isHearsay && answer.source === 'peer'
-      if (isLie && !isQuarantined && !isHearsayStill)
+      const isOtherWord = isLie && before.isHearsay && answer.source === 'peer'
+      if (isLie && !isQuarantined && !isOtherWord)
         this.#violated(
           'hearsay',
           `${name} knew ${service} at ${text(before.cursor)}, and shows a lie at ${text(cursor)}`,
@@ -241,7 +241,8 @@ export class Invariants {
         this.#violated('cursor', `${name} went from ${text(before.cursor)} back to ${text(cursor)} of ${service}`)
       // What a peer knew further than a registry that answers, and does not know that it is behind, nobody can tell from a lie.
       const isWithdrawn = before.isHearsay && isBack
-      if (!before.answer.overridden && !isWithdrawn) this.#checkProof(name, service, before.answer.view, view)
+      if (!before.answer.overridden && !isWithdrawn && !isOtherWord)
+        this.#checkProof(name, service, before.answer.view, view)
     }
     const found = this.#found.get(name)?.get(service)
     // Of a file that cannot be read the generation before it is served.
