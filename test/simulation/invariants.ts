@@ -237,7 +237,9 @@ export class Invariants {
         )
       const isBack = epochIndex === before.epochIndex && cursor.revision < before.cursor.revision
       // A peer may know more than a registry that is behind; its word ends all the same.
-      if (!before.isHearsay && (isBack || epochIndex < before.epochIndex))
+      // Nor is there anything to lose where the registry had never heard of the service.
+      const isKnown = !before.isHearsay && before.cursor.revision > 0
+      if (isKnown && (isBack || epochIndex < before.epochIndex))
         this.#violated('cursor', `${name} went from ${text(before.cursor)} back to ${text(cursor)} of ${service}`)
       // What a peer knew further than a registry that answers, and does not know that it is behind, nobody can tell from a lie.
       const isWithdrawn = before.isHearsay && isBack
