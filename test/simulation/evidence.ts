@@ -34,7 +34,7 @@ export class Evidence {
     const epochs = [...this.#model.epochs.values()]
     const from = epochs.findIndex((epoch) => epoch.id === cursor.epoch)
     const to = epochs.findIndex((epoch) => epoch.id === after.cursor.epoch)
-    return epochs.slice(Math.max(0, from), to + 1).some((epoch) =>
+    return epochs.slice(Math.max(0, Math.min(from, to)), Math.max(from, to) + 1).some((epoch) =>
       epoch.removed.get(keyOf(service))?.some(
         ({ entry, revision }) =>
           entry.node.id === id &&
