@@ -20,8 +20,8 @@ export interface AdminSubject {
   unready(): string | undefined
   put(spec: LocalSpec): Promise<{ readonly created: boolean; readonly report: LocalReport }>
   remove(service: string): Promise<boolean>
-  registrations(): readonly LocalReport[]
-  views(): readonly object[]
+  registrations(): Promise<readonly LocalReport[]>
+  views(): Promise<readonly object[]>
   /** Undefined when neither memory nor file holds one. */
   view(service: string, namespace: string): Promise<object | undefined>
   /**
@@ -29,9 +29,9 @@ export interface AdminSubject {
    * @param signal whoever asked has gone
    */
   rehearse(services: readonly string[] | undefined, namespace: string, signal: AbortSignal): Promise<readonly object[]>
-  explain(service: string, namespace: string, request: AskedRequest): object | undefined
+  explain(service: string, namespace: string, request: AskedRequest): Promise<object | undefined>
   config(): object
-  stats(): object
+  stats(): Promise<object>
   metrics(): Promise<string>
   /** Begins to drain; resolves at once. */
   drain(): void
@@ -124,13 +124,13 @@ function addRoutes(app: FastifyInstance, subject: AdminSubject, home: string): v
     await subject.remove(serviceOf(request.params.service))
     return reply.code(204).send()
   })
-  app.get('/v1/registrations', (request) => {
+  app.get('/v1/registrations', async (request) => {
     queryOf(request, [])
-    return { registrations: subject.registrations() }
+    return { registrations: await subject.registrations() }
   })
-  app.get('/v1/views', (request) => {
+  app.get('/v1/views', async (request) => {
     queryOf(request, [])
-    return { views: subject.views() }
+    return { views: await subject.views() }
   })
   app.get<{ Params: { service: string } }>('/v1/views/:service', async (request) => {
     const { namespace } = queryOf(request, ['namespace'])
@@ -146,7 +146,7 @@ function addRoutes(app: FastifyInstance, subject: AdminSubject, home: string): v
     reply.raw.once('close', () => gone.abort())
     return { services: await subject.rehearse(names, namespaceOf(namespace, home), gone.signal) }
   })
-  app.get('/v1/explain', (request) => {
+  app.get('/v1/explain', async (request) => {
     const query = queryOf(request, ['service', 'namespace', 'method', 'path'], HEADER_PARAMETER)
     const { service, namespace, method = 'GET', path = '/' } = query
     if (service === undefined) throw invalid([{ path: 'query.service', message: 'is required' }])
@@ -155,7 +155,7 @@ function addRoutes(app: FastifyInstance, subject: AdminSubject, home: string): v
       HEADER_PARAMETER.test(key) ? [[key.slice(key.indexOf('.') + 1).toLowerCase(), value] as const] : [],
     )
     const asked = { method, path, headers: Object.fromEntries(headers) }
-    return found(subject.explain(name, namespaceOf(namespace, home), asked), name)
+    return found(await subject.explain(name, namespaceOf(namespace, home), asked), name)
   })
   app.get('/v1/config', (request) => {
     queryOf(request, [])

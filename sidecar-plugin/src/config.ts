@@ -1,6 +1,6 @@
 /** The settings of `holdfast-sidecar`: flags over environment over file over these defaults. */
 
-import { homedir } from 'node:os'
+import { availableParallelism, homedir } from 'node:os'
 import { join } from 'node:path'
 import { isNamespace, LIMITS, PATTERNS } from '@holdfast/registry-client/protocol'
 import {
@@ -45,6 +45,15 @@ const tcpBinding = () =>
     context.issues.push({ code: 'custom', input, message })
     return z.NEVER
   })
+
+/** Of one core each; a machine with more of them has other means. */
+const MAX_WORKERS = 64
+
+const workers = () =>
+  z.preprocess(
+    (input) => (input === 'auto' ? Math.min(availableParallelism(), MAX_WORKERS) : input),
+    integer(1, MAX_WORKERS),
+  )
 
 const loopback = () =>
   host().refine((name) => LOOPBACK.has(name), 'must be a loopback address: anybody could command it')
@@ -157,6 +166,12 @@ export const sidecarSettings = z.strictObject({
       .refine(isNamespace, { error: 'must be a namespace: lower-case letters, digits and -' }),
     { flag: 'namespace', value: 'NAME', doc: 'of the local services, and of names without a dot' },
   ).default('default'),
+  workers: leaf(workers(), {
+    flag: 'workers',
+    value: 'N',
+    doc: 'processes that carry the traffic, up to one per core; auto is as many as there are cores',
+    // More than one: each has a client of the registry, pools and limits of its own.
+  }).prefault(1),
   zone: leaf(
     z.string().max(LIMITS.namespaceChars).regex(new RegExp(PATTERNS.zone), 'must be lower-case letters, digits and -'),
     { flag: 'zone', value: 'NAME', doc: 'where this host stands' },
