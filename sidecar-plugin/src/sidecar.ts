@@ -1,9 +1,14 @@
-import { connect } from '@holdfast/registry-client'
 import { systemClock, systemRandom, type Clock, type Random } from '@holdfast/registry-client/clock'
 import type { Log } from '@holdfast/registry-client/log'
+import { collectDefaultMetrics, Registry } from 'prom-client'
+import { exposeClient } from './client-metrics.ts'
 import type { SidecarConfig } from './config.ts'
+import { connectClient } from './connect-client.ts'
 import { startControlPlane, type ControlClient, type ControlPlane } from './control-plane.ts'
 import { createDataPlane, type DataClient, type DataPlaneLimits } from './data-plane.ts'
+import type { DataPlane } from './planes.ts'
+import { WorkerPool } from './workers/worker-pool.ts'
+import { forkWorker } from './workers/worker-process.ts'
 
 export { nodeIdOf } from './control-plane.ts'
 
@@ -15,13 +20,15 @@ export interface SidecarOptions {
   readonly log: Log
   readonly clock?: Clock
   readonly random?: Random
-  /** For those who bring their own; it is closed with the sidecar. */
+  /** For those who bring their own; it is closed with the sidecar. Workers have theirs. */
   readonly client?: SidecarClient
   readonly limits?: DataPlaneLimits
 }
 
 export interface Sidecar extends ControlPlane {
   reopenLogs(): void
+  /** Resolves, with the reason, when the workers cannot be kept running. Never where there are none. */
+  readonly failed: Promise<Error>
 }
 
 /**
@@ -31,25 +38,15 @@ export interface Sidecar extends ControlPlane {
 export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
   const { config, log, clock = systemClock, random = systemRandom, limits } = options
   const parts = { config, log, clock, random }
-  const client = options.client ?? (await connectAs(parts))
-  const plane = createDataPlane({ ...parts, client, limits })
-  const control = await startControlPlane({ ...parts, client, plane })
-  return { ...control, reopenLogs: () => plane.reopenLogs() }
-}
-
-/** The client library as the configuration wants it. */
-function connectAs(parts: { config: SidecarConfig; log: Log; clock: Clock; random: Random }) {
-  const { config, log, clock, random } = parts
-  return connect({
-    endpoints: config.registry,
-    peers: config.peers,
-    cacheDir: config.cacheDir,
-    maxCacheBytes: config.cacheMax,
-    outageProbes: !config.noOutageProbes,
-    namespace: config.namespace,
-    zone: config.zone,
-    clock,
-    random,
-    log,
-  })
+  const client = options.client ?? (await connectClient(parts))
+  const startAround = async (plane: DataPlane, failed: Promise<Error>) => {
+    const control = await startControlPlane({ ...parts, client, plane })
+    return { ...control, failed, reopenLogs: () => plane.reopenLogs() }
+  }
+  if (config.workers === 1) return startAround(createDataPlane({ ...parts, client, limits }), new Promise(() => {}))
+  const registry = new Registry()
+  collectDefaultMetrics({ register: registry })
+  exposeClient(registry, () => client.metrics())
+  const pool = new WorkerPool({ ...parts, fork: forkWorker, registry })
+  return startAround(pool, pool.failed)
 }
