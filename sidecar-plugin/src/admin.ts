@@ -4,15 +4,8 @@ import { isNamespace, isServiceName } from '@holdfast/registry-client/protocol'
 import type { z } from 'zod'
 import { localBodySchema, localSpecOf, type LocalSpec } from './local/local-spec.ts'
 import type { LocalReport } from './local/local-services.ts'
+import type { AskedRequest } from './planes.ts'
 import { refuseBytes } from './refuse-bytes.ts'
-
-/** A request that somebody thinks of. */
-export interface AskedRequest {
-  readonly method: string
-  readonly path: string
-  /** By names in lower case. */
-  readonly headers: Readonly<Record<string, string>>
-}
 
 /** What the admin API commands and shows; the composer hands it over. */
 export interface AdminSubject {

@@ -5,7 +5,6 @@
  */
 
 import type { Rehearsal } from '@holdfast/registry-client'
-import type { AskedRequest } from './admin.ts'
 import type { ConnectionStats } from './connection-metrics.ts'
 import type { Direction } from './layer.ts'
 import type { LocalNode } from './local/local-nodes.ts'
@@ -58,6 +57,14 @@ export interface PeerView {
 export interface FullName {
   readonly namespace: string
   readonly service: string
+}
+
+/** A request that somebody thinks of. */
+export interface AskedRequest {
+  readonly method: string
+  readonly path: string
+  /** By names in lower case. */
+  readonly headers: Readonly<Record<string, string>>
 }
 
 /** A process that carries traffic. */
