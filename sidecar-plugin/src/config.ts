@@ -50,10 +50,14 @@ const tcpBinding = () =>
 const MAX_WORKERS = 64
 
 const workers = () =>
-  z.preprocess(
-    (input) => (input === 'auto' ? Math.min(availableParallelism(), MAX_WORKERS) : input),
-    integer(1, MAX_WORKERS),
-  )
+  z.any().transform((input: unknown, context) => {
+    if (input === 'auto') return Math.min(availableParallelism(), MAX_WORKERS)
+    const count = typeof input === 'string' && /^\d{1,2}$/.test(input) ? Number(input) : input
+    if (typeof count === 'number' && Number.isInteger(count) && count >= 1 && count <= MAX_WORKERS) return count
+    const message = `must be 1..${MAX_WORKERS} or auto, got ${show(input)}`
+    context.issues.push({ code: 'custom', input, message })
+    return z.NEVER
+  })
 
 const loopback = () =>
   host().refine((name) => LOOPBACK.has(name), 'must be a loopback address: anybody could command it')

@@ -65,8 +65,9 @@ export class WorkerLink {
     limitMs: number,
     ...args: Parameters<WorkerApi[Q]>
   ): Promise<Awaited<ReturnType<WorkerApi[Q]>>> {
-    if (this.#isEnded) return Promise.reject(new NoAnswerError('the worker has ended'))
     if (this.#unanswered >= UNANSWERED_MAX) this.kill(`does not answer: ${UNANSWERED_MAX} questions wait`)
+    if (this.#isEnded || this.#killedFor !== undefined)
+      return Promise.reject(new NoAnswerError(`the worker has ended: ${this.#killedFor ?? 'by itself'}`))
     const id = ++this.#ids
     return new Promise((resolve, reject) => {
       const cancel = this.#clock.after(limitMs, () => {
