@@ -54,7 +54,7 @@ test('a mesh whose sidecars have two workers each', { timeout: 280_000 }, async 
   })
   await mesh.startRegistry()
   const [shop, nodes] = await Promise.all([
-    mesh.addHost('shop'),
+    mesh.addHost('shop', 'shop', {}, ['--peer-port', '0']),
     Promise.all(Array.from({ length: NODES }, (_, i) => mesh.addHost('stock', `stock-${i}`))),
   ])
   await Promise.all(nodes.map((node) => node.register()))
@@ -92,6 +92,9 @@ test('a mesh whose sidecars have two workers each', { timeout: 280_000 }, async 
     assert.equal(explained.candidates.length, NODES)
     const view = (await shop.admin('GET', '/v1/views/stock')) as { source: string }
     assert.equal(view.source, 'memory')
+    const answer = await fetch(`http://127.0.0.1:${shop.sidecar.port('peers')}/v1/views/stock`)
+    const { nodes: told } = (await answer.json()) as { nodes: object[] }
+    assert.equal(told.length, NODES)
   })
 
   await t.test('loses no call while its sidecars restart', async (t) => {

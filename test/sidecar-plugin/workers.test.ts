@@ -111,8 +111,9 @@ async function start(t: TestContext, answers: FakeProcess['answers'] = {}) {
   return created
 }
 
-async function connect(port: number): Promise<RawCaller> {
+async function connect(t: TestContext, port: number): Promise<RawCaller> {
   const caller = new RawCaller(port)
+  t.after(() => caller.socket.destroy())
   await eventually('it is connected', () => !caller.socket.connecting)
   return caller
 }
@@ -241,28 +242,25 @@ describe('a connection', () => {
 
   test('waits until there is a worker, and goes to each in turn', async (t) => {
     const { pool, processes, port } = await open(t)
-    const callers = [await connect(port), await connect(port)]
+    for (let i = 0; i < 2; i++) await connect(t, port)
     await pool.start()
     await eventually('all are passed', () => counts(processes).join() === '1,1')
-    for (let i = 0; i < 4; i++) callers.push(await connect(port))
+    for (let i = 0; i < 4; i++) await connect(t, port)
     await eventually('all are passed', () => counts(processes).join() === '3,3')
     for (const { beginning } of processes) assert.equal(beginning.openings[0]!.port, port)
-    for (const { socket } of callers) socket.destroy()
   })
 
   test('goes to another worker when the first has not taken its last, or dies before it takes this one', async (t) => {
     const { pool, processes, port } = await open(t)
     await pool.start()
     processes[0]!.isStuck = true
-    const callers = []
-    for (let i = 0; i < 4; i++) callers.push(await connect(port))
+    for (let i = 0; i < 4; i++) await connect(t, port)
     await eventually('all are passed', () => counts(processes).join() === '1,3')
     const [stuck] = processes[0]!.connections
     processes[0]!.end('killed by SIGKILL')
     await settle()
     assert.deepEqual(counts(processes), [1, 4])
     assert.equal(processes[1]!.connections.at(-1), stuck)
-    for (const { socket } of callers) socket.destroy()
   })
 
   test('comes until all workers have left, and each hears when none follows', async (t) => {
@@ -271,9 +269,8 @@ describe('a connection', () => {
     const left = (process: FakeProcess) => process.heard.some(({ kind }) => kind === 'left')
     processes[0]!.say({ kind: 'leave', opening: 'inbound' })
     assert(left(processes[0]!))
-    const caller = await connect(port)
+    await connect(t, port)
     await eventually('it is passed', () => counts(processes).join() === '0,1')
-    caller.socket.destroy()
     processes[1]!.say({ kind: 'leave', opening: 'inbound' })
     const late = new RawCaller(port)
     await late.closed
