@@ -33,11 +33,8 @@ export async function main(): Promise<void> {
     listening.push(...sidecar.tcp.map((binding) => `tcp ${formatTcpBinding(binding)}`))
     process.stdout.write(`holdfast-sidecar ready: ${listening.join(', ')}\n`)
     const error = await Promise.race([askedToStop, sidecar.drainAsked, sidecar.failed])
-    if (error) {
-      await sidecar.close()
-      throw error
-    }
     await sidecar.drain()
+    if (error) throw error
     process.exit(0)
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException

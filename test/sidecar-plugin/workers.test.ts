@@ -151,7 +151,7 @@ describe('workers', () => {
       ],
     )
     await pool.set(NODE)
-    await clock.advance(100)
+    await clock.advance(500)
     await settle()
     assert.deepEqual(processes[2]!.beginning.nodes, [NODE])
     const [first] = await pool.workers()

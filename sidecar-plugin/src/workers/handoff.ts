@@ -16,7 +16,9 @@ const WAITING_MAX = 1_024
  * before: nothing of it has been read then.
  *
  * In turn, and not whoever is first to accept: the system wakes the same process again and again, which leaves
- * connections that live long on one core. It costs a message per connection, and nothing per request.
+ * connections that live long on one core. It costs a few messages per connection, and nothing per request. `node:cluster`
+ * takes turns, too, but loses what it has just handed to a process that dies: the caller waits for ever, and the socket
+ * stays open here.
  */
 export class Handoff {
   #waiting: Passed[] = []

@@ -40,7 +40,8 @@ const LIMITS = {
 /** Whether each one still answers is looked at this often, and how often it may fail to. */
 const PULSE = { everyMs: 5_000, missed: 3 }
 
-const RESTART = { baseMs: 100, capMs: 10_000 }
+/** Shorter gives up a sidecar whose other workers serve, for what passes in a few seconds. */
+const RESTART = { baseMs: 500, capMs: 10_000 }
 
 /** Served for so long, a worker that ends is a new story. */
 const STABLE_MS = 60_000
