@@ -45,12 +45,29 @@ test('packages import one another in one direction only', () => {
 })
 
 test('the wire contract imports nothing but the map it is made of', () => {
-  const allowed = { 'protocol.ts': ['./node-map.ts'], 'node-map.ts': [], 'clock.ts': [] }
-  for (const [file, imports] of Object.entries(allowed))
-    assert.deepEqual(
-      sourcesOf('registry-client/src').find((source) => source.file.endsWith(`/${file}`))?.imports,
-      imports,
-    )
+  const sources = new Map(sourcesOf('registry-client/src').map(({ file, imports }) => [file, imports]))
+  const importsOf = (file: string) => sources.get(path.join('registry-client/src', file))
+  assert.deepEqual([importsOf('node-map.ts'), importsOf('clock.ts')], [[], []])
+  // Each file of the contract may use the map and those above it, so none of them is in a circle.
+  const nouns = [
+    ...['limits', 'patterns', 'reading', 'names', 'cursor', 'node', 'removal', 'policy-document', 'kept', 'view'],
+    ...['proof', 'carry-over', 'frame', 'ping', 'stream-event', 'client-message', 'problem'],
+  ].map((noun) => `${noun}.ts`)
+  for (const [index, noun] of nouns.entries()) {
+    const allowed = ['../node-map.ts', ...nouns.slice(0, index).map((above) => `./${above}`)]
+    for (const target of importsOf(`protocol/${noun}`) ?? assert.fail(`there is no protocol/${noun}`))
+      assert.ok(allowed.includes(target), `protocol/${noun} imports ${target}`)
+  }
+  // The index is nothing but all of them, and the only way to them.
+  assert.deepEqual(
+    importsOf('protocol.ts'),
+    nouns.map((noun) => `./protocol/${noun}`),
+  )
+  const folder = path.join('registry-client/src/protocol/')
+  for (const { file, imports } of all.filter((source) => !source.file.startsWith(folder)))
+    for (const target of imports.filter((item) => item.startsWith('.')))
+      if (path.join(path.dirname(file), target).startsWith(folder))
+        assert.equal(file, path.join('registry-client/src/protocol.ts'), `${file} imports ${target}`)
 })
 
 test('a package is used through its exports, not by paths into its folders', () => {

@@ -5,7 +5,7 @@
 
 import { parseDuration } from './clock.ts'
 import { decodeNode, isNamespace, isServiceName, ProtocolError } from './protocol.ts'
-import type { NodeRegistration } from './registry/registrar.ts'
+import type { NodeRegistration } from './node-registration.ts'
 import { show } from './shown.ts'
 
 /** @throws TypeError for what has no properties to read */

@@ -1,10 +1,7 @@
 /**
  * Everything that a sidecar answers by itself, and why. An error is raised where it happens and turned into an answer
- * in one place, by the composer's stack ({@link problemReply}).
+ * in one place, by the composer's stack.
  */
-
-import { Fields } from './fields.ts'
-import { Whole, type Reply } from './layer.ts'
 
 /** Who is to blame: the node or the service behind, the caller, or the sidecar itself. */
 export type ErrorSource = 'upstream' | 'downstream' | 'internal'
@@ -83,24 +80,4 @@ export function asSidecarError(error: unknown): SidecarError {
   return error instanceof SidecarError
     ? error
     : new SidecarError('internal_error', 'see the log of the sidecar', { delivered: true, cause: error })
-}
-
-/** The answer to a failed request: problem+json with the reason in a header. */
-export function problemReply(error: SidecarError): Reply {
-  const body = Whole.of(
-    JSON.stringify({
-      type: `urn:holdfast:problem:${error.reason}`,
-      title: REASONS[error.reason].title,
-      status: error.status,
-      code: error.reason,
-      detail: error.message,
-    }),
-  )
-  return {
-    status: error.status,
-    headers: Fields.of(['content-type', 'application/problem+json', 'content-length', String(body.length)]),
-    body,
-    reason: error.reason,
-    own: true,
-  }
 }

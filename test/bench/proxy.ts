@@ -74,6 +74,7 @@ export async function proxy(): Promise<void> {
     alone('HAProxy', () => startHaproxy(service.port)),
     alone('nginx', () => startNginx(service.port)),
     sidecar('sidecar', '--access-log', 'off'),
+    alone('sidecar, through tsx', () => startSidecar(registry.port, ['--access-log', 'off'], false)),
     sidecar('sidecar, access log', '--access-log', `${directory()}/access.log`),
     [
       'sidecars, both in a row',

@@ -1,13 +1,13 @@
 /** From the start of a process to its first answer and to all of them, from file, while the registry is dead. */
 
 import { spawn } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath, pathToFileURL } from 'node:url'
-import ts from 'typescript'
 import { clientOf, registryOf } from './memory-registry.ts'
+import { writePlain } from './plain.ts'
 import { median, print } from './table.ts'
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url))
@@ -24,7 +24,13 @@ interface Run {
 export async function start(): Promise<void> {
   const directory = mkdtempSync(path.join(tmpdir(), 'holdfast-bench-'))
   try {
-    const plain = transpile(directory)
+    const to = path.join(directory, 'plain')
+    mkdirSync(to)
+    writePlain(to, [CHILD])
+    const plain = {
+      child: path.join(to, CHILD.replace('.ts', '.js')),
+      library: pathToFileURL(path.join(to, 'registry-client/src/index.js')).href,
+    }
     const library = pathToFileURL(path.join(ROOT, 'registry-client/src/index.ts')).href
     const bare = await runs(['-e', 'console.log("first")'])
     const bareMs = median(bare.map(({ lines }) => lines[0]!))
@@ -54,33 +60,6 @@ export async function start(): Promise<void> {
   } finally {
     rmSync(directory, { recursive: true, force: true })
   }
-}
-
-/** The sources without types, as a build would leave them. */
-function transpile(directory: string): { child: string; library: string } {
-  const to = path.join(directory, 'plain')
-  mkdirSync(to)
-  symlinkSync(path.join(ROOT, 'node_modules'), path.join(directory, 'node_modules'))
-  writeFileSync(path.join(to, 'package.json'), '{"type":"module"}')
-  const sources = path.join(ROOT, 'registry-client/src')
-  const files = readdirSync(sources, { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.ts'))
-  for (const [file, name] of [
-    ...files.map((name) => [path.join(sources, name), name]),
-    [path.join(ROOT, CHILD), path.basename(CHILD)],
-  ] as const) {
-    const { outputText } = ts.transpileModule(readFileSync(file, 'utf8'), {
-      compilerOptions: {
-        target: ts.ScriptTarget.ES2023,
-        module: ts.ModuleKind.ESNext,
-        verbatimModuleSyntax: true,
-        rewriteRelativeImportExtensions: true,
-      },
-    })
-    const target = path.join(to, name.replace(/\.ts$/, '.js'))
-    mkdirSync(path.dirname(target), { recursive: true })
-    writeFileSync(target, outputText)
-  }
-  return { child: path.join(to, 'start-child.js'), library: pathToFileURL(path.join(to, 'index.js')).href }
 }
 
 async function fill(cacheDir: string, count: number): Promise<void> {

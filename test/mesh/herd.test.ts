@@ -91,7 +91,7 @@ class Herd {
           // Room for thousands of services would be most of what it needs, five thousand times.
           maxServices: SERVICES.length,
         })
-        await Promise.all(SERVICES.map((service) => subscriber.client.resolve(service)))
+        await Promise.all(SERVICES.map((service) => subscriber.client.resolve(service, { deadline: '60s' })))
       }
     }
     await Promise.all(Array.from({ length: AT_ONCE }, next))

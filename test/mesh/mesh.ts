@@ -14,7 +14,7 @@ const PROGRAMS = {
   sidecar: 'sidecar-plugin/bin/holdfast-sidecar.js',
   cli: 'registry-client/bin/holdfast.js',
 } as const
-const READY_MS = 20_000
+const READY_MS = 60_000
 
 /** One running process. Its output goes to `{directory}/{name}.log`. */
 export class Program {

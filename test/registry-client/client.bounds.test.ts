@@ -1,20 +1,11 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import type { RegistryClient } from '@holdfast/registry-client'
-import { failure, resolved, world, worldWithFile, type World } from '../support/client-world.ts'
+import { failure, OVERRIDE, pass, resolved, world, worldWithFile, type World } from '../support/client-world.ts'
 import { settle } from '../support/manual-clock.ts'
 import { changeOf, idsOf, removalOf, snapshotOf, viewOf } from '../support/sample-views.ts'
 
 const HOUR_MS = 3_600_000
-const OVERRIDE = '/cache/default/stock.override.json'
-
-/** Time with a registry that pings every ten seconds. */
-async function pass({ clock, network }: World, ms: number): Promise<void> {
-  for (let waited = 0; waited < ms; waited += 10_000) {
-    await clock.advance(Math.min(10_000, ms - waited))
-    await network.stream.event('ping', {}, 'e:5')
-  }
-}
 
 async function resolveAs(made: World, client: RegistryClient, service: string): Promise<void> {
   const resolving = client.resolve(service)

@@ -1,11 +1,10 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { failure, resolved, world, type World } from '../support/client-world.ts'
+import { failure, FILE, pass, resolved, slowReads, world, worldWithFile, type World } from '../support/client-world.ts'
 import { settle } from '../support/manual-clock.ts'
 import { changeOf, idsOf, removalOf, snapshotOf } from '../support/sample-views.ts'
 import { answer } from '../support/scripted-network.ts'
 
-const FILE = '/cache/default/stock.json'
 const HIGHEST = Number.MAX_SAFE_INTEGER
 
 const told = (cursor: string, nodes: string[]) =>
@@ -139,28 +138,14 @@ describe('what a peer claimed to know', () => {
     await return_(made, 'e:10', ['a'])
     await made.network.stream.event('ping', {}, 'e:10')
     assert.deepEqual(idsOf((await client.resolve('stock')).view).sort(), ['a', 'liar'])
-    for (let minute = 0; minute <= 61; minute++) {
-      await made.clock.advance(10_000)
-      await made.network.stream.event('ping', {}, 'e:10')
-    }
+    await pass(made, 620_000, 'e:10')
     assert.deepEqual(idsOf((await client.resolve('stock')).view), ['a'])
     await client.close()
   })
 
   test('displaces no file that is read later', async () => {
-    const made = world()
-    const first = await made.start()
-    await made.network.stream.accept()
-    const resolving = first.resolve('stock')
-    await settle()
-    await made.network.stream.event('snapshot', snapshotOf('e:5', ['a']), 'e:5')
-    await resolving
-    await first.close()
-    made.network.streams.length = 0
-    made.disk.hold = (operation, file) =>
-      operation === 'read' && file.startsWith(FILE)
-        ? new Promise((resolve) => made.clock.after(3_000, () => resolve()))
-        : undefined
+    const made = await worldWithFile('a')
+    slowReads(made, 3_000)
     made.network.respond = () => told(`e:${HIGHEST}`, ['liar'])
     const client = await made.start({ peers: ['http://peer:7503'] })
     await made.network.stream.cut('refused')

@@ -2,29 +2,17 @@ import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import type { RegistryClient } from '@holdfast/registry-client'
 import { encodeView, formatCursor } from '@holdfast/registry-client/protocol'
-import { world, type World } from '../support/client-world.ts'
+import { asking, FILE, pass, world, type World } from '../support/client-world.ts'
 import { settle } from '../support/manual-clock.ts'
 import { changeOf, idsOf, nodeOf, removalOf, snapshotOf } from '../support/sample-views.ts'
 import { answer } from '../support/scripted-network.ts'
 
-const FILE = '/cache/default/stock.json'
 const STATIC = nodeOf('s1', { leased: false })
-
-/** Time with a registry that pings every ten seconds. */
-async function pass({ clock, network }: World, ms: number, cursor: string): Promise<void> {
-  for (let passed = 0; passed < ms; passed += 10_000) {
-    await clock.advance(10_000)
-    await network.stream.event('ping', {}, cursor)
-  }
-}
 
 /** A client that knew two nodes with leases and a static one, of a store that was wiped since. */
 async function wiped(): Promise<{ made: World; client: RegistryClient }> {
   const made = world()
-  const client = await made.start()
-  await made.network.stream.accept()
-  const resolving = client.resolve('stock')
-  await settle()
+  const { client, resolving } = await asking(made)
   await made.network.stream.event('snapshot', snapshotOf('old:5', ['a', 'b', STATIC]), 'old:5')
   await resolving
   await made.clock.advance(1_000)
@@ -65,6 +53,26 @@ describe('nodes of a history that is gone, kept beside what a new one names', ()
     assert.doesNotMatch(made.disk.files.get(FILE)!.content, /kept/)
   })
 
+  test('are not written over by one who could not read them, and hears only of what the new one names', async () => {
+    const { made, client } = await wiped()
+    await client.close()
+    made.network.streams.length = 0
+    const endMs = made.clock.now() + 20_000
+    made.disk.fail = (operation) => (operation === 'read' && made.clock.now() < endMs ? 'EIO' : undefined)
+    const again = await made.start()
+    await made.network.stream.accept()
+    const resolving = again.resolve('stock')
+    await made.clock.advance(1_100)
+    await made.network.stream.event('snapshot', snapshotOf('new:9', ['x', 'y']), 'new:9')
+    assert.deepEqual(idsOf((await resolving).view).sort(), ['x', 'y'])
+    await made.clock.advance(60_000)
+    assert.deepEqual(await served(again), ['a', 'b', 's1', 'x', 'y'])
+    await again.close()
+    const content = made.disk.files.get(FILE)!.content
+    assert.match(content, /"cursor":"new:9"/)
+    assert.match(content, /"kept":\{"cursor":"old:5","ids":\["a","b","s1"\],"policy":false\}/)
+  })
+
   test('a static one holds up neither the file, nor what peers are told, nor the age of the rest', async () => {
     const { made, client } = await wiped()
     await pass(made, 620_000, 'new:3')
@@ -100,10 +108,7 @@ describe('nodes of a history that is gone, kept beside what a new one names', ()
 
   test('and a policy of that history, which is not taken for one that the new one has', async () => {
     const made = world()
-    const client = await made.start()
-    await made.network.stream.accept()
-    const resolving = client.resolve('stock')
-    await settle()
+    const { client, resolving } = await asking(made)
     await made.network.stream.event('snapshot', snapshotOf('old:5', ['a'], { policy: { timeout: '7s' } }), 'old:5')
     await resolving
     await made.network.stream.event('snapshot', snapshotOf('new:3', ['x']), 'new:3')

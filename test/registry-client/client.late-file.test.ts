@@ -1,20 +1,13 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import type { ResolveError } from '@holdfast/registry-client'
-import { failure, world, worldWithFile, type World } from '../support/client-world.ts'
+import { asking, failure, FILE, slowReads, world, worldWithFile, type World } from '../support/client-world.ts'
 import { settle } from '../support/manual-clock.ts'
 import { idsOf, removalOf, snapshotOf } from '../support/sample-views.ts'
 
-const FILE = '/cache/default/stock.json'
-
 /** What a file's reading meets, from a process's start on. */
 const TROUBLES: Record<string, (made: World) => void> = {
-  'a disk that answers after 3 s': ({ disk, clock }) => {
-    disk.hold = (operation, file) =>
-      operation === 'read' && file.startsWith(FILE)
-        ? new Promise((resolve) => clock.after(3_000, () => resolve()))
-        : undefined
-  },
+  'a disk that answers after 3 s': (made) => slowReads(made, 3_000),
   'EIO at the first three tries': ({ disk }) => {
     let left = 3
     disk.fail = (operation, file) => (operation === 'read' && file.startsWith(FILE) && left-- > 0 ? 'EIO' : undefined)
@@ -39,9 +32,8 @@ describe('a file that is read after the registry of a new epoch spoke', () => {
       test(`${trouble}, while it says: ${said}`, async () => {
         const made = await worldWithFile('a', 'b')
         make(made)
-        const client = await made.start()
-        await made.network.stream.accept()
-        const resolving = client.resolve('stock').then(
+        const { client, resolving } = await asking(made)
+        const outcome = resolving.then(
           ({ view }) => (view.nodes.size > 0 ? 'nodes' : 'none'),
           ({ code }: ResolveError) => code,
         )
@@ -49,7 +41,7 @@ describe('a file that is read after the registry of a new epoch spoke', () => {
         await made.network.stream.event('snapshot', snapshotOf(cursor, nodes), 'new:7')
         await made.network.stream.event('ping', {}, 'new:7')
         await made.clock.advance(20_000)
-        assert.match(await resolving, /^(nodes|unresolved)$/)
+        assert.match(await outcome, /^(nodes|unresolved)$/)
         await made.network.stream.event('ping', {}, 'new:8')
         assert.deepEqual(idsOf((await client.resolve('stock')).view).sort(), ['a', 'b', ...nodes])
         assert.deepEqual(
@@ -65,10 +57,7 @@ describe('a file that is read after the registry of a new epoch spoke', () => {
   test('is released like any other once its nodes are back, and the file follows', async () => {
     const made = await worldWithFile('a', 'b')
     TROUBLES['EIO at the first three tries']!(made)
-    const client = await made.start()
-    await made.network.stream.accept()
-    const resolving = client.resolve('stock')
-    await settle()
+    const { client, resolving } = await asking(made)
     await made.network.stream.event('snapshot', snapshotOf('new:7', ['z']), 'new:7')
     await resolving
     await made.clock.advance(20_000)
@@ -83,10 +72,7 @@ describe('a file that is read after the registry of a new epoch spoke', () => {
     const made = await worldWithFile('a', 'b')
     const old = made.disk.files.get(FILE)!.content
     TROUBLES['EIO at the first three tries']!(made)
-    const client = await made.start()
-    await made.network.stream.accept()
-    const resolving = client.resolve('stock')
-    await settle()
+    const { client, resolving } = await asking(made)
     await made.network.stream.event('snapshot', snapshotOf('new:7', ['z']), 'new:7')
     await resolving
     await made.clock.advance(20_000)
@@ -107,9 +93,7 @@ describe('a file that is read after the registry of a new epoch spoke', () => {
   test('a file of another process that has followed further is taken within the epoch', async () => {
     const made = await worldWithFile('a', 'b')
     TROUBLES['a disk that answers after 3 s']!(made)
-    const client = await made.start()
-    await made.network.stream.accept()
-    const resolving = client.resolve('stock')
+    const { client, resolving } = await asking(made)
     await made.clock.advance(1_100)
     // A replica that is behind what the file knows.
     await made.network.stream.event('snapshot', snapshotOf('e:3', ['a']), 'e:3')
@@ -125,9 +109,7 @@ describe('a file that is read after the registry of a new epoch spoke', () => {
     let left = 2
     made.disk.fail = (operation, file) =>
       operation === 'read' && file.startsWith(FILE) && left-- > 0 ? 'EMFILE' : undefined
-    const client = await made.start()
-    await made.network.stream.accept()
-    const resolving = client.resolve('stock')
+    const { client, resolving } = await asking(made)
     await made.clock.advance(300)
     assert.deepEqual(idsOf((await resolving).view), ['a', 'b'])
     assert.deepEqual(made.network.stream.subscribed, [{ namespace: 'default', service: 'stock', cursor: 'e:5' }])
@@ -139,13 +121,12 @@ describe('a file that is read after the registry of a new epoch spoke', () => {
     for (const cursor of ['new:0', 'new:7']) {
       const made = await worldWithFile('a', 'b')
       made.disk.fail = (operation, file) => (operation === 'read' && file.startsWith(FILE) ? 'EIO' : undefined)
-      const client = await made.start()
-      await made.network.stream.accept()
-      const resolving = failure(client.resolve('stock'))
+      const { client, resolving } = await asking(made)
+      const failed = failure(resolving)
       await made.clock.advance(300)
       await made.network.stream.event('snapshot', snapshotOf(cursor), 'new:7')
       await made.clock.advance(5_000)
-      const { code, tried } = await resolving
+      const { code, tried } = await failed
       assert.equal(code, 'unresolved')
       assert.deepEqual(tried.slice(0, 2), [
         { level: 'memory', outcome: 'nothing' },
@@ -179,9 +160,7 @@ describe('a file that is read after the registry of a new epoch spoke', () => {
     const made = await worldWithFile('a', 'b')
     made.disk.fail = (operation, file) =>
       operation === 'read' && file === FILE && made.disk.files.get(FILE)!.content.includes('"e:5"') ? 'EIO' : undefined
-    const client = await made.start()
-    await made.network.stream.accept()
-    const resolving = client.resolve('stock')
+    const { client, resolving } = await asking(made)
     await made.clock.advance(300)
     await made.network.stream.event('snapshot', snapshotOf('new:7', ['z']), 'new:7')
     assert.deepEqual(idsOf((await resolving).view), ['z'])
@@ -218,13 +197,27 @@ describe('a file that is read after the registry of a new epoch spoke', () => {
 
 test('without a file nothing waits: the first word is written at once', async () => {
   const made = world()
-  const client = await made.start()
-  await made.network.stream.accept()
-  const resolving = client.resolve('stock')
-  await settle()
+  const { client, resolving } = await asking(made)
   await made.network.stream.event('snapshot', snapshotOf('new:7', ['z']), 'new:7')
   await resolving
   await settle()
   assert.match(made.disk.files.get(FILE)!.content, /"new:7"/)
   await client.close()
 })
+
+for (const outageMs of [10_000, 600_000])
+  test(`a file that could not be read for ${outageMs / 1000} s serves as soon as it can, with the registry away all along`, async () => {
+    const made = await worldWithFile('a', 'b')
+    const { disk, clock } = made
+    const endMs = clock.now() + outageMs
+    disk.fail = (operation) => (operation === 'read' && clock.now() < endMs ? 'EMFILE' : undefined)
+    const client = await made.start()
+    const waiting = client.resolve('stock', { deadline: outageMs + 60_000 })
+    await clock.advance(outageMs + 60_000)
+    const { source, view } = await waiting
+    assert.deepEqual([source, idsOf(view).sort()], ['file', ['a', 'b']])
+    const readings = disk.done.filter(({ operation, file }) => operation === 'read' && file === FILE).length
+    assert.ok(readings < 30, `${readings} readings`)
+    await client.close()
+    assert.equal(clock.pending, 0)
+  })

@@ -1,11 +1,8 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { failure, resolved, world, worldWithFile } from '../support/client-world.ts'
+import { asking, failure, FILE, OVERRIDE, resolved, world, worldWithFile } from '../support/client-world.ts'
 import { settle } from '../support/manual-clock.ts'
 import { changeOf, idsOf, removalOf, snapshotOf } from '../support/sample-views.ts'
-
-const FILE = '/cache/default/stock.json'
-const OVERRIDE = '/cache/default/stock.override.json'
 
 describe('never empty without proof', () => {
   test('an empty snapshot of another epoch is kept aside, visible, and the last view stays', async () => {
@@ -186,10 +183,7 @@ describe('negative answers', () => {
 
   test('of a service known to have no nodes: it is still known, with its policy', async () => {
     const made = world()
-    const client = await made.start()
-    await made.network.stream.accept()
-    const resolving = client.resolve('stock')
-    await settle()
+    const { client, resolving } = await asking(made)
     const policy = { timeout: '1s' }
     await made.network.stream.event('snapshot', snapshotOf('e:4', [], { policy }), 'e:5')
     await resolving

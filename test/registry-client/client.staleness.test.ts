@@ -1,11 +1,9 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { failure, resolved, world, worldWithFile } from '../support/client-world.ts'
+import { failure, OVERRIDE, resolved, world, worldWithFile } from '../support/client-world.ts'
 import { settle } from '../support/manual-clock.ts'
 import { changeOf, idsOf, removalOf, snapshotOf } from '../support/sample-views.ts'
 import { answer } from '../support/scripted-network.ts'
-
-const OVERRIDE = '/cache/default/stock.override.json'
 
 describe('maxStale', () => {
   test('shorter than the time between pings asks the registry, once for all who wait', async () => {
@@ -100,6 +98,30 @@ describe('a registry that has not reached what another one has shown', () => {
     assert.deepEqual(client.status().ahead, ['default/stock'])
     await made.network.stream.event('ping', {}, 'e:1000')
     assert.equal((await client.resolve('stock')).age, 0)
+    await client.close()
+  })
+})
+
+describe('a disk that gives nothing out', () => {
+  test('makes nobody forget how far the registry was: what waits to be written is no news', async () => {
+    const made = world()
+    made.disk.fail = (operation) => (operation === 'read' ? 'EMFILE' : undefined)
+    const client = await made.start()
+    await made.network.stream.accept()
+    const resolving = client.resolve('stock')
+    await made.clock.advance(300)
+    await made.network.stream.event('snapshot', snapshotOf('e:5', ['a']), 'e:1000')
+    await resolving
+    await made.network.stream.event('ping', { subscribed: 1 }, 'e:1000')
+    await made.network.stream.cut()
+    await made.clock.advance(1_000)
+    await made.network.stream.accept()
+    await made.network.stream.event('ping', { subscribed: 2 }, 'e:6')
+    // Its file is tried again and again meanwhile.
+    await made.clock.advance(20_000)
+    await made.network.stream.event('ping', {}, 'e:7')
+    assert.equal((await client.resolve('stock')).age, 21_000)
+    assert.deepEqual(client.status().ahead, ['default/stock'])
     await client.close()
   })
 })

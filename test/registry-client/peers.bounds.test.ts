@@ -9,7 +9,7 @@ import type { HttpAnswer } from '@holdfast/registry-client'
 import { systemClock } from '@holdfast/registry-client/clock'
 import { ByteBudget } from '../../registry-client/src/cache/byte-budget.ts'
 import { Peers, type PeersAnswer } from '../../registry-client/src/cache/peers.ts'
-import { Slots } from '../../registry-client/src/cache/slots.ts'
+import { Semaphore } from '../../registry-client/src/semaphore.ts'
 import { systemNetwork } from '../../registry-client/src/network.ts'
 import { world } from '../support/client-world.ts'
 import { ManualClock, settle } from '../support/manual-clock.ts'
@@ -450,7 +450,7 @@ describe('a budget of bytes', () => {
 
 describe('slots', () => {
   test('are taken in turn, by so many at once, and no more wait than may', async () => {
-    const slots = new Slots(2, 2)
+    const slots = new Semaphore(2, 2)
     const order: string[] = []
     const enter = (name: string, signal?: AbortSignal) =>
       slots.enter(signal).then((isIn) => void order.push(`${name} ${isIn}`))

@@ -14,6 +14,8 @@ import { InstantDisk, type HostDisk } from './sim-disk.ts'
 export interface CacheFilesOptions {
   readonly evidence: Evidence
   readonly lies: Lies
+  /** Whether one of several processes of a host has a node in memory, and so writes it again. */
+  readonly isHeld: (host: string, service: string, id: string) => boolean
   readonly violated: (violation: Violation) => void
 }
 
@@ -70,21 +72,25 @@ export class CacheFiles {
 
   /** One view's file takes the place of another's. */
   #checkReplaced(host: string, file: string, before: string, after: string): void {
-    const { lies, evidence } = this.#options
+    const { lies, evidence, isHeld } = this.#options
     const [old, next] = [before, after].map((content) => viewIn(file, content))
     if (old === undefined || next === undefined || lies.has(old)) return
     // What only a peer said gives way to whatever the registry says; and of two who say something at once the last one stays.
-    if (before.includes('"origin":"peer"')) return
+    if (before.includes(HEARSAY)) return
     this.checks++
     const what = `${file} at ${host} went from ${text(old.cursor)} to ${text(next.cursor)}`
     if (lies.has(next)) return this.#violated('hearsay', `${what}, which is a lie`)
     const id = evidence.missing(old, next)
-    if (id !== undefined) this.#violated('proof', `${what} and has lost ${id}, and nobody has removed it`)
+    // Of two processes one may have missed what the other keeps; for a moment, since that one writes it again.
+    if (id !== undefined && !isHeld(host, old.service, id))
+      this.#violated('proof', `${what} and has lost ${id}, and nobody has removed it`)
   }
 
   #noteSaved(host: string, file: string, content: string): void {
     const view = viewIn(file, content)
     if (view === undefined || this.#options.lies.has(view)) return
+    // The registry may refute it at any time, and then it goes.
+    if (content.includes(HEARSAY)) return
     let saved = this.#saved.get(host)
     if (saved === undefined) this.#saved.set(host, (saved = new Map<string, Cursor>()))
     const before = saved.get(view.service)
@@ -97,6 +103,7 @@ export class CacheFiles {
   }
 }
 
+const HEARSAY = '"origin":"peer"'
 const NO_LOG: Log = { debug() {}, info() {}, warn() {}, error() {} }
 
 /** The view in a service's file; undefined for other files, and for one that is torn. */

@@ -7,7 +7,8 @@ import type { Random } from '@holdfast/registry-client/clock'
 import type { Log } from '@holdfast/registry-client/log'
 import type { KnownView } from '../../registry-client/src/client.ts'
 import { connect, ResolveError, type RegistryClient, type Resolved } from '../../registry-client/src/index.ts'
-import type { NodeRegistration, Registration } from '../../registry-client/src/registry/registrar.ts'
+import type { NodeRegistration } from '../../registry-client/src/node-registration.ts'
+import type { Registration } from '../../registry-client/src/registry/registration.ts'
 import { NoNodesError } from '../../registry-client/src/selection/selector.ts'
 import { openPeerPort } from './peer-port.ts'
 import { SimProcess, type Host } from './process.ts'
@@ -95,6 +96,8 @@ export class ClientProcess {
   /** Services that the present stream carries; undefined without one. */
   carried: Set<string> | undefined
   carriedSinceMs = 0
+  /** When anything came by the stream last. */
+  heardMs = -Infinity
   /** By service, the message by which it was asked for on the present stream, and when its registry had sent it all. */
   readonly #asked = new Map<string, number>()
   readonly #answeredMs = new Map<string, number>()
@@ -251,6 +254,7 @@ export class ClientProcess {
   }
 
   #noteReceived(text: string): void {
+    this.heardMs = this.#process!.now()
     if (!PING.test(text)) return
     const { subscribed = 0, age = 0 } = (JSON.parse(text) as { data: { subscribed?: number; age?: number } }).data
     const nowMs = this.#process!.now()

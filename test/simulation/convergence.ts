@@ -1,6 +1,7 @@
 /** What must be true at the end of a run, a while after the last fault: everyone knows the truth. */
 
 import type { ClientProcess } from './client-process.ts'
+import { RETURN_MS } from './evidence.ts'
 import { differenceOf, keyOf, quarantinedBy, text } from './differences.ts'
 import { Violation, type Invariant } from './invariants.ts'
 import type { Lies } from './lies.ts'
@@ -12,22 +13,33 @@ type Say = (invariant: Invariant, message: string) => void
 export class Convergence {
   readonly #model: Model
   readonly #lies: Lies
+  readonly #mayOutrank: (host: string) => boolean
 
-  constructor(model: Model, lies: Lies) {
+  /** @param mayOutrank whether a backup may hold an earlier life of a host's nodes that counts as the later one */
+  constructor(model: Model, lies: Lies, mayOutrank: (host: string) => boolean) {
     this.#model = model
     this.#lies = lies
+    this.#mayOutrank = mayOutrank
   }
 
-  /** What has not converged yet; undefined when all has. */
-  divergence(replicas: readonly Replica[], clients: readonly ClientProcess[]): Violation | undefined {
+  /**
+   * What has not converged yet; undefined when all has.
+   * @param isLate whether nobody waits any more
+   */
+  divergence(replicas: readonly Replica[], clients: readonly ClientProcess[], isLate: boolean): Violation | undefined {
     const found: Violation[] = []
     const say = (invariant: Invariant, message: string) => found.push(new Violation(invariant, message))
     const epoch = this.#model.current
     if (epoch === undefined) return new Violation('convergence', 'there is no store')
     this.#checkReplicas(replicas, epoch, say)
     const leases = new Map<string, string>()
+    const kept = new Set(
+      clients.flatMap(({ host, client }) =>
+        (client ? [...quarantinedBy(client).keys()] : []).map((key) => `${host.name} ${key}`),
+      ),
+    )
     for (const client of clients) {
-      this.#checkClient(client, epoch, say)
+      this.#checkClient(client, epoch, kept, isLate, say)
       if (client.lease !== undefined) leases.set(client.lease, client.name)
     }
     for (const [id, { endedMs, lease }] of epoch.leases)
@@ -68,7 +80,8 @@ export class Convergence {
     if (counted !== alive) say('owner', `${alive} leases are counted ${counted} times by ${replicas.length} replicas`)
   }
 
-  #checkClient(client: ClientProcess, epoch: Epoch, say: Say): void {
+  /** @param kept in which hosts a process keeps nodes of which services in quarantine, and in the file */
+  #checkClient(client: ClientProcess, epoch: Epoch, kept: ReadonlySet<string>, isLate: boolean, say: Say): void {
     const { client: library, name } = client
     if (library === undefined) return void say('convergence', `${name} has not started`)
     if (client.carried === undefined) say('convergence', `${name} is not connected`)
@@ -77,18 +90,22 @@ export class Convergence {
       const key = keyOf(service)
       const answer = library.peek(service)
       const version = epoch.newest(key)
-      if (this.#lies.isInFile(client, service) && !quarantined.has(keyOf(service)))
+      // Whoever kept it may have let it go as idle.
+      if (this.#lies.isInFile(client, service) && !kept.has(`${client.host.name} ${key}`) && !isLate)
         say('hearsay', `the file of ${service} at ${client.host.name} is a lie`)
       if (answer?.overridden === true) say('convergence', `${name} has an override of ${service}`)
       if (quarantined.has(key)) {
-        const kept = [...(answer?.view.nodes.values() ?? [])].filter(({ id }) => !version?.nodes.has(id))
+        const left = [...(answer?.view.nodes.values() ?? [])].filter(({ id }) => !version?.nodes.has(id))
         // For static nodes nobody speaks but an operator, and a store that was lost has no word for a service that is
         // empty in it.
-        const isExpected = kept.every(({ leased }) => !leased || (version?.nodes.size ?? 0) === 0)
+        const isExpected = left.every(({ leased }) => !leased || (version?.nodes.size ?? 0) === 0)
         // Nor is anybody but an operator a match for a liar who made a history up, where the registry names nothing.
         const isForged = answer !== undefined && this.#lies.has(answer.view)
+        // Whoever has let it go as idle, and follows it anew, gives its nodes their time anew.
+        const forMs = library.status().quarantined.find((item) => keyOf(item.service) === key)?.forMs ?? Infinity
+        if (isLate && forMs < RETURN_MS) continue
         if (!isExpected || (this.#model.epochs.size < 2 && !isForged))
-          say('convergence', `${name} keeps ${kept.map(({ id }) => id).join()} of ${service} in quarantine`)
+          say('convergence', `${name} keeps ${left.map(({ id }) => id).join()} of ${service} in quarantine`)
         continue
       }
       if (version === undefined) {
@@ -135,7 +152,8 @@ export class Convergence {
                 `${registered.weight}`,
             )
         }
-      } else if (state !== 'superseded' || !isShared) say('convergence', `${name} has ${key} ${state ?? 'not begun'}`)
+      } else if (state !== 'superseded' || !(isShared || this.#mayOutrank(client.host.name)))
+        say('convergence', `${name} has ${key} ${state ?? 'not begun'}`)
     }
   }
 }

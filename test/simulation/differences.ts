@@ -3,7 +3,10 @@
 import type { Cursor } from '@holdfast/registry-client/protocol'
 import type { RegistryClient } from '../../registry-client/src/index.ts'
 import type { QuarantineReason } from '../../registry-client/src/cache/entry.ts'
+import type { ClientProcess } from './client-process.ts'
+import type { RegistryParts } from '../../registry-server/src/parts.ts'
 import { textOf, type ServiceVersion } from './model.ts'
+import type { Replica } from './registry-replica.ts'
 
 export function keyOf(service: string): string {
   return `default/${service}`
@@ -14,6 +17,12 @@ export function quarantinedBy(library: RegistryClient): ReadonlyMap<string, Quar
   return new Map(
     library.status().quarantined.map(({ namespace, service, reason }) => [`${namespace}/${service}`, reason]),
   )
+}
+
+/** The replica that a client is connected to; undefined when it is not, or when that one is not ready. */
+export function replicaOf({ client }: ClientProcess, replicas: readonly Replica[]): RegistryParts | undefined {
+  const endpoint = client?.reachable === true ? client.status().connection.endpoint : undefined
+  return replicas.find(({ address }) => endpoint === `http://${address}`)?.parts
 }
 
 export function text({ epoch, revision }: Cursor): string {

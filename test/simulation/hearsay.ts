@@ -7,7 +7,7 @@ import type { View } from '@holdfast/registry-client/protocol'
 import type { KnownView } from '../../registry-client/src/client.ts'
 import type { Resolved } from '../../registry-client/src/index.ts'
 import type { ClientProcess } from './client-process.ts'
-import { keyOf, quarantinedBy, text } from './differences.ts'
+import { keyOf, quarantinedBy, replicaOf, text } from './differences.ts'
 import { Violation, type Invariant } from './invariants.ts'
 import type { Lies } from './lies.ts'
 import type { Model } from './model.ts'
@@ -32,6 +32,8 @@ export interface HearsayOptions {
   readonly nowMs: () => number
   /** When a process last did not know how late it was. */
   readonly unawareMs: () => number
+  /** By how much a host's clock was turned, one way or the other: files are dated by it. */
+  readonly turnedMs: (host: string) => number
   readonly violated: (violation: Violation) => void
 }
 
@@ -59,7 +61,7 @@ export class Hearsay {
   }
 
   /** A call was answered. */
-  answered({ name, client }: ClientProcess, service: string, { view, age, source, overridden }: Resolved): void {
+  answered({ name, host, client }: ClientProcess, service: string, { view, age, source, overridden }: Resolved): void {
     if (overridden || this.#options.lies.has(view)) return
     if (source === 'memory' || source === 'registry') return this.#checkAge(name, service, view, age)
     // What the registry has said by now is served together with what a peer did.
@@ -70,7 +72,7 @@ export class Hearsay {
     if (toldMs === undefined)
       this.#violated('hearsay', `${name} has ${service} at ${text(view.cursor)} from a peer, and none has said so`)
     // Ages travel in whole milliseconds.
-    else if (heardMs > toldMs + 1)
+    else if (heardMs > toldMs + 1 + this.#options.turnedMs(host.name))
       this.#violated(
         'age',
         `${name} says that ${service} is ${age} ms old; who told it knew it to be ${heardMs - toldMs} ms more`,
@@ -144,12 +146,12 @@ export class Hearsay {
   lookBehind(clients: readonly ClientProcess[], replicas: readonly Replica[]): void {
     const nowMs = this.#options.nowMs()
     const ahead = new Map<string, number>()
-    for (const { client: library, name, host, followed, carriedSinceMs, process } of clients) {
+    for (const client of clients) {
+      const { client: library, name, host, followed, carriedSinceMs, process } = client
       if (library?.reachable !== true || process!.isFrozen) continue
       // Another process on its host may know better, and date the files.
       if (clients.some((other) => other.host === host && other.name !== name)) continue
-      const { endpoint } = library.status().connection
-      const hub = replicas.find(({ address }) => endpoint === `http://${address}`)?.parts?.hub
+      const hub = replicaOf(client, replicas)?.hub
       for (const service of followed) {
         const answer = library.peek(service)
         if (hub === undefined || answer === undefined || answer.overridden || this.#options.lies.has(answer.view))

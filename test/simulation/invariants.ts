@@ -51,10 +51,15 @@ const MAX_FILES_PER_SERVICE = 12
 /** Beyond the time in which a file is waited for before its service is subscribed. */
 const SUBSCRIBE_MS = 3_000
 
+/** Renewals cost the store nothing: until a replica notices that it hears nothing from it, it renews what has ended. */
+const UNNOTICED_MS = 5_000
+
 /** What a client was shown of one service, in one life of it. */
 interface Shown {
   answer: Resolved
   readonly isLie: boolean
+  /** Whether only a peer said it. */
+  readonly isHearsay: boolean
   readonly isQuarantined: boolean
   /** The newest cursor, and the place of its epoch among all that there were. */
   cursor: Cursor
@@ -70,6 +75,8 @@ export interface InvariantsOptions {
   readonly violated: (violation: Violation) => void
   /** Whether an operator's file may be in force on a host. */
   readonly mayOverride: (host: string, service: string) => boolean
+  /** Whether the replica that a client is connected to has not reached a place itself. */
+  readonly isBehind: (client: ClientProcess, cursor: Cursor) => boolean
 }
 
 export class Invariants {
@@ -80,6 +87,8 @@ export class Invariants {
   readonly #verified = new WeakSet<View>()
   /** What a process found on its disk when it started, by service. */
   readonly #found = new Map<string, ReadonlyMap<string, View>>()
+  /** What each client served without a subscription when it was looked at last. */
+  readonly #unsubscribed = new Map<string, ReadonlySet<string>>()
   readonly #evidence: Evidence
   readonly #lies: Lies
   checks = 0
@@ -195,7 +204,10 @@ export class Invariants {
     const shown = this.#shown.get(name)!
     if (answer === undefined) {
       const { overridden } = before!.answer
-      if (overridden || before!.isLie || before!.cursor.revision === 0 || this.#mayForget(client, before!)) {
+      // Told from a lie by nobody: what a peer knows of a service that a registry has not heard of yet, and does not know so.
+      const isRefuted = before!.isHearsay && this.#options.isBehind(client, before!.cursor)
+      const wasNothing = overridden || before!.isLie || before!.cursor.revision === 0
+      if (wasNothing || isRefuted || this.#mayForget(client, before!)) {
         shown.delete(service)
         return
       }
@@ -213,26 +225,27 @@ export class Invariants {
     const epochIndex = epochs.indexOf(cursor.epoch)
     if (epochIndex < 0 && !isLie)
       return this.#violated('errors', `${name} shows ${service} at ${text(cursor)}, which never was`)
+    const isQuarantined = quarantinedBy(client.client!).has(keyOf(service))
     if (before && !before.isLie) {
-      if (isLie)
+      // In a file that is read late one may stand beside the truth, as what was known of an earlier history.
+      if (isLie && !isQuarantined)
         this.#violated(
           'hearsay',
           `${name} knew ${service} at ${text(before.cursor)}, and shows a lie at ${text(cursor)}`,
         )
       const isBack = epochIndex === before.epochIndex && cursor.revision < before.cursor.revision
       // A peer may know more than a registry that is behind; its word ends all the same.
-      if (before.answer.source !== 'peer' && (isBack || epochIndex < before.epochIndex))
+      if (!before.isHearsay && (isBack || epochIndex < before.epochIndex))
         this.#violated('cursor', `${name} went from ${text(before.cursor)} back to ${text(cursor)} of ${service}`)
       // What a peer knew further than a registry that answers, and does not know that it is behind, nobody can tell from a lie.
-      const isWithdrawn = before.answer.source === 'peer' && isBack
+      const isWithdrawn = before.isHearsay && isBack
       if (!before.answer.overridden && !isWithdrawn) this.#checkProof(name, service, before.answer.view, view)
     }
     const found = this.#found.get(name)?.get(service)
     // Of a file that cannot be read the generation before it is served.
     const isFirst = before === undefined && found !== undefined && !isAfter(found.cursor, cursor)
     if (isFirst && view.nodes.size === 0) this.#checkProof(name, service, found, view)
-    const isQuarantined = quarantinedBy(client.client!).has(keyOf(service))
-    shown.set(service, { answer, cursor, epochIndex, isLie, isQuarantined })
+    shown.set(service, { answer, cursor, epochIndex, isLie, isHearsay: answer.source === 'peer', isQuarantined })
     if (isLie || this.#verified.has(view)) return
     const epoch = this.#model.epochs.get(cursor.epoch)!
     const version = epoch.at(keyOf(service), cursor.revision)
@@ -256,7 +269,7 @@ export class Invariants {
     if (bounds === undefined) return false
     if (client!.reachable && !before.isQuarantined) return true
     // A liar knows every name that anyone may think up, and nobody knows it for one.
-    if (before.answer.source === 'peer') return true
+    if (before.isHearsay) return true
     const others = [...followed].flatMap((service) => client!.peek(service) ?? [])
     // An entry holds three views at most: what is served, what was, and what was heard.
     const nodes = [before.answer, ...others].reduce((sum, { view }) => sum + 1 + 3 * view.nodes.size, 0)
@@ -297,8 +310,9 @@ export class Invariants {
   resolving(client: ClientProcess, service: string, isDiskWell: () => boolean): (outcome: Resolved | Error) => void {
     const known = this.#shown.get(client.name)?.get(service)
     const found = this.#found.get(client.name)?.get(service)
-    const { lives } = client
+    const { lives, process } = client
     const wasWell = isDiskWell()
+    const thawedMs = process?.thawedMs
     return (outcome) => {
       this.checks++
       if (client.lives !== lives) return
@@ -306,7 +320,8 @@ export class Invariants {
         if (outcome instanceof ResolveError && outcome.code === 'closed') return
         if (known && !known.isLie && known.cursor.revision > 0 && !known.answer.overridden)
           this.#violated('outage', `${client.name} knew ${service} and cannot resolve it: ${outcome.message}`)
-        else if (found && wasWell && isDiskWell())
+        // A time that passes while the process stands still is no time to read in.
+        else if (found && wasWell && isDiskWell() && process?.thawedMs === thawedMs)
           this.#violated(
             'file',
             `${client.name} has ${service} at ${text(found.cursor)} on disk and: ${outcome.message}`,
@@ -331,10 +346,16 @@ export class Invariants {
     if (library === undefined || carried === undefined || process!.isFrozen) return
     if (this.#options.nowMs() - client.carriedSinceMs < SUBSCRIBE_MS) return
     this.checks++
+    const before = this.#unsubscribed.get(client.name)
+    const unsubscribed = new Set<string>()
+    this.#unsubscribed.set(client.name, unsubscribed)
     for (const service of client.followed) {
       const answer = library.peek(service)
-      if (answer !== undefined && !carried.has(keyOf(service)))
+      if (answer === undefined || carried.has(keyOf(service))) continue
+      // The first time its file may just be read, and is waited for.
+      if (before?.has(service) === true)
         this.#violated('file', `${client.name} serves ${service} from ${answer.source}, and does not subscribe it`)
+      unsubscribed.add(service)
     }
   }
 
@@ -360,7 +381,10 @@ export class Invariants {
         if (lease && lease.endedMs === undefined) lost(`lease ${id} has ended`)
         return
       }
-      if (lease === undefined || (lease.endedMs ?? Infinity) < sentMs) return lost(`lease ${id} is there`)
+      const endedMs = lease?.endedMs ?? Infinity
+      if (lease === undefined || endedMs < sentMs - UNNOTICED_MS) return lost(`lease ${id} is there`)
+      // Whoever renews is told so the next time.
+      if (endedMs < sentMs) return
       lease.renewedMs = [...lease.renewedMs, sentMs].slice(-2)
       return this.leaseEnded(lease)
     }

@@ -19,7 +19,7 @@ import { EtcdTwin } from './etcd-twin.ts'
 import { Evidence } from './evidence.ts'
 import { isDue, planOf, type Fault, type Stage } from './faults.ts'
 import { Convergence } from './convergence.ts'
-import { keyOf, quarantinedBy } from './differences.ts'
+import { keyOf, quarantinedBy, replicaOf } from './differences.ts'
 import type { Resolved } from '../../registry-client/src/index.ts'
 import { Hearsay } from './hearsay.ts'
 import { Invariants, Violation } from './invariants.ts'
@@ -42,6 +42,8 @@ const LOST_STORE_CONVERGENCE_MS = 800_000
 const LOOK_MS = 5_000
 /** A stream that is well brings a ping more often. */
 const PINGED_MS = 11_000
+/** Until what was sent on a slow way has arrived. */
+const BACKLOG_MS = 60_000
 const WALL_OFFSET_MS = 86_400_000
 const STEADY_MS = 10_000
 
@@ -123,8 +125,23 @@ export class World {
     const evidence = new Evidence(this.#model, nowMs)
     const lies = (this.#lies = new Lies(this.#model))
     const violated = (violation: Violation) => this.#violated(violation)
-    this.#files = new CacheFiles({ evidence, lies, violated })
-    this.#hearsay = new Hearsay({ model: this.#model, lies, nowMs, unawareMs: () => this.#unawareMs(), violated })
+    const isHeld = (host: string, service: string, id: string) => {
+      const there = this.#clients.filter(({ host: { name }, client }) => name === host && client !== undefined)
+      return there.length > 1 && there.some(({ client }) => client?.peek(service)?.view.nodes.has(id))
+    }
+    this.#files = new CacheFiles({ evidence, lies, isHeld, violated })
+    this.#hearsay = new Hearsay({
+      model: this.#model,
+      lies,
+      nowMs,
+      unawareMs: () => this.#unawareMs(),
+      turnedMs: (host) =>
+        this.#plan.reduce(
+          (sum, fault) => sum + (fault.kind === 'clock' && fault.host === host ? Math.abs(fault.byMs) : 0),
+          0,
+        ),
+      violated,
+    })
     this.#invariants = new Invariants({
       model: this.#model,
       evidence,
@@ -132,6 +149,10 @@ export class World {
       nowMs,
       violated,
       mayOverride: (host, service) => this.#breaker.mayOverride(host, service),
+      isBehind: (client, { epoch, revision }) => {
+        const hub = replicaOf(client, this.#replicas)?.hub
+        return hub?.epoch === epoch && hub.cursor.revision < revision
+      },
     })
     const services = ['stock', 'orders', 'users', 'pay', 'mail'].slice(0, 2 + Math.floor(random() * 4))
     const replicas = 1 + Math.floor(random() * MAX_REPLICAS)
@@ -306,24 +327,31 @@ export class World {
     const scheduler = this.#scheduler
     this.#trace('the faults are over')
     this.#breaker.heal()
+    const healedMs = scheduler.nowMs
     this.#operator.close()
     for (const client of this.#clients) client.quieten()
     // What a liar said of a store that never was is kept as long as what an honest peer said of one that is gone.
     const isLost = this.#plan.some(({ kind }) => kind === 'wipe' || kind === 'restore' || kind === 'liar')
     const endMs = scheduler.nowMs + (isLost ? LOST_STORE_CONVERGENCE_MS : CONVERGENCE_MS)
-    const convergence = new Convergence(this.#model, this.#lies)
+    const isRestored = this.#plan.some(({ kind }) => kind === 'restore')
+    const mayOutrank = (host: string) =>
+      isRestored && this.#plan.some((fault) => fault.kind === 'clock' && fault.host === host && fault.byMs < 0)
+    const convergence = new Convergence(this.#model, this.#lies, mayOutrank)
     let divergence: Violation | undefined
     // What is true for a moment may be so by chance.
     let steadyMs = 0
     while (!this.#violation) {
       await scheduler.runUntil(scheduler.nowMs + LOOK_MS)
-      divergence = convergence.divergence(this.#replicas, this.#clients)
+      divergence = convergence.divergence(this.#replicas, this.#clients, scheduler.nowMs >= endMs)
       steadyMs = divergence ? 0 : steadyMs + LOOK_MS
       if (steadyMs > STEADY_MS || (divergence && scheduler.nowMs >= endMs)) break
     }
     if (divergence) this.#violated(divergence)
     if (this.#violation) return
-    await this.#askYoung()
+    // What a slow way still carries goes before all that is asked now.
+    if (isDue('young') && this.#plan.some(({ kind }) => kind === 'slow'))
+      await scheduler.runUntil(scheduler.nowMs + BACKLOG_MS)
+    await this.#askYoung(healedMs)
     if (this.#violation) return
     // What a replica loads is what the others have followed.
     this.#trace('everyone knows the truth; a replica starts again')
@@ -334,13 +362,13 @@ export class World {
   }
 
   /** Whoever asks a registry that is well for something younger than its last word is answered. */
-  async #askYoung(): Promise<void> {
+  async #askYoung(healedMs: number): Promise<void> {
     if (!isDue('young')) return
     const random = this.#randomOf('young')
     for (const client of this.#clients) {
       // On a stream that has gone silent without an end nothing is answered, until that is noticed.
-      const ages = [...client.followed].map((service) => client.client?.peek(service)?.age ?? Infinity)
-      if (Math.min(...ages) > PINGED_MS) continue
+      const { nowMs } = this.#scheduler
+      if (client.carried === undefined || client.heardMs < Math.max(healedMs, nowMs - PINGED_MS)) continue
       for (const service of client.followed) {
         const isServed = client.client?.peek(service)?.overridden === false
         if (!isServed || quarantinedBy(client.client).has(keyOf(service))) continue

@@ -376,7 +376,8 @@ export interface EtcdOptions {
   readonly timing?: { readonly heartbeatMs: number; readonly electionMs: number }
 }
 
-class PortTakenError extends Error {}
+/** A process that ended by itself: a port was taken meanwhile, or the machine was out of something for a moment. */
+class EndedError extends Error {}
 
 /** One etcd process after another, on the same data and ports. */
 export class Member {
@@ -455,8 +456,7 @@ export class Member {
       await askAgain()
     }
     await this.#gone
-    const message = `${this.name} ended before it was healthy${this.#lastLines}`
-    throw message.includes('address already in use') ? new PortTakenError(message) : new Error(message)
+    throw new EndedError(`${this.name} ended before it was healthy${this.#lastLines}`)
   }
 
   /** As a crash: no time to say goodbye. Returns when the process is gone. */
@@ -569,7 +569,7 @@ async function startMembers(context: Cleanup, size: number, options: EtcdOptions
       return members
     } catch (error) {
       await Promise.all(members.map((member) => member.kill()))
-      if (!(error instanceof PortTakenError) || attempt === START_ATTEMPTS) throw error
+      if (!(error instanceof EndedError) || attempt === START_ATTEMPTS) throw error
     }
   }
 }

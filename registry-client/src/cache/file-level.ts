@@ -6,7 +6,7 @@ import type { Entry } from './entry.ts'
 import type { FileCache, Loaded } from '../files/file-cache.ts'
 import { FileReadings, FirstReadings } from './file-readings.ts'
 import type { Offer } from './gate.ts'
-import type { View } from '../protocol.ts'
+import { isSameCursor, type View } from '../protocol.ts'
 import type { Session } from '../registry/connection.ts'
 
 export interface FileLevelOptions {
@@ -36,7 +36,14 @@ export class FileLevel {
   begin(entry: Entry): Promise<void> {
     const readings = new FileReadings(() => this.#read(entry))
     this.#readings.set(entry, readings)
-    return this.#first.wait(readings, () => entry.isFileKnown || !this.#options.holds(entry))
+    const { files, holds } = this.#options
+    const { namespace, service } = entry
+    const isDone = () => {
+      if (!holds(entry)) return true
+      // One that was given up is tried on: in an outage it may be all that there is.
+      return entry.isFileKnown && (files.isRead(namespace, service) || files.isWritten(namespace, service))
+    }
+    return this.#first.wait(readings, isDone)
   }
 
   /** A file may hold something new. */
@@ -52,7 +59,7 @@ export class FileLevel {
     }
     // What was accepted before its file was known may not be any more.
     const now = (view.kept ? entry.carried : entry.view)?.cursor
-    return now?.epoch === view.cursor.epoch && now.revision === view.cursor.revision
+    return now !== undefined && isSameCursor(now, view.cursor)
   }
 
   close(): void {
@@ -65,7 +72,7 @@ export class FileLevel {
     const { namespace, service } = entry
     const loaded = await files.load(namespace, service)
     const confirmed = { heardMs: this.#options.clock.now() - (loaded?.ageMs ?? 0) }
-    const isRead = files.isRead(namespace, service)
+    const isRead = files.isRead(namespace, service) || files.isGivenUp(namespace, service)
     // Before the view is served, since an operator's word wins from the first answer on.
     const override = await files.override(namespace, service, entry.view ?? loaded?.view, entry.override)
     // Evicted, or everything closed, while the disk was read.
@@ -88,7 +95,9 @@ export class FileLevel {
    * as though it had been read before anyone spoke.
    */
   #offer(entry: Entry, { view, origin }: Loaded, confirmed: Session): void {
-    this.#options.offer(entry, { view, origin, confirmed }, !this.#isKnown(entry))
+    // Found again, or still waiting to be written: what the registry has said about it since counts.
+    const isHeld = isSamePlace(entry.view, view) || isSamePlace(entry.carried, view)
+    this.#options.offer(entry, { view, origin, confirmed }, !isHeld && !this.#isKnown(entry))
   }
 
   #isKnown({ isFileKnown, namespace, service }: Entry): boolean {
@@ -100,4 +109,8 @@ export class FileLevel {
     entry.isFileKnown = true
     if (entry.served !== before) this.#options.changed(entry)
   }
+}
+
+function isSamePlace(held: View | undefined, view: View): boolean {
+  return held !== undefined && isSameCursor(held.cursor, view.cursor) && held.kept?.ids.length === view.kept?.ids.length
 }

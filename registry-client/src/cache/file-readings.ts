@@ -1,11 +1,15 @@
 /** When the files of services are read: one reading at a time of each, and the first not waited for without end. */
 
+import { setMaxListeners } from 'node:events'
 import { sleep, type Clock } from '../clock.ts'
 
 /** How long the registry waits for a disk that does not answer: then the service is subscribed without a cursor. */
 const PATIENCE_MS = 1_000
-/** Most of what keeps a file from being read has passed by then. */
-const AGAIN_MS = [50, 200]
+/** Most of what keeps a file from being read has passed by then: so long do those wait who have asked for the service. */
+const SOON_MS = [50, 200]
+/** The rest is tried for as long as the service is followed, each time after twice the pause. */
+const LATER_MS = 1_000
+const MAX_LATER_MS = 60_000
 
 /** Readings of one service's files. Of two that overlap, the one that began first may end last, and undo the other. */
 export class FileReadings {
@@ -32,7 +36,7 @@ export class FileReadings {
   }
 }
 
-/** First readings: what could not be read is tried again soon, and nobody waits for longer than a second. */
+/** First readings: what could not be read is tried again, and nobody waits for longer than a second. */
 export class FirstReadings {
   readonly #clock: Clock
   readonly #ends = new Set<() => void>()
@@ -40,6 +44,8 @@ export class FirstReadings {
 
   constructor(clock: Clock) {
     this.#clock = clock
+    // One for each file that is not read yet.
+    setMaxListeners(0, this.#closing.signal)
   }
 
   /** @param isRead whether there is nothing left to read, or nobody who wants it */
@@ -58,12 +64,18 @@ export class FirstReadings {
 
   async #run(readings: FileReadings, isRead: () => boolean, end: () => void): Promise<void> {
     await readings.run()
-    for (const waitMs of AGAIN_MS) {
+    for (const soonMs of SOON_MS) {
       if (isRead()) break
-      await sleep(this.#clock, waitMs, this.#closing.signal)
-      if (!isRead()) await readings.run()
+      await this.#again(readings, isRead, soonMs)
     }
     end()
+    for (let laterMs = LATER_MS; !isRead(); laterMs = Math.min(2 * laterMs, MAX_LATER_MS))
+      await this.#again(readings, isRead, laterMs)
+  }
+
+  async #again(readings: FileReadings, isRead: () => boolean, waitMs: number): Promise<void> {
+    await sleep(this.#clock, waitMs, this.#closing.signal)
+    if (!isRead()) await readings.run()
   }
 
   close(): void {

@@ -28,6 +28,7 @@ import {
 } from '../protocol.ts'
 import { Quarantines } from './quarantines.ts'
 import type { Selector, SelectorStrategy } from '../selection/selector.ts'
+import { keyOf } from '../service-key.ts'
 import { UnknownNames } from './unknown-names.ts'
 import { Watchers } from './watchers.ts'
 
@@ -242,9 +243,11 @@ export class FollowedServices {
 
   /** Whether a view is to be written over the file of another history. */
   replacesFile(view: View, found: Loaded): boolean {
-    const entry = this.find(view.namespace, view.service)?.entry
-    // Let go since: it was saved for a reason.
-    return entry === undefined || !this.#holds(entry) || this.#fileLevel!.replaces(entry, view, found)
+    const { namespace, service } = view
+    const entry = this.find(namespace, service)?.entry
+    if (entry && this.#holds(entry)) return this.#fileLevel!.replaces(entry, view, found)
+    // Let go since: nobody judges any more what it did not know of when it was saved.
+    return this.#files!.isRead(namespace, service)
   }
 
   /** What the registry has said so far is judged once more after what counts as said before it. */
@@ -479,10 +482,6 @@ export function isUnknown(entry: Entry): boolean {
 /** Whether the registry ever heard of the service; what it did not is not written to disk. */
 function isKnown(view: View): boolean {
   return view.cursor.revision > 0
-}
-
-export function keyOf(namespace: string, service: string): string {
-  return `${namespace}/${service}`
 }
 
 /** Of two histories either; the registry knows one of them. */

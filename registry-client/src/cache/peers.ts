@@ -15,7 +15,7 @@ import { MutePeers, type Speech } from './mute-peers.ts'
 import { PeerChoice, type PeerView } from './peer-choice.ts'
 import { askPeer, MAX_ANSWER_BYTES, type PeerAnswer } from './peer-request.ts'
 import { Seek } from './seek.ts'
-import { Slots } from './slots.ts'
+import { Semaphore } from '../semaphore.ts'
 
 /** Services asked about at once; at the start of a host, many are missing at the same moment. */
 const MAX_SEEKING = 32
@@ -74,11 +74,11 @@ export interface PeersRehearsal {
 
 /** Those who ask for the same reason, and share what they may take. */
 class Lane {
-  readonly slots: Slots
+  readonly slots: Semaphore
   readonly budget = new ByteBudget(MAX_BYTES_AT_ONCE)
 
   constructor(places: number, maxWaiting?: number) {
-    this.slots = new Slots(places, maxWaiting)
+    this.slots = new Semaphore(places, maxWaiting)
   }
 }
 

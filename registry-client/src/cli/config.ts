@@ -1,9 +1,8 @@
 /** The settings of the operator's command line. */
 
 import { z } from 'zod'
-import { NODE_STATUSES } from '../protocol.ts'
 import { commonSettings, duration, httpUrl, integer, leaf, listOf, toggle } from '../settings.ts'
-import { isNamespace, isServiceName, LIMITS } from '../protocol.ts'
+import { isNamespace, isServiceName, LIMITS, NODE_STATUSES } from '../protocol.ts'
 import { REHEARSED } from '../cache/rehearsal.ts'
 
 export const cliSettings = z.strictObject({

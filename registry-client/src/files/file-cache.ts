@@ -18,9 +18,10 @@ import { limitedDisk } from './limited-disk.ts'
 import type { Log } from '../log.ts'
 import { NamespaceWatches } from './namespace-watches.ts'
 import { OverrideFiles } from './override-file.ts'
-import type { View } from '../protocol.ts'
+import { isSameCursor, type View } from '../protocol.ts'
+import { keyOf } from '../service-key.ts'
 import { createSlot, type Slot } from './slot.ts'
-import { isPassing, isSame, supersedes, ViewFiles, type Bad, type Found, type Held } from './view-files.ts'
+import { isPassing, isSame, keptIn, supersedes, ViewFiles, type Bad, type Found, type Held } from './view-files.ts'
 import { CorruptFileError, OtherSchemaError } from './view-text.ts'
 import { WriteQueue } from './write-queue.ts'
 
@@ -195,8 +196,11 @@ export class FileCache {
         slot.isRead &&= !isPassing(other)
       }
     // What waits to be written, or was in the file before, may be what it should hold.
+    // But for what others have kept there of another history, of which that says nothing.
+    const isOwn = current.kind === 'good' && current.head === slot.written?.head
     for (const held of [slot.known, slot.writing, slot.next])
-      if (held && (found === undefined || supersedes(held, found))) found = held
+      if (held && (found === undefined || (supersedes(held, found) && (isOwn || keptIn(held) >= keptIn(found)))))
+        found = held
     if (!slot.writing && !slot.next) {
       if (current.kind === 'good') slot.known = current
       // What only a peer said may be gone because the registry knows better.
@@ -208,8 +212,13 @@ export class FileCache {
 
   /** Whether the last `load` could read all that there was: it left no file that may be readable later. */
   isRead(namespace: string, service: string): boolean {
+    return this.#slots.get(keyOf(namespace, service))?.isRead ?? false
+  }
+
+  /** Whether nothing is to be expected any more of the files that it could not read. */
+  isGivenUp(namespace: string, service: string): boolean {
     const slot = this.#slots.get(keyOf(namespace, service))
-    return slot !== undefined && (slot.isRead || this.#isGivenUp(slot))
+    return slot !== undefined && this.#isGivenUp(slot)
   }
 
   /** Whether its file, or every file, could not be read for so long that nothing is to be expected of it any more. */
@@ -374,7 +383,7 @@ export class FileCache {
     if (isPassing(found) && !this.#isGivenUp(slot)) throw found.error
     if (found.kind === 'good') {
       // Who kept nodes may let them go: nobody else knows that they had their time.
-      const isOwnLess = found.head === slot.written?.head && sameCursor(found, held)
+      const isOwnLess = found.head === slot.written?.head && isSameCursor(found.view.cursor, held.view.cursor)
       if (supersedes(found, held) && !isOwnLess) return this.#events.changed(namespace, service)
       if (isSame(found, held)) {
         slot.known = { ...found, heardMs: Math.max(held.heardMs, found.heardMs) }
@@ -383,7 +392,9 @@ export class FileCache {
       const isForeign = found.view.cursor.epoch !== held.view.cursor.epoch
       // Of two peers' words about two histories the first one stays.
       if (isForeign && held.isHearsay) return
-      if (isForeign && this.#events.replaces?.(held.view, this.#loadedOf(found)) === false) return
+      // What it keeps of another history may not have been known either.
+      const isToBeJudged = isForeign || (found.view.kept !== undefined && found.head !== slot.written?.head)
+      if (isToBeJudged && this.#events.replaces?.(held.view, this.#loadedOf(found)) === false) return
     }
     // What had a file may have it again: it was in the bound.
     if (found.kind === 'absent' && !slot.hadFile && !this.#bounds.admits()) return
@@ -405,6 +416,7 @@ export class FileCache {
     slot.known = undefined
     for (const file of [slot.file, slot.file + PREVIOUS]) {
       const found = await this.#views.read(file, slot.namespace, slot.service)
+      if (isPassing(found)) throw found.error
       if (found.kind === 'good' && found.isHearsay) await this.#views.remove(file, found)
     }
     slot.discard = false
@@ -431,31 +443,31 @@ export class FileCache {
     const file = viewPath(this.#directory, slot.namespace, slot.service)
     const found = await this.#read(slot, file)
     if (found.kind === 'good') {
-      slot.complaint = undefined
       slot.hadFile = true
     }
     const ownedByOther = found.kind === 'bad' && found.ownedByOther
     slot.file = ownedByOther ? file + OWN_SCHEMA : file
-    return ownedByOther ? this.#read(slot, slot.file) : found
+    const own = ownedByOther ? await this.#read(slot, slot.file) : found
+    slot.unreadMs = isPassing(own) ? (slot.unreadMs ?? this.#clock.now()) : undefined
+    return own
   }
 
   async #read(slot: Slot, file: string): Promise<Found> {
     const found = await this.#views.read(file, slot.namespace, slot.service)
-    const unreadMs = isPassing(found) ? this.#clock.now() : undefined
-    slot.unreadMs = unreadMs && (slot.unreadMs ?? unreadMs)
-    this.#unreadMs = unreadMs && (this.#unreadMs ?? unreadMs)
+    this.#unreadMs = isPassing(found) ? (this.#unreadMs ?? this.#clock.now()) : undefined
     if (found.kind === 'bad') await this.#complain(slot, file, found)
+    else slot.complaints.delete(file)
     return found
   }
 
   /** Reports a file that cannot be used, once. */
   async #complain(slot: Slot, file: string, { error, content }: Bad): Promise<void> {
     const reason = (error as Error).message
-    const complaint = `${file}: ${reason} ${content?.modifiedMs}`
+    const complaint = `${reason} ${content?.modifiedMs}`
     // It may be whole, and readable the next time.
     if (content === undefined) this.#looks.soon(slot)
-    if (slot.complaint === complaint) return
-    slot.complaint = complaint
+    if (slot.complaints.get(file) === complaint) return
+    slot.complaints.set(file, complaint)
     this.#faults.count(error)
     if (error instanceof OtherSchemaError)
       return this.#log.warn({ file, reason }, "another version's cache file: left alone")
@@ -499,14 +511,6 @@ export class FileCache {
   #tell(namespace: string, service: string): void {
     if (!this.#closing) this.#events.changed(namespace, service)
   }
-}
-
-function keyOf(namespace: string, service: string): string {
-  return `${namespace}/${service}`
-}
-
-function sameCursor({ view: { cursor: a } }: Held, { view: { cursor: b } }: Held): boolean {
-  return a.epoch === b.epoch && a.revision === b.revision
 }
 
 function coded(code: string, reason: string): Error {

@@ -78,7 +78,7 @@ export class FileLooks {
 
   async #lookAt(slot: Slot): Promise<number> {
     // Of one that never was there is nothing to miss.
-    if (slot.known === undefined && slot.complaint === undefined) return 0
+    if (slot.known === undefined && slot.complaints.size === 0) return 0
     if (await this.isAsKnown(slot)) {
       await this.#mark(slot)
       return 0

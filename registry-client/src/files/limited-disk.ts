@@ -1,24 +1,20 @@
 /** A disk that is asked for few things at once. */
 
 import type { Disk } from '../disk.ts'
+import { Semaphore } from '../semaphore.ts'
 
 /**
  * Every file operation of Node holds one of a few threads (four by default) until it is done, and so does looking up a
  * host name: a disk that hangs would take the network with it, unless some threads are kept from it.
  */
 export function limitedDisk(disk: Disk, most: number): Disk {
-  const waiting: (() => void)[] = []
-  let running = 0
+  const places = new Semaphore(most)
   const limited = async <Result>(operation: () => Promise<Result>): Promise<Result> => {
-    if (running >= most) await new Promise<void>((resolve) => waiting.push(resolve))
-    else running++
+    await places.enter()
     try {
       return await operation()
     } finally {
-      // Whoever is next takes over the place, so that nobody slips in between.
-      const next = waiting.shift()
-      if (next) next()
-      else running--
+      places.leave()
     }
   }
   return {

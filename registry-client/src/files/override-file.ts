@@ -9,6 +9,7 @@ import { classify, overridePath } from './cache-paths.ts'
 import type { Disk, FileStat } from '../disk.ts'
 import type { Log } from '../log.ts'
 import { decodeView, encodeView, type PolicyDocument, type View } from '../protocol.ts'
+import { UntrustedFileError } from './view-files.ts'
 
 export interface OverrideFilesOptions {
   readonly directory: string
@@ -69,7 +70,7 @@ export class OverrideFiles {
         this.forget(namespace, service)
         return undefined
       }
-      if (!content.trusted) throw new Error('it belongs to another user, or everyone may write it')
+      if (!content.trusted) throw new UntrustedFileError()
       text = content.text
       const seen = this.#note(namespace, service)
       seen.stamp = stampOf(content)

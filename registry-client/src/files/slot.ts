@@ -31,8 +31,8 @@ export interface Slot {
   isRead: boolean
   /** Whether this process has written its file since it began to follow the service. */
   isWritten: boolean
-  /** What was reported of its files, so that it is reported once. */
-  complaint: string | undefined
+  /** What was reported of each of its files, so that it is reported once. */
+  readonly complaints: Map<string, string>
 }
 
 /** @param file its own name */
@@ -54,6 +54,6 @@ export function createSlot(namespace: string, service: string, file: string): Sl
     markedMs: -Infinity,
     isRead: false,
     isWritten: false,
-    complaint: undefined,
+    complaints: new Map(),
   }
 }

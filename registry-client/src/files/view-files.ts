@@ -25,7 +25,7 @@ import { PREVIOUS, temporaryPath } from './cache-paths.ts'
 import type { Clock } from '../clock.ts'
 import type { Disk, FileContent } from '../disk.ts'
 import { codeOf } from './fault-log.ts'
-import { isAfter, type View } from '../protocol.ts'
+import { isAfter, isSameCursor, type View } from '../protocol.ts'
 import { HEAD_CHARS, OtherSchemaError, parseView, renderView } from './view-text.ts'
 
 /** What clocks of hosts that share a directory, and small corrections of one clock, may be apart. */
@@ -209,17 +209,18 @@ export class ViewFiles {
 export function supersedes(one: Held, other: Held): boolean {
   if (one.isHearsay !== other.isHearsay) return other.isHearsay
   const [a, b] = [one.view.cursor, other.view.cursor]
-  if (a.epoch !== b.epoch || a.revision !== b.revision) return isAfter(a, b)
+  if (!isSameCursor(a, b)) return isAfter(a, b)
   return keptIn(one) > keptIn(other)
 }
 
-function keptIn({ view }: Pick<Held, 'view'>): number {
+/** How many nodes of an earlier history a view has beside its own. */
+export function keptIn({ view }: Pick<Held, 'view'>): number {
   return view.kept?.ids.length ?? 0
 }
 
 export function isSame(one: Pick<Held, 'view' | 'isHearsay'>, other: Pick<Held, 'view' | 'isHearsay'>): boolean {
   const [a, b] = [one.view.cursor, other.view.cursor]
-  if (a.epoch !== b.epoch || a.revision !== b.revision || one.isHearsay !== other.isHearsay) return false
+  if (!isSameCursor(a, b) || one.isHearsay !== other.isHearsay) return false
   // Of one place of the history only fewer and fewer nodes are kept beside it.
   return keptIn(one) === keptIn(other)
 }
@@ -241,7 +242,8 @@ export function isPassing(found: Found): found is Bad {
   return found.kind === 'bad' && found.content === undefined && !LASTING.has(codeOf(found.error))
 }
 
-class UntrustedFileError extends Error {
+/** Such a file may say whatever another user likes. */
+export class UntrustedFileError extends Error {
   readonly code = 'untrusted'
   constructor() {
     super('it belongs to another user, or everyone may write it')

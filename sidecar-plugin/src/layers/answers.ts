@@ -1,4 +1,5 @@
-import { asSidecarError, problemReply } from '../errors.ts'
+import { asSidecarError } from '../errors.ts'
+import { problemReply } from '../problem-reply.ts'
 import { grpcReply } from '../http2/grpc.ts'
 import type { Layer } from '../layer.ts'
 import type { Log } from '@holdfast/registry-client/log'

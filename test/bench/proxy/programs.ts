@@ -7,6 +7,7 @@ import { connect as connectSocket, createServer, type AddressInfo } from 'node:n
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { writePlain } from '../plain.ts'
 import { findOrInstall } from '../../support/debian.ts'
 
 const ROOT = fileURLToPath(new URL('../../../', import.meta.url))
@@ -169,14 +170,29 @@ export interface Sidecar extends Program {
   readonly inboundPort: number
 }
 
-/** @param args beside the ports; `--cpu-prof` and its like go to Node by `HOLDFAST_BENCH_NODE` */
-export async function startSidecar(registryPort: number, args: readonly string[]): Promise<Sidecar> {
+let plain: string | undefined
+
+/** The sidecar as plain JavaScript: what Node 20 needs besides to run its sources is not its own. */
+function plainSidecar(): string {
+  if (plain === undefined) {
+    writePlain((plain = directory()))
+    writeFileSync(`${plain}/sidecar.js`, "import { main } from './sidecar-plugin/src/main.js'\nawait main()\n")
+  }
+  return `${plain}/sidecar.js`
+}
+
+/**
+ * @param args beside the ports; `--cpu-prof` and its like go to Node by `HOLDFAST_BENCH_NODE`
+ * @param isPlain false runs the sources through `tsx`, as the program does on a Node that does not take types
+ */
+export async function startSidecar(registryPort: number, args: readonly string[], isPlain = true): Promise<Sidecar> {
   const [admin, outbound, inbound] = await Promise.all([freePort(), freePort(), freePort()])
   const node = (process.env.HOLDFAST_BENCH_NODE ?? '').split(' ').filter(Boolean)
   const started = await run(
     PROXY_CORE,
     [
-      ...[process.execPath, ...node, '--import', 'tsx', path.join(ROOT, 'sidecar-plugin/bin/holdfast-sidecar.js')],
+      ...[process.execPath, ...node],
+      ...(isPlain ? [plainSidecar()] : [path.join(ROOT, 'sidecar-plugin/bin/holdfast-sidecar.js')]),
       ...['--registry', `http://127.0.0.1:${registryPort}`, '--no-file-cache', '--drain-settle', '0ms'],
       ...['--admin-port', String(admin), '--outbound-port', String(outbound), '--inbound-port', String(inbound)],
       ...args,

@@ -1,7 +1,5 @@
-/** A few places at work that many want. */
-
-/** Who waits is let in in the order of coming. */
-export class Slots {
+/** A few places at work that many want. Who waits is let in in the order of coming. */
+export class Semaphore {
   #free: number
   readonly #maxWaiting: number
   readonly #waiting = new Set<() => void>()
