@@ -126,7 +126,7 @@ test('parts never import parts: values come from contracts, and the composer han
     'registry-server': ['embedded-store', 'watch-hub', 'leases', 'api'],
     'sidecar-plugin': ['forward', 'registration', 'admin', 'listener'],
   }
-  const outermost = /\/(client|server|open-store|sidecar|main|index|cli)\.ts$/
+  const outermost = /\/(client|server|open-store|sidecar|control-plane|data-plane|main|index|cli)\.ts$/
   for (const name of PACKAGES)
     for (const { file, text } of sourcesOf(`${name}/src`)) {
       const values = [...text.matchAll(/^import (?!type )(.*?) from '\.\.?\/(?:[^']*\/)?([^'/]+)\.ts'/gms)]

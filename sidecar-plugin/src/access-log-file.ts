@@ -13,16 +13,22 @@ export interface AccessLogFile {
   close(): Promise<void>
 }
 
+/** Of what goes into a pipe at once; what others write meanwhile may come between the parts of more (`PIPE_BUF`). */
+const PIPE_BYTES = 4_096
+
 /**
- * Opens an access log that writes in the background.
+ * Opens an access log that writes in the background, whole lines at a time.
  * @param destination a file, or `-` for standard output
+ * @param options `shared`: other processes write there, too
  */
-export function openAccessLog(destination: string, log: Log): AccessLogFile {
+export function openAccessLog(destination: string, log: Log, options: { shared: boolean }): AccessLogFile {
   const stream = pino.destination({
     dest: destination === '-' ? 1 : destination,
     sync: false,
     mkdir: true,
     maxLength: QUEUE_BYTES,
+    // A file takes what is appended at once, however much; a pipe takes more slowly then.
+    ...(options.shared && destination === '-' && { maxWrite: PIPE_BYTES }),
   })
   let dropped = 0
   let isFailing = false

@@ -4,15 +4,8 @@ import { isNamespace, isServiceName } from '@holdfast/registry-client/protocol'
 import type { z } from 'zod'
 import { localBodySchema, localSpecOf, type LocalSpec } from './local/local-spec.ts'
 import type { LocalReport } from './local/local-services.ts'
+import type { AskedRequest } from './planes.ts'
 import { refuseBytes } from './refuse-bytes.ts'
-
-/** A request that somebody thinks of. */
-export interface AskedRequest {
-  readonly method: string
-  readonly path: string
-  /** By names in lower case. */
-  readonly headers: Readonly<Record<string, string>>
-}
 
 /** What the admin API commands and shows; the composer hands it over. */
 export interface AdminSubject {
@@ -20,8 +13,8 @@ export interface AdminSubject {
   unready(): string | undefined
   put(spec: LocalSpec): Promise<{ readonly created: boolean; readonly report: LocalReport }>
   remove(service: string): Promise<boolean>
-  registrations(): readonly LocalReport[]
-  views(): readonly object[]
+  registrations(): Promise<readonly LocalReport[]>
+  views(): Promise<readonly object[]>
   /** Undefined when neither memory nor file holds one. */
   view(service: string, namespace: string): Promise<object | undefined>
   /**
@@ -29,9 +22,9 @@ export interface AdminSubject {
    * @param signal whoever asked has gone
    */
   rehearse(services: readonly string[] | undefined, namespace: string, signal: AbortSignal): Promise<readonly object[]>
-  explain(service: string, namespace: string, request: AskedRequest): object | undefined
+  explain(service: string, namespace: string, request: AskedRequest): Promise<object | undefined>
   config(): object
-  stats(): object
+  stats(): Promise<object>
   metrics(): Promise<string>
   /** Begins to drain; resolves at once. */
   drain(): void
@@ -124,13 +117,13 @@ function addRoutes(app: FastifyInstance, subject: AdminSubject, home: string): v
     await subject.remove(serviceOf(request.params.service))
     return reply.code(204).send()
   })
-  app.get('/v1/registrations', (request) => {
+  app.get('/v1/registrations', async (request) => {
     queryOf(request, [])
-    return { registrations: subject.registrations() }
+    return { registrations: await subject.registrations() }
   })
-  app.get('/v1/views', (request) => {
+  app.get('/v1/views', async (request) => {
     queryOf(request, [])
-    return { views: subject.views() }
+    return { views: await subject.views() }
   })
   app.get<{ Params: { service: string } }>('/v1/views/:service', async (request) => {
     const { namespace } = queryOf(request, ['namespace'])
@@ -146,7 +139,7 @@ function addRoutes(app: FastifyInstance, subject: AdminSubject, home: string): v
     reply.raw.once('close', () => gone.abort())
     return { services: await subject.rehearse(names, namespaceOf(namespace, home), gone.signal) }
   })
-  app.get('/v1/explain', (request) => {
+  app.get('/v1/explain', async (request) => {
     const query = queryOf(request, ['service', 'namespace', 'method', 'path'], HEADER_PARAMETER)
     const { service, namespace, method = 'GET', path = '/' } = query
     if (service === undefined) throw invalid([{ path: 'query.service', message: 'is required' }])
@@ -155,7 +148,7 @@ function addRoutes(app: FastifyInstance, subject: AdminSubject, home: string): v
       HEADER_PARAMETER.test(key) ? [[key.slice(key.indexOf('.') + 1).toLowerCase(), value] as const] : [],
     )
     const asked = { method, path, headers: Object.fromEntries(headers) }
-    return found(subject.explain(name, namespaceOf(namespace, home), asked), name)
+    return found(await subject.explain(name, namespaceOf(namespace, home), asked), name)
   })
   app.get('/v1/config', (request) => {
     queryOf(request, [])

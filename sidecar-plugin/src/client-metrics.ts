@@ -1,7 +1,7 @@
 /** What Prometheus is told of the client library. Read when asked for: the client counts anyway. */
 
 import type { ClientMetrics } from '@holdfast/registry-client'
-import { Counter, Gauge, type Registry } from 'prom-client'
+import { Counter, Gauge, type Aggregator, type Registry } from 'prom-client'
 
 type Labelled = Readonly<Record<string, number>>
 
@@ -16,10 +16,17 @@ export function exposeClient(register: Registry, read: () => ClientMetrics): voi
     return page.metrics
   }
   const registers = [register]
-  const gauge = (name: string, help: string, value: (metrics: ClientMetrics) => number) =>
+  // Of several processes the highest value stands for all: mostly they follow the same services, read the same directory.
+  const gauge = (
+    name: string,
+    help: string,
+    value: (metrics: ClientMetrics) => number,
+    aggregator: Aggregator = 'max',
+  ) =>
     new Gauge({
       name: `holdfast_client_${name}`,
       help,
+      aggregator,
       registers,
       collect() {
         this.set(value(metrics()))
@@ -39,6 +46,7 @@ export function exposeClient(register: Registry, read: () => ClientMetrics): voi
     new Gauge({
       name: `holdfast_client_${name}`,
       help,
+      aggregator: 'max',
       labelNames: [label],
       registers,
       collect() {
@@ -57,7 +65,7 @@ export function exposeClient(register: Registry, read: () => ClientMetrics): voi
       },
     })
 
-  gauge('reachable', '1 while the registry is connected', ({ connection }) => (connection.reachable ? 1 : 0))
+  gauge('reachable', '1 while the registry is connected', ({ connection }) => (connection.reachable ? 1 : 0), 'min')
   counter('connections', 'Times that the registry was connected', ({ connection }) => connection.opened)
   counter('reconnects', 'Tries to connect again', ({ connection }) => connection.reconnects)
   gauge('services', 'Services followed', ({ services }) => services)
@@ -67,7 +75,7 @@ export function exposeClient(register: Registry, read: () => ClientMetrics): voi
   gauge('ahead_services', 'Services known further than the registry that answers has reached', (m) => m.ahead.length)
   gauge('quarantined_services', 'Services kept against an unproven word of the registry', (m) => m.quarantined.length)
   gauge('overridden_services', 'Services with an override file in force', ({ overridden }) => overridden.length)
-  gauge('registrations', 'Nodes that are kept registered', ({ registrations }) => registrations)
+  gauge('registrations', 'Nodes that are kept registered', ({ registrations }) => registrations, 'sum')
   gauges('views', 'Views by where they come from', 'source', ({ sources }) =>
     pluck(sources, ({ services }) => services),
   )
@@ -96,13 +104,18 @@ export function exposeClient(register: Registry, read: () => ClientMetrics): voi
   for (const [name, kind] of Object.entries(FILE)) {
     const value = (m: ClientMetrics) => Number((m.file as Partial<Record<string, unknown>> | undefined)?.[name] ?? 0)
     if (kind.isCounter) counter(`file_${kind.name}`, kind.help, value)
-    else gauge(`file_${kind.name}`, kind.help, value)
+    else gauge(`file_${kind.name}`, kind.help, value, kind.aggregator)
   }
 }
 
 /** What the file cache says of itself that is a number. */
-const FILE: Readonly<Record<string, { readonly name: string; readonly help: string; readonly isCounter?: boolean }>> = {
-  writable: { name: 'writable', help: '1 while the cache directory can be written' },
+const FILE: Readonly<
+  Record<
+    string,
+    { readonly name: string; readonly help: string; readonly isCounter?: boolean; readonly aggregator?: Aggregator }
+  >
+> = {
+  writable: { name: 'writable', help: '1 while the cache directory can be written', aggregator: 'min' },
   written: { name: 'writes', help: 'Views written to file', isCounter: true },
   failed: { name: 'failures', help: 'Writes that failed', isCounter: true },
   corrupt: { name: 'corrupt', help: 'Files whose content was not what was written', isCounter: true },

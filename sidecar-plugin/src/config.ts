@@ -1,6 +1,6 @@
 /** The settings of `holdfast-sidecar`: flags over environment over file over these defaults. */
 
-import { homedir } from 'node:os'
+import { availableParallelism, homedir } from 'node:os'
 import { join } from 'node:path'
 import { isNamespace, LIMITS, PATTERNS } from '@holdfast/registry-client/protocol'
 import {
@@ -42,6 +42,19 @@ const tcpBinding = () =>
     const binding = typeof input === 'string' ? parseTcpBinding(input) : undefined
     if (binding) return binding
     const message = `must be [HOST:]PORT=SERVICE[.NAMESPACE], such as 127.0.0.1:15432=orders-db, got ${show(input)}`
+    context.issues.push({ code: 'custom', input, message })
+    return z.NEVER
+  })
+
+/** Of one core each; a machine with more of them has other means. */
+const MAX_WORKERS = 64
+
+const workers = () =>
+  z.any().transform((input: unknown, context) => {
+    if (input === 'auto') return Math.min(availableParallelism(), MAX_WORKERS)
+    const count = typeof input === 'string' && /^\d{1,2}$/.test(input) ? Number(input) : input
+    if (typeof count === 'number' && Number.isInteger(count) && count >= 1 && count <= MAX_WORKERS) return count
+    const message = `must be 1..${MAX_WORKERS} or auto, got ${show(input)}`
     context.issues.push({ code: 'custom', input, message })
     return z.NEVER
   })
@@ -157,6 +170,12 @@ export const sidecarSettings = z.strictObject({
       .refine(isNamespace, { error: 'must be a namespace: lower-case letters, digits and -' }),
     { flag: 'namespace', value: 'NAME', doc: 'of the local services, and of names without a dot' },
   ).default('default'),
+  workers: leaf(workers(), {
+    flag: 'workers',
+    value: 'N',
+    doc: 'processes that carry the traffic, up to one per core; auto is as many as there are cores',
+    // More than one: each has a client of the registry, pools and limits of its own.
+  }).prefault(1),
   zone: leaf(
     z.string().max(LIMITS.namespaceChars).regex(new RegExp(PATTERNS.zone), 'must be lower-case letters, digits and -'),
     { flag: 'zone', value: 'NAME', doc: 'where this host stands' },

@@ -5,6 +5,7 @@ import { formatDuration } from '@holdfast/registry-client/clock'
 import { encodeView, type ServiceNode } from '@holdfast/registry-client/protocol'
 import type { SidecarConfig } from './config.ts'
 import { localSpecDocument } from './local/local-spec.ts'
+import type { ShownView } from './planes.ts'
 import { formatTcpBinding } from './tcp/tcp-binding.ts'
 
 /** The effective configuration as its file would say it. */
@@ -22,7 +23,7 @@ export function shownConfig(config: SidecarConfig): object {
 }
 
 /** What is served of a service, with where it came from and how old it is. */
-export function shownView(resolved: Resolved): object {
+export function shownView(resolved: Resolved): ShownView {
   const { source, age, reachable, overridden } = resolved
   return { ...encodeView(resolved.view), source, age: Math.round(age), reachable, ...(overridden && { overridden }) }
 }
@@ -34,7 +35,7 @@ export function shownView(resolved: Resolved): object {
  * Where something else is served here, by an operator's override or because the registry left nodes out without a cause,
  * that stands under `serving`, which a peer does not read.
  */
-export function shownKnown(known: KnownView, served: Resolved | undefined, reachable: boolean): object {
+export function shownKnown(known: KnownView, served: Resolved | undefined, reachable: boolean): ShownView {
   const { view, source, age } = known
   return {
     ...encodeView(view),

@@ -1,5 +1,6 @@
-import { createServer, type AddressInfo, type Server, type Socket } from 'node:net'
+import type { Socket } from 'node:net'
 import { every, sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
+import { portAcceptor, type Acceptor, type AcceptorFactory } from './acceptor.ts'
 import { asSidecarError, SidecarError, type Reason } from './errors.ts'
 import { problemReply } from './problem-reply.ts'
 import type { RequestHead } from './http1/head.ts'
@@ -48,6 +49,8 @@ export interface ListenerOptions {
   readonly clock: Clock
   readonly random: Random
   readonly limits?: Partial<ListenerLimits>
+  /** Default: a port of this process. */
+  readonly acceptor?: AcceptorFactory
   /** Told of each connection that sent what is not HTTP. */
   readonly onMalformed?: (reason: Reason, kind: MalformedKind) => void
 }
@@ -89,7 +92,7 @@ interface Answered extends Caller {
 export class Listener implements ServerHost, SessionHost {
   readonly limits: ListenerLimits
   readonly #options: ListenerOptions
-  readonly #server: Server
+  readonly #acceptor: Acceptor
   readonly #connections = new Set<Connection>()
   readonly #emptied = new Set<() => void>()
   readonly #cut = new AbortController()
@@ -107,9 +110,7 @@ export class Listener implements ServerHost, SessionHost {
     this.limits = { ...DEFAULT_LISTENER_LIMITS, ...options.limits }
     this.#nowMs = options.clock.now()
     this.#ids = new RequestIds(options.random)
-    this.#server = createServer({ pauseOnConnect: true, noDelay: true, allowHalfOpen: true }, (socket) =>
-      this.#accept(socket),
-    )
+    this.#acceptor = (options.acceptor ?? portAcceptor)((socket) => void this.#accept(socket))
   }
 
   /**
@@ -119,17 +120,11 @@ export class Listener implements ServerHost, SessionHost {
    * @throws the system's error when the address cannot be used
    */
   async listen(host: string, port: number): Promise<number> {
-    await new Promise<void>((resolve, reject) => {
-      this.#server.once('error', reject)
-      this.#server.listen(port, host, () => {
-        this.#server.off('error', reject)
-        resolve()
-      })
-    })
+    const taken = await this.#acceptor.listen(host, port)
     const { headMs, idleMs, keepAliveMs, lingerMs } = this.limits
     const tickMs = Math.min(TICK_MS, ...[headMs, idleMs, keepAliveMs, lingerMs].map((ms) => ms / 2))
     this.#stopTicks = every(this.#options.clock, tickMs, () => this.#tick())
-    return (this.#server.address() as AddressInfo).port
+    return taken
   }
 
   /** Milliseconds of the clock when something was served last, or a tick ago. */
@@ -178,7 +173,7 @@ export class Listener implements ServerHost, SessionHost {
     const { clock } = this.#options
     const endMs = clock.now() + options.timeoutMs
     await untilQuiet(clock, Math.min(options.idleMs, options.timeoutMs), () => this.#arrivedMs, this.#cut.signal)
-    if (this.#server.listening) this.#server.close()
+    await this.#acceptor.close()
     const cancelIdle = clock.after(options.idleMs, () => this.#closeIdle())
     const limit = new AbortController()
     await Promise.race([this.#empty(), sleep(clock, endMs - clock.now(), limit.signal)])
@@ -191,7 +186,7 @@ export class Listener implements ServerHost, SessionHost {
   close(): void {
     this.#cut.abort()
     this.#stopTicks()
-    this.#server.close()
+    void this.#acceptor.close()
     for (const connection of this.#connections) connection.destroy()
   }
 

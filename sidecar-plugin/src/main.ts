@@ -32,8 +32,9 @@ export async function main(): Promise<void> {
     const listening = Object.entries(sidecar.addresses).map(([side, address]) => `${side} ${address}`)
     listening.push(...sidecar.tcp.map((binding) => `tcp ${formatTcpBinding(binding)}`))
     process.stdout.write(`holdfast-sidecar ready: ${listening.join(', ')}\n`)
-    await Promise.race([askedToStop, sidecar.drainAsked])
+    const error = await Promise.race([askedToStop, sidecar.drainAsked, sidecar.failed])
     await sidecar.drain()
+    if (error) throw error
     process.exit(0)
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException

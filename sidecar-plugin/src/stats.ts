@@ -1,4 +1,4 @@
-import { collectDefaultMetrics, Counter, Gauge, Registry } from 'prom-client'
+import { collectDefaultMetrics, Counter, Gauge, Registry, type Aggregator } from 'prom-client'
 import { Durations } from './durations.ts'
 import type { Direction, Ending, Exchange, Reply, ViewSource } from './layer.ts'
 
@@ -43,8 +43,11 @@ export class Stats {
   readonly #retryCount: Counter
   readonly #malformedCount: Counter
 
-  /** @param gauges values that are read when somebody asks for the page, by name */
-  constructor(gauges: Readonly<Record<string, { help: string; read: () => number }>> = {}) {
+  /**
+   * @param gauges values that are read when somebody asks for the page, by name; of several processes the sum is shown
+   * unless `aggregator` says otherwise
+   */
+  constructor(gauges: Readonly<Record<string, { help: string; aggregator?: Aggregator; read: () => number }>> = {}) {
     const registers = [this.registry]
     collectDefaultMetrics({ register: this.registry })
     const counts = this.#counts
@@ -108,6 +111,7 @@ export class Stats {
       new Gauge({
         name,
         help: gauge.help,
+        aggregator: gauge.aggregator ?? 'sum',
         registers,
         collect() {
           this.set(gauge.read())

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { availableParallelism } from 'node:os'
 import { describe, test } from 'node:test'
 import { SettingsError } from '@holdfast/registry-client/settings'
 import { loadConfig, sidecarHelp } from '../../sidecar-plugin/src/config.ts'
@@ -37,6 +38,16 @@ test('without anything said it stands on loopback, with the documented ports', (
   assert.deepEqual(config.drain, { settle: 1_000, idle: 5_000, timeout: 30_000 })
   assert.equal(config.accessLog, 'off')
   assert.equal(config.namespace, 'default')
+})
+
+test('workers are as many as are asked for, or as there are cores', () => {
+  assert.equal(load().workers, 1)
+  assert.equal(load(['--workers', '4']).workers, 4)
+  assert.equal(load(['--workers', 'auto']).workers, Math.min(availableParallelism(), 64))
+  assert.equal(load([], { file: 'workers: auto' }).workers, Math.min(availableParallelism(), 64))
+  for (const wrong of ['0', '65', 'many', '1.5', '0x10', '-1'])
+    assert.match(problemsOf(() => load([`--workers=${wrong}`])).workers!, /^must be 1\.\.64 or auto, got .*--workers/)
+  assert.match(problemsOf(() => load([], { file: 'workers: true' })).workers!, /^must be 1\.\.64 or auto, got true/)
 })
 
 test('flags win over the environment, that over the file, that over the defaults', () => {

@@ -73,16 +73,16 @@ test('a view is shown as it travels, and what else is served beside it, where a 
   client.set('stock', [{ id: 'a' }, { id: 'b' }])
   const served = client.peek('stock')!
   const known = { view: served.view, age: 1_234.5, source: 'file' as const }
-  const plain = shownKnown(known, served, false) as Record<string, unknown>
+  const plain = shownKnown(known, served, false)
   assert.deepEqual([plain.age, plain.source, plain.reachable, plain.serving], [1_235, 'file', false, undefined])
   assert.deepEqual(decodeView(plain).nodes.size, 2)
   const forced = { ...served, view: viewOf('stock', [{ id: 'forced' }]), overridden: true }
-  const shown = shownKnown(known, forced, true) as { serving: { why: string; nodes: { id: string }[] } }
+  const shown = shownKnown(known, forced, true) as object as { serving: { why: string; nodes: { id: string }[] } }
   assert.deepEqual([shown.serving.why, shown.serving.nodes.map(({ id }) => id)], ['override', ['forced']])
   assert.deepEqual([...decodeView(shown).nodes.keys()], ['a', 'b'])
-  const kept = shownKnown(known, { ...forced, overridden: false }, true) as typeof shown
+  const kept = shownKnown(known, { ...forced, overridden: false }, true) as object as typeof shown
   assert.equal(kept.serving.why, 'quarantine')
-  assert.equal((shownView(forced) as { overridden?: boolean }).overridden, true)
+  assert.equal(shownView(forced).overridden, true)
 })
 
 test('passwords of peers are masked like those of registries', () => {

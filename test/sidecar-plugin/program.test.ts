@@ -1,46 +1,11 @@
 import assert from 'node:assert/strict'
-import { spawn, type ChildProcess } from 'node:child_process'
-import { once } from 'node:events'
 import { mkdtemp, readFile, rename, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { test, type TestContext } from 'node:test'
-import { fileURLToPath } from 'node:url'
-import { RawCaller, startService } from './fakes.ts'
+import { test } from 'node:test'
+import { startService } from './fakes.ts'
+import { ask, NO_REGISTRY, ready, run } from './program.ts'
 import { eventually } from './wire.ts'
-
-const PROGRAM = fileURLToPath(new URL('../../sidecar-plugin/bin/holdfast-sidecar.js', import.meta.url))
-/** Nothing listens on the discard port: the registry is down. */
-const NO_REGISTRY = ['--registry', 'http://127.0.0.1:9']
-
-function run(t: TestContext, argv: string[]) {
-  const child: ChildProcess = spawn(process.execPath, [PROGRAM, ...argv], { stdio: ['ignore', 'pipe', 'pipe'] })
-  t.after(() => child.kill('SIGKILL'))
-  const heard = { out: '', error: '' }
-  child.stdout!.setEncoding('utf8').on('data', (text: string) => (heard.out += text))
-  child.stderr!.setEncoding('utf8').on('data', (text: string) => (heard.error += text))
-  const ended = once(child, 'close').then(([code]) => code as number | null)
-  return { child, heard, ended }
-}
-
-async function ready(t: TestContext, argv: string[] = []) {
-  const directory = await mkdtemp(join(tmpdir(), 'holdfast-'))
-  t.after(() => rm(directory, { recursive: true, force: true }))
-  const ports = ['--admin-port', '0', '--outbound-port', '0', '--inbound-port', '0']
-  const program = run(t, [...NO_REGISTRY, ...ports, '--cache-dir', directory, '--drain-settle', '0ms', ...argv])
-  const line =
-    /^holdfast-sidecar ready: admin http:\/\/127\.0\.0\.1:(\d+), outbound http:\/\/127\.0\.0\.1:(\d+), inbound http:\/\/127\.0\.0\.1:(\d+)$/m
-  while (!line.test(program.heard.out)) await Promise.race([once(program.child.stdout!, 'data'), program.ended])
-  const [admin, outbound, inbound] = line.exec(program.heard.out)!.slice(1).map(Number) as [number, number, number]
-  return { ...program, directory, admin, outbound, inbound }
-}
-
-async function ask(port: number, text: string): Promise<string> {
-  const caller = new RawCaller(port)
-  caller.send(text)
-  await caller.closed
-  return caller.text
-}
 
 test('a configuration that cannot be used ends it with 2, and every problem on a line of its own', async (t) => {
   const { heard, ended } = run(t, ['--admin-port', '0x10', '--drain-settle', '5', '--registry', 'nowhere'])
@@ -54,7 +19,8 @@ test('a configuration that cannot be used ends it with 2, and every problem on a
 })
 
 test('it starts without a registry, says so in one line, and ends with 0 when asked to', async (t) => {
-  const { child, heard, ended, admin } = await ready(t)
+  const { child, heard, ended, ports } = await ready(t)
+  const { admin } = ports
   assert.match(
     await ask(admin, 'GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n'),
     /^HTTP\/1\.1 200 /,
@@ -65,10 +31,11 @@ test('it starts without a registry, says so in one line, and ends with 0 when as
 })
 
 test('a password in the URL of a registry or a peer is shown nowhere', async (t) => {
-  const { child, heard, ended, admin, outbound } = await ready(t, [
+  const { child, heard, ended, ports } = await ready(t, [
     ...['--registry', 'http://user:hunter2@127.0.0.1:9', '--peers', 'http://other:hunter2@127.0.0.1:9'],
     ...['--log-level', 'debug'],
   ])
+  const { admin, outbound } = ports
   const get = (path: string, host = 'localhost') =>
     `GET ${path} HTTP/1.1\r\nHost: ${host}\r\nx-holdfast-timeout: 1s\r\nConnection: close\r\n\r\n`
   const answers = [
@@ -91,8 +58,8 @@ test('a password in the URL of a registry or a peer is shown nowhere', async (t)
 })
 
 test('a drain that somebody asks for by the admin API ends it with 0, too', async (t) => {
-  const { ended, admin } = await ready(t)
-  const answer = await ask(admin, 'POST /v1/drain HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n')
+  const { ended, ports } = await ready(t)
+  const answer = await ask(ports.admin, 'POST /v1/drain HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n')
   assert.match(answer, /^HTTP\/1\.1 202 /)
   assert.equal(await ended, 0)
 })
@@ -126,8 +93,8 @@ test('the access log that was moved away is opened again on SIGHUP', async (t) =
   const directory = await mkdtemp(join(tmpdir(), 'holdfast-'))
   t.after(() => rm(directory, { recursive: true, force: true }))
   const file = join(directory, 'access.log')
-  const { child, inbound } = await ready(t, ['--access-log', file])
-  const call = (path: string) => ask(inbound, `GET ${path} HTTP/1.1\r\nHost: stock\r\nConnection: close\r\n\r\n`)
+  const { child, ports } = await ready(t, ['--access-log', file])
+  const call = (path: string) => ask(ports.inbound, `GET ${path} HTTP/1.1\r\nHost: stock\r\nConnection: close\r\n\r\n`)
   const lines = async (name: string) => (await readFile(name, 'utf8').catch(() => '')).split('\n').filter(Boolean)
   await call('/one')
   while ((await lines(file)).length < 1);

@@ -19,7 +19,7 @@ const PORTS: Record<string, (t: TestContext) => Promise<number>> = {
     return listener.listen('127.0.0.1', 0)
   },
   'of the admin API': async (t) => {
-    const app = createAdmin({ views: () => [] } as Partial<AdminSubject> as AdminSubject, 'home')
+    const app = createAdmin({ views: async () => [] } as Partial<AdminSubject> as AdminSubject, 'home')
     t.after(() => app.close())
     await app.listen({ host: '127.0.0.1', port: 0 })
     return (app.server.address() as AddressInfo).port

@@ -61,7 +61,6 @@ export class LocalRegistration {
   #failures = 0
   #refusals = 0
   #health: Health = { status: 'unknown', detail: 'not checked yet' }
-  #inFlight = 0
   #changed: (() => void)[] = []
 
   constructor(options: LocalRegistrationOptions) {
@@ -101,19 +100,6 @@ export class LocalRegistration {
     return this.#handle?.state === 'registered' ? this.#wanted : 'pending'
   }
 
-  get inFlight(): number {
-    return this.#inFlight
-  }
-
-  /** A request for it begins; call what is returned when it has ended. */
-  begin(): () => void {
-    this.#inFlight++
-    return () => {
-      this.#inFlight--
-      this.#notify()
-    }
-  }
-
   /**
    * Resolves when it is registered or refused, or `limitMs` have passed. A check that fails at first is no answer yet:
    * a service is often named in the moment in which it starts.
@@ -131,11 +117,6 @@ export class LocalRegistration {
     this.#stop.abort()
     this.#want('draining')
     await this.#working
-  }
-
-  /** Resolves when no request for it is under way, or after `limitMs`. */
-  async idle(limitMs: number): Promise<void> {
-    await this.#until(() => this.#inFlight === 0, limitMs)
   }
 
   /** Deregisters it. Returns once acknowledged or, without a registry, after as long as the client has patience. */

@@ -1,4 +1,5 @@
 import { SidecarError } from '../errors.ts'
+import type { DataPlane } from '../planes.ts'
 import type { LocalSpec } from './local-spec.ts'
 import type { Health, LocalState } from './local-registration.ts'
 
@@ -8,13 +9,10 @@ export interface Keeper {
   readonly state: LocalState
   readonly health: Health
   readonly refusal: string | undefined
-  readonly inFlight: number
   start(): void
   stop(): void
-  begin(): () => void
   settled(limitMs: number): Promise<void>
   drain(): Promise<void>
-  idle(limitMs: number): Promise<void>
   close(): Promise<void>
 }
 
@@ -56,8 +54,8 @@ export interface LocalServicesOptions {
    * @param isRestored whether it was registered before this process began
    */
   readonly enter: (spec: LocalSpec, isRestored: boolean) => Promise<Entrance>
-  /** Where the services listen. */
-  readonly localHost: string
+  /** What has to know of each service before anybody is told that it does. */
+  readonly plane: Pick<DataPlane, 'set' | 'forget' | 'idle' | 'inFlight'>
   readonly keeper: (spec: LocalSpec, entrance: Entrance) => Keeper
   /** Called with the whole set after each change made by a request. */
   readonly save: (specs: readonly LocalSpec[]) => Promise<void>
@@ -67,7 +65,7 @@ export interface LocalServicesOptions {
   readonly drainMs: number
 }
 
-/** The services behind this sidecar. A service is served from the moment it is added, registered or not. */
+/** The services behind this sidecar. A service is served once it is added, registered or not. */
 export class LocalServices {
   readonly #options: LocalServicesOptions
   readonly #entries = new Map<string, Entry>()
@@ -84,12 +82,17 @@ export class LocalServices {
   }
 
   /**
-   * Adds what is known at the start, without waiting for its check and without saving. An earlier one of the same name
+   * Adds what is known at the start, without saving; {@link start} begins to look at it. An earlier one of the same name
    * stays.
    */
   async add(spec: LocalSpec, isSaved: boolean): Promise<void> {
     if (this.#entries.has(spec.service)) return
-    this.#set(spec, await this.#options.enter(spec, isSaved), isSaved)
+    await this.#set(spec, await this.#options.enter(spec, isSaved), isSaved)
+  }
+
+  /** Begins to look at what was added, now that it is served. */
+  start(): void {
+    for (const { keeper } of this.#entries.values()) keeper.start()
   }
 
   /**
@@ -105,13 +108,15 @@ export class LocalServices {
         const entrance = await this.#options.enter(spec, false)
         // The old registration lets go first: two of one node id would fence each other out.
         await old?.keeper.close()
-        this.#set(spec, entrance, true)
+        const { keeper } = await this.#set(spec, entrance, true)
+        keeper.start()
         if (old && old.entrance !== entrance) old.entrance.close()
         await this.#save()
       }
       const entry = this.#entries.get(spec.service)!
       await entry.keeper.settled(this.#options.patienceMs)
-      return { created: old === undefined, report: this.#report(entry) }
+      const inFlight = await this.#options.plane.inFlight()
+      return { created: old === undefined, report: this.#report(entry, inFlight) }
     })
   }
 
@@ -124,9 +129,10 @@ export class LocalServices {
       const entry = this.#entries.get(service)
       if (entry === undefined) return false
       await entry.keeper.drain()
-      await entry.keeper.idle(this.#options.drainMs)
+      await this.#options.plane.idle(service, this.#options.drainMs)
       await entry.keeper.close()
       this.#entries.delete(service)
+      await this.#options.plane.forget(service)
       entry.entrance.close()
       await this.#save()
       return true
@@ -145,31 +151,28 @@ export class LocalServices {
     for (const { keeper } of this.#entries.values()) keeper.stop()
   }
 
-  /**
-   * The target of a request or of a TCP connection, for the inbound stacks.
-   * @param overTcp what comes in by an entrance of TCP is for those who have one, and nothing else is
-   */
-  find(service: string, namespace: string, overTcp = false) {
-    const entry = namespace === this.#options.namespace ? this.#entries.get(service) : undefined
-    if (entry === undefined || (entry.spec.protocol === 'tcp') !== overTcp) return undefined
-    const { keeper, spec } = entry
-    return {
-      destination: { id: keeper.id, host: this.#options.localHost, port: spec.port, protocol: spec.protocol ?? 'http' },
-      begin: () => keeper.begin(),
-    }
+  async reports(): Promise<LocalReport[]> {
+    const inFlight = await this.#options.plane.inFlight()
+    return [...this.#entries.values()].map((entry) => this.#report(entry, inFlight))
   }
 
-  reports(): LocalReport[] {
-    return [...this.#entries.values()].map((entry) => this.#report(entry))
+  /** How many are in each state. */
+  get states(): Readonly<Record<string, number>> {
+    const counts: Record<string, number> = {}
+    for (const { keeper } of this.#entries.values()) counts[keeper.state] = (counts[keeper.state] ?? 0) + 1
+    return counts
   }
 
-  #set(spec: LocalSpec, entrance: Entrance, isSaved: boolean): void {
+  async #set(spec: LocalSpec, entrance: Entrance, isSaved: boolean): Promise<Entry> {
     const keeper = this.#options.keeper(spec, entrance)
-    this.#entries.set(spec.service, { spec, keeper, entrance, isSaved })
-    keeper.start()
+    const entry = { spec, keeper, entrance, isSaved }
+    this.#entries.set(spec.service, entry)
+    const { service, port, protocol = 'http' } = spec
+    await this.#options.plane.set({ service, id: keeper.id, port, protocol })
+    return entry
   }
 
-  #report({ spec, keeper, entrance: { host, port } }: Entry): LocalReport {
+  #report({ spec, keeper, entrance: { host, port } }: Entry, inFlight: Readonly<Record<string, number>>): LocalReport {
     return {
       service: spec.service,
       namespace: this.#options.namespace,
@@ -180,7 +183,7 @@ export class LocalServices {
       state: keeper.state,
       health: keeper.health,
       ...(keeper.refusal !== undefined && { refusal: keeper.refusal }),
-      inFlight: keeper.inFlight,
+      inFlight: inFlight[spec.service] ?? 0,
     }
   }
 

@@ -1,8 +1,7 @@
 import type { Log } from '@holdfast/registry-client/log'
 import type { Entrance } from '../local/local-services.ts'
 import type { LocalSpec } from '../local/local-spec.ts'
-import type { TcpListener } from './tcp-listener.ts'
-import type { TcpListeners } from './tcp-listeners.ts'
+import type { DataPlane } from '../planes.ts'
 
 /** A port that a service asked for, and that somebody else has. */
 export class EntranceError extends Error {
@@ -16,7 +15,7 @@ export class EntranceError extends Error {
 }
 
 export interface TcpEntrancesOptions {
-  readonly listeners: TcpListeners
+  readonly plane: Pick<DataPlane, 'open' | 'shut'>
   readonly namespace: string
   /** Where they listen. */
   readonly host: string
@@ -35,7 +34,8 @@ export interface TcpEntrancesOptions {
  */
 export class TcpEntrances {
   readonly #options: TcpEntrancesOptions
-  readonly #open = new Map<string, { readonly entrance: Entrance; readonly listener: TcpListener }>()
+  readonly #open = new Map<string, Entrance>()
+  #opened = 0
 
   constructor(options: TcpEntrancesOptions) {
     this.#options = options
@@ -43,7 +43,7 @@ export class TcpEntrances {
 
   /** Ports by service, to be remembered. */
   get ports(): ReadonlyMap<string, number> {
-    return new Map([...this.#open].map(([service, { listener }]) => [service, listener.port]))
+    return new Map([...this.#open].map(([service, { port }]) => [service, port]))
   }
 
   /**
@@ -55,25 +55,25 @@ export class TcpEntrances {
   async enter(spec: LocalSpec, isRestored: boolean): Promise<Entrance> {
     const { service, inboundPort } = spec
     const present = this.#open.get(service)
-    if (present && (inboundPort === undefined || inboundPort === present.listener.port)) return present.entrance
-    const listener = await this.#listen(service, inboundPort, isRestored)
-    const { listeners, advertise, drainMs } = this.#options
+    if (present && (inboundPort === undefined || inboundPort === present.port)) return present
+    const { plane, advertise, drainMs } = this.#options
+    const id = `entrance ${++this.#opened}`
     const entrance: Entrance = {
       host: advertise,
-      port: listener.port,
+      port: await this.#listen(id, service, inboundPort, isRestored),
       close: () => {
-        if (this.#open.get(service)?.listener === listener) this.#open.delete(service)
-        void listeners.drop(listener, { idleMs: 0, timeoutMs: drainMs })
+        if (this.#open.get(service) === entrance) this.#open.delete(service)
+        void plane.shut(id, { idleMs: 0, timeoutMs: drainMs })
       },
     }
-    this.#open.set(service, { entrance, listener })
+    this.#open.set(service, entrance)
     return entrance
   }
 
-  async #listen(service: string, wanted: number | undefined, isRestored: boolean): Promise<TcpListener> {
-    const { listeners, host, namespace, remembered, log } = this.#options
+  async #listen(id: string, service: string, wanted: number | undefined, isRestored: boolean): Promise<number> {
+    const { plane, host, namespace, remembered, log } = this.#options
     const before = remembered.get(service)
-    const bind = (port: number) => listeners.open({ host, port, service, namespace })
+    const bind = (port: number) => plane.open({ id, direction: 'inbound', host, port, tcp: { service, namespace } })
     const [first = 0, ...others] = [wanted, before].filter((port) => port !== undefined)
     try {
       return await bind(first)
@@ -83,8 +83,8 @@ export class TcpEntrances {
       if (wanted !== undefined && !isRestored) throw new EntranceError(message, error)
       log.warn({ service, port: first, reason: message }, 'the port of a service cannot be had; it gets another one')
       for (const port of others) {
-        const listener = await bind(port).catch(() => undefined)
-        if (listener) return listener
+        const taken = await bind(port).catch(() => undefined)
+        if (taken !== undefined) return taken
       }
       return bind(0)
     }

@@ -1,5 +1,6 @@
-import { createServer, type AddressInfo, type Server, type Socket } from 'node:net'
+import type { Socket } from 'node:net'
 import { every, sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
+import { portAcceptor, type Acceptor, type AcceptorFactory } from '../acceptor.ts'
 import { SidecarError } from '../errors.ts'
 import { Fields } from '../fields.ts'
 import { Exchange, type Direction, type Service } from '../layer.ts'
@@ -47,6 +48,8 @@ export interface TcpListenerOptions {
   readonly capacity: Capacity
   /** Takes the connections whose clients speak HTTP; without it nobody looks what they speak. */
   readonly http?: TakeHttp
+  /** Default: a port of this process. */
+  readonly acceptor?: AcceptorFactory
 }
 
 /** How often what takes too long is looked for. */
@@ -59,7 +62,7 @@ export class TcpListener implements TcpConnectionHost, DetectionHost {
   readonly limits: TcpListenerLimits
   readonly greeting: Buffer | undefined
   readonly #options: TcpListenerOptions
-  readonly #server: Server
+  readonly #acceptor: Acceptor
   readonly #connections = new Set<TcpConnection | Detection>()
   readonly #cut = new AbortController()
   readonly #ids: RequestIds
@@ -82,16 +85,7 @@ export class TcpListener implements TcpConnectionHost, DetectionHost {
     this.greeting = direction === 'inbound' ? greetingOf(`${service}.${namespace}`) : undefined
     this.#ids = new RequestIds(options.random)
     this.#nowMs = options.clock.now()
-    this.#server = createServer(
-      {
-        pauseOnConnect: true,
-        noDelay: true,
-        allowHalfOpen: true,
-        keepAlive: true,
-        keepAliveInitialDelay: options.limits.keepAliveMs,
-      },
-      (socket) => this.#accept(socket),
-    )
+    this.#acceptor = (options.acceptor ?? portAcceptor)((socket) => this.#accept(socket))
   }
 
   /**
@@ -101,17 +95,10 @@ export class TcpListener implements TcpConnectionHost, DetectionHost {
    * @throws the system's error when the address cannot be used
    */
   async listen(host: string, port: number): Promise<number> {
-    await new Promise<void>((resolve, reject) => {
-      this.#server.once('error', reject)
-      this.#server.listen(port, host, () => {
-        this.#server.off('error', reject)
-        resolve()
-      })
-    })
+    this.#port = await this.#acceptor.listen(host, port)
     const { idleMs, lingerMs } = this.limits
     this.#stopTicks = every(this.#options.clock, Math.min(TICK_MS, idleMs / 2, lingerMs / 2), () => this.#tick())
     this.#host = host
-    this.#port = (this.#server.address() as AddressInfo).port
     return this.#port
   }
 
@@ -148,7 +135,7 @@ export class TcpListener implements TcpConnectionHost, DetectionHost {
     const { clock } = this.#options
     const endMs = clock.now() + options.timeoutMs
     await untilQuiet(clock, Math.min(options.idleMs, options.timeoutMs), () => this.#arrivedMs, this.#cut.signal)
-    if (this.#server.listening) this.#server.close()
+    await this.#acceptor.close()
     const limit = new AbortController()
     await Promise.race([this.#empty(), sleep(clock, endMs - clock.now(), limit.signal)])
     limit.abort()
@@ -159,7 +146,7 @@ export class TcpListener implements TcpConnectionHost, DetectionHost {
   close(): void {
     this.#cut.abort()
     this.#stopTicks()
-    this.#server.close()
+    void this.#acceptor.close()
     for (const connection of this.#connections)
       connection.cut(new SidecarError('draining', 'the sidecar has ended', { delivered: true }))
   }
@@ -212,6 +199,7 @@ export class TcpListener implements TcpConnectionHost, DetectionHost {
       socket.destroy()
       return
     }
+    socket.setKeepAlive(true, limits.keepAliveMs)
     const connection = http
       ? new Detection(socket, this, limits.detectMs, clock, http)
       : new TcpConnection(socket, this)

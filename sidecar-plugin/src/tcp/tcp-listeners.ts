@@ -1,4 +1,5 @@
 import type { Clock, Random } from '@holdfast/registry-client/clock'
+import type { AcceptorFactory } from '../acceptor.ts'
 import type { Direction, Service } from '../layer.ts'
 import { Capacity } from './capacity.ts'
 import type { TakeHttp } from './detection.ts'
@@ -49,9 +50,10 @@ export class TcpListeners {
   }
 
   /** @throws the system's error when the address cannot be used */
-  async open({ host, port, service, namespace }: TcpBinding): Promise<TcpListener> {
+  async open({ host, port, service, namespace }: TcpBinding, acceptor?: AcceptorFactory): Promise<TcpListener> {
     const listener = new TcpListener({
       ...this.#options,
+      ...(acceptor && { acceptor }),
       limits: this.#limits,
       capacity: this.#capacity,
       service,

@@ -12,13 +12,12 @@ import { resolve } from '../layers/resolve.ts'
 import { retry } from '../layers/retry.ts'
 import type { Picker, Resolver } from '../registry.ts'
 import { connectionLog } from './connection-log.ts'
-import { TcpEntrances } from './tcp-entrances.ts'
 import { TcpForward, type TcpForwardLimits } from './tcp-forward.ts'
 import type { TcpTraffic } from './tcp-listener.ts'
 import { TcpListeners, type TcpLimits } from './tcp-listeners.ts'
 
 export interface TcpSidesOptions {
-  readonly config: Pick<SidecarConfig, 'tcp' | 'namespace' | 'advertise' | 'drain' | 'listeners'>
+  readonly config: Pick<SidecarConfig, 'tcp' | 'namespace'>
   readonly clock: Clock
   readonly random: Random
   readonly log: Log
@@ -30,15 +29,12 @@ export interface TcpSidesOptions {
   readonly onRetry: (failed: string) => void
   /** The target of a connection that came in by an entrance. */
   readonly find: (service: string, namespace: string) => LocalTarget | undefined
-  /** The ports that services had before. */
-  readonly remembered: ReadonlyMap<string, number>
 }
 
 /** What a sidecar does with TCP. */
 export interface TcpSides {
   readonly outbound: TcpListeners
   readonly inbound: TcpListeners
-  readonly entrances: TcpEntrances
   readonly traffic: () => readonly TcpTraffic[]
   /** Cuts everything. */
   close(): void
@@ -87,19 +83,9 @@ export function composeTcp(options: TcpSidesOptions): TcpSides {
     limits,
     serve: stack([...record, local(config.namespace, options.find), connectDeadline], forward.serve),
   })
-  const entrances = new TcpEntrances({
-    listeners: inbound,
-    namespace: config.namespace,
-    host: config.listeners.inbound.host,
-    advertise: config.advertise,
-    drainMs: config.drain.timeout,
-    remembered: options.remembered,
-    log,
-  })
   return {
     outbound,
     inbound,
-    entrances,
     traffic: () => [...outbound.traffic, ...inbound.traffic],
     close() {
       outbound.close()
