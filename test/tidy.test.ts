@@ -157,7 +157,17 @@ test('no test waits by sleeping, is left out, or runs alone', () => {
 test('the top level holds what it should and nothing else', () => {
   const allowed = new Set([
     ...PACKAGES,
-    ...['test', 'package.json', 'package-lock.json', 'tsconfig.json', 'README.md', 'CHANGELOG.md', 'eslint.config.js'],
+    ...[
+      'test',
+      'build.ts',
+      'dist',
+      'package.json',
+      'package-lock.json',
+      'tsconfig.json',
+      'README.md',
+      'CHANGELOG.md',
+      'eslint.config.js',
+    ],
     ...['node_modules', 'LICENSE'],
   ])
   for (const name of readdirSync(ROOT)) if (!name.startsWith('.')) assert.ok(allowed.has(name), name)

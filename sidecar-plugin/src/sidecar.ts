@@ -1,3 +1,4 @@
+import { fileURLToPath } from 'node:url'
 import { systemClock, systemRandom, type Clock, type Random } from '@holdfast/registry-client/clock'
 import type { Log } from '@holdfast/registry-client/log'
 import { collectDefaultMetrics, Registry } from 'prom-client'
@@ -11,6 +12,9 @@ import { WorkerPool } from './workers/worker-pool.ts'
 import { forkWorker } from './workers/worker-process.ts'
 
 export { nodeIdOf } from './control-plane.ts'
+
+/** The program of a worker. */
+const WORKER = fileURLToPath(new URL('../bin/holdfast-sidecar-worker.js', import.meta.url))
 
 /** What a sidecar uses of the client library. */
 export type SidecarClient = DataClient & ControlClient
@@ -47,6 +51,6 @@ export async function createSidecar(options: SidecarOptions): Promise<Sidecar> {
   const registry = new Registry()
   collectDefaultMetrics({ register: registry })
   exposeClient(registry, () => client.metrics())
-  const pool = new WorkerPool({ ...parts, fork: forkWorker, registry })
+  const pool = new WorkerPool({ ...parts, fork: (events) => forkWorker(WORKER, events), registry })
   return startAround(pool, pool.failed)
 }

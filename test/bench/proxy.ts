@@ -110,7 +110,16 @@ export async function proxy(): Promise<void> {
       if (!firstUs.has(request.name)) firstUs.set(request.name, us)
       costs
         .get(request.name)!
-        .push([name, us, ratio(us, firstUs.get(request.name)!), perSecond, late.p50, late.p99, late.p999])
+        .push([
+          name,
+          us,
+          ratio(us, firstUs.get(request.name)!),
+          perSecond,
+          late.perSecond,
+          late.p50,
+          late.p99,
+          late.p999,
+        ])
     }
     await measured.stop()
 
@@ -126,8 +135,8 @@ export async function proxy(): Promise<void> {
   }
   for (const [request, rows] of costs)
     print(
-      `${request}: ${CONNECTIONS} connections; latency in ms at half of the rate`,
-      ['', 'CPU µs a request', 'against the first', 'requests/s', 'p50', 'p99', 'p99.9'],
+      `${request}: ${CONNECTIONS} connections; then half of the rate, or what the load can send on time, and the ms to each answer`,
+      ['', 'CPU µs a request', 'against the first', 'requests/s', 'then', 'p50', 'p99', 'p99.9'],
       rows,
     )
   print('resident memory', ['', 'MiB at 100 idle connections', 'at 5,000', 'KiB for each'], memory)

@@ -1,13 +1,14 @@
 /** From the start of a process to its first answer and to all of them, from file, while the registry is dead. */
 
 import { spawn } from 'node:child_process'
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath, pathToFileURL } from 'node:url'
+import { transformSync as stripTypes } from 'esbuild'
 import { clientOf, registryOf } from './memory-registry.ts'
-import { writePlain } from './plain.ts'
+import { builtPackages } from './built.ts'
 import { median, print } from './table.ts'
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url))
@@ -24,13 +25,10 @@ interface Run {
 export async function start(): Promise<void> {
   const directory = mkdtempSync(path.join(tmpdir(), 'holdfast-bench-'))
   try {
-    const to = path.join(directory, 'plain')
-    mkdirSync(to)
-    writePlain(to, [CHILD])
-    const plain = {
-      child: path.join(to, CHILD.replace('.ts', '.js')),
-      library: pathToFileURL(path.join(to, 'registry-client/src/index.js')).href,
-    }
+    const child = path.join(directory, 'child.js')
+    writeFileSync(child, stripTypes(readFileSync(path.join(ROOT, CHILD), 'utf8'), { loader: 'ts' }).code)
+    writeFileSync(path.join(directory, 'package.json'), '{"type":"module"}')
+    const built = pathToFileURL(path.join(await builtPackages(), 'registry-client/src/index.js')).href
     const library = pathToFileURL(path.join(ROOT, 'registry-client/src/index.ts')).href
     const bare = await runs(['-e', 'console.log("first")'])
     const bareMs = median(bare.map(({ lines }) => lines[0]!))
@@ -41,7 +39,7 @@ export async function start(): Promise<void> {
       await fill(cacheDir, count)
       for (const [name, args] of [
         ['through tsx', ['--import', 'tsx', path.join(ROOT, CHILD), library]],
-        ['as plain JavaScript', [plain.child, plain.library]],
+        ['as it is published', [child, built]],
       ] as const) {
         const made = await runs([...args, cacheDir, String(count)])
         const [first, all] = [0, 1].map((line) => median(made.map(({ lines }) => lines[line]!))) as [number, number]

@@ -3,16 +3,15 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { createWriteStream, mkdirSync, readFileSync } from 'node:fs'
-import { createServer, type AddressInfo } from 'node:net'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
+import { freePort } from '../support/free-port.ts'
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url))
 const PROGRAMS = {
   registry: 'registry-server/bin/holdfast-registry.js',
   sidecar: 'sidecar-plugin/bin/holdfast-sidecar.js',
-  cli: 'registry-client/bin/holdfast.js',
 } as const
 const READY_MS = 60_000
 
@@ -129,7 +128,7 @@ export class Host {
   async start(ports: Partial<Host['ports']> = {}): Promise<void> {
     this.#ports = { ...this.#ports, ...ports }
     // Named ports, as on a real host: what was registered through a sidecar survives its restart only on the same port.
-    for (const name of ['admin', 'outbound', 'inbound'] as const) this.#ports[name] ||= await freePort()
+    for (const name of ['admin', 'outbound', 'inbound', 'app'] as const) this.#ports[name] ||= await freePort()
     await this.startSidecar()
     await this.startApp()
   }
@@ -137,7 +136,7 @@ export class Host {
   async startSidecar(): Promise<void> {
     const { directory, registryUrl, sidecarArgs } = this.#mesh
     const { admin, outbound, inbound } = this.#ports
-    this.sidecar = await this.#mesh.start(`${this.name}-sidecar`, PROGRAMS.sidecar, {
+    this.sidecar = await this.#mesh.start(`${this.name}-sidecar`, this.#mesh.program('sidecar'), {
       args: [
         ...['--registry', registryUrl, '--cache-dir', path.join(directory, 'cache', this.name)],
         ...['--admin-port', String(admin), '--outbound-port', String(outbound), '--inbound-port', String(inbound)],
@@ -175,10 +174,13 @@ export interface MeshOptions {
   /** For everything that the processes write. */
   readonly directory: string
   readonly sidecarArgs?: readonly string[]
+  /** Where the packages are. Default: in this tree. */
+  readonly packages?: string
 }
 
 export class Mesh {
   readonly directory: string
+  readonly #packages: string
   readonly sidecarArgs: readonly string[]
   readonly hosts: Host[] = []
   registry!: Program
@@ -189,6 +191,7 @@ export class Mesh {
   constructor(options: MeshOptions) {
     this.directory = options.directory
     this.sidecarArgs = options.sidecarArgs ?? []
+    this.#packages = options.packages ?? ROOT
     mkdirSync(this.directory, { recursive: true })
   }
 
@@ -197,8 +200,9 @@ export class Mesh {
   }
 
   /** Starts the registry, on its old port and data when it ran before. */
-  async startRegistry(port = this.#registryPort): Promise<void> {
-    this.registry = await this.start('registry', PROGRAMS.registry, {
+  async startRegistry(wanted = this.#registryPort): Promise<void> {
+    const port = wanted || (await freePort())
+    this.registry = await this.start('registry', this.program('registry'), {
       args: ['--port', String(port), '--data-dir', path.join(this.directory, 'registry')],
     })
     this.#registryPort = this.registry.port('ready')
@@ -214,6 +218,11 @@ export class Mesh {
     this.hosts.push(host)
     await host.start(ports)
     return host
+  }
+
+  /** The file of a program. */
+  program(name: keyof typeof PROGRAMS): string {
+    return path.join(this.#packages, PROGRAMS[name])
   }
 
   /** Starts a script of the repository as one of the mesh's processes. */
@@ -241,18 +250,6 @@ export class Mesh {
   kill(): void {
     for (const program of this.#running) program.process.kill('SIGKILL')
   }
-}
-
-/** A port that was free a moment ago. */
-export function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const probe = createServer()
-    probe.once('error', reject)
-    probe.listen(0, '127.0.0.1', () => {
-      const { port } = probe.address() as AddressInfo
-      probe.close(() => resolve(port))
-    })
-  })
 }
 
 /** Asks until `test` holds of the answer; for states that processes reach on their own. */

@@ -6,6 +6,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { test } from 'node:test'
+import { freePort } from '../support/free-port.ts'
 import { add, Load, noCounts } from './load.ts'
 import { eventually, Mesh, type Host, type Program } from './mesh.ts'
 
@@ -87,7 +88,7 @@ test(`no call fails while services and sidecars restart, ${ROUNDS * AT_ONCE} tim
     rmSync(directory, { recursive: true, force: true })
   })
   await mesh.startRegistry()
-  const startLedger = (name: string, port = 0) =>
+  const startLedger = (name: string, port: number) =>
     mesh.start(name, 'test/mesh/apps/node/ledger.js', { args: [], env: { PORT: String(port) } })
   const registerLedger = ({ host, ledger }: Node) =>
     host.admin('PUT', '/v1/registrations/ledger', {
@@ -96,7 +97,8 @@ test(`no call fails while services and sidecars restart, ${ROUNDS * AT_ONCE} tim
       healthCheck: { type: 'http' },
     })
   const startNode = async (name: string): Promise<Node> => {
-    const [host, ledger] = await Promise.all([mesh.addHost('stock', name), startLedger(`${name}-ledger`)])
+    const port = await freePort()
+    const [host, ledger] = await Promise.all([mesh.addHost('stock', name), startLedger(`${name}-ledger`, port)])
     const node = { host, ledger }
     await Promise.all([host.register(), registerLedger(node)])
     return node

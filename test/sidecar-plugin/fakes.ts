@@ -22,6 +22,7 @@ import { Fields } from '../../sidecar-plugin/src/fields.ts'
 import { Exchange, type Arrival, type Content, type Ending, type Reply } from '../../sidecar-plugin/src/layer.ts'
 import type { Log } from '@holdfast/registry-client/log'
 import type { Handle, NodeSpec } from '../../sidecar-plugin/src/registry.ts'
+import { freePort } from '../support/free-port.ts'
 
 export const quietLog: Log = { debug() {}, info() {}, warn() {}, error() {} }
 
@@ -219,7 +220,8 @@ function resolvedOf(view: View, source: Resolved['source']): Resolved {
 /** A local service. Close it with `stop`. */
 export async function startService(handler: RequestListener): Promise<{ port: number; server: Server; stop(): void }> {
   const server = createServer(handler)
-  server.listen(0, '127.0.0.1')
+  // Once it has stopped nobody else is to be found there.
+  server.listen(await freePort(), '127.0.0.1')
   await once(server, 'listening')
   return {
     port: (server.address() as AddressInfo).port,

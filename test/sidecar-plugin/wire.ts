@@ -12,6 +12,7 @@ import { stack, type Ending, type Exchange, type Layer } from '../../sidecar-plu
 import { answers } from '../../sidecar-plugin/src/layers/answers.ts'
 import { cleanHead } from '../../sidecar-plugin/src/layers/clean-head.ts'
 import { Listener, type ListenerLimits } from '../../sidecar-plugin/src/listener.ts'
+import { freePort } from '../support/free-port.ts'
 import { seededRandom } from '../support/seeded-random.ts'
 import { quietLog, startService } from './fakes.ts'
 
@@ -96,7 +97,8 @@ export async function rawService(t: TestContext, onSocket: (socket: Socket) => v
     socket.on('error', () => {})
     onSocket(socket)
   })
-  server.listen(0, '127.0.0.1')
+  // Once it has stopped nobody else is to be found there.
+  server.listen(await freePort(), '127.0.0.1')
   await once(server, 'listening')
   const stop = () => {
     server.close()

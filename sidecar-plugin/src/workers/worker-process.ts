@@ -1,5 +1,4 @@
 import { fork, type SendHandle } from 'node:child_process'
-import { fileURLToPath } from 'node:url'
 import type { ToWorker } from './messages.ts'
 
 /** A connection of the system's, without the stream that Node makes of it. */
@@ -24,14 +23,13 @@ export interface WorkerProcessEvents {
 
 export type Fork = (events: WorkerProcessEvents) => WorkerProcess
 
-const ENTRY = fileURLToPath(new URL('../../bin/holdfast-sidecar-worker.js', import.meta.url))
-
 /**
  * Starts a process. It ends with this one: at once where this one ends by its own decision, and when it has finished
  * what it has where this one dies.
+ * @param program its file
  */
-export const forkWorker: Fork = (events) => {
-  const child = fork(ENTRY, [], {
+export function forkWorker(program: string, events: WorkerProcessEvents): WorkerProcess {
+  const child = fork(program, [], {
     // As objects are, with what is undefined, which JSON would make null of.
     serialization: 'advanced',
     stdio: ['ignore', 'inherit', 'inherit', 'ipc'],

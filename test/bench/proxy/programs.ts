@@ -3,12 +3,13 @@
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { connect as connectSocket, createServer, type AddressInfo } from 'node:net'
+import { connect as connectSocket } from 'node:net'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { writePlain } from '../plain.ts'
+import { builtPackages } from '../built.ts'
 import { findOrInstall } from '../../support/debian.ts'
+import { freePort } from '../../support/free-port.ts'
 
 const ROOT = fileURLToPath(new URL('../../../', import.meta.url))
 
@@ -27,15 +28,6 @@ export interface Program {
   readonly pid: number
   readonly port: number
   stop(): Promise<void>
-}
-
-export async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 async function until(port: number, child: ChildProcess): Promise<void> {
@@ -170,29 +162,18 @@ export interface Sidecar extends Program {
   readonly inboundPort: number
 }
 
-let plain: string | undefined
-
-/** The sidecar as plain JavaScript: what Node 20 needs besides to run its sources is not its own. */
-function plainSidecar(): string {
-  if (plain === undefined) {
-    writePlain((plain = directory()))
-    writeFileSync(`${plain}/sidecar.js`, "import { main } from './sidecar-plugin/src/main.js'\nawait main()\n")
-  }
-  return `${plain}/sidecar.js`
-}
-
 /**
  * @param args beside the ports; `--cpu-prof` and its like go to Node by `HOLDFAST_BENCH_NODE`
- * @param isPlain false runs the sources through `tsx`, as the program does on a Node that does not take types
+ * @param isBuilt false runs the sources through `tsx`, as in this tree
  */
-export async function startSidecar(registryPort: number, args: readonly string[], isPlain = true): Promise<Sidecar> {
+export async function startSidecar(registryPort: number, args: readonly string[], isBuilt = true): Promise<Sidecar> {
   const [admin, outbound, inbound] = await Promise.all([freePort(), freePort(), freePort()])
   const node = (process.env.HOLDFAST_BENCH_NODE ?? '').split(' ').filter(Boolean)
   const started = await run(
     PROXY_CORE,
     [
       ...[process.execPath, ...node],
-      ...(isPlain ? [plainSidecar()] : [path.join(ROOT, 'sidecar-plugin/bin/holdfast-sidecar.js')]),
+      path.join(isBuilt ? await builtPackages() : ROOT, 'sidecar-plugin/bin/holdfast-sidecar.js'),
       ...['--registry', `http://127.0.0.1:${registryPort}`, '--no-file-cache', '--drain-settle', '0ms'],
       ...['--admin-port', String(admin), '--outbound-port', String(outbound), '--inbound-port', String(inbound)],
       ...args,
