@@ -54,6 +54,16 @@ export function integer(min: number, max: number): z.ZodType<number> {
   })
 }
 
+/** A part of a whole, from 0 to 1. */
+export function fraction(): z.ZodType<number> {
+  return z.any().transform((input: unknown, context) => {
+    const value = typeof input === 'string' && /^(?:\d(?:\.\d{1,9})?|\.\d{1,9})$/.test(input) ? Number(input) : input
+    if (typeof value === 'number' && value >= 0 && value <= 1) return value
+    context.issues.push({ code: 'custom', input, message: `must be a number from 0 to 1, got ${show(input)}` })
+    return z.NEVER
+  })
+}
+
 /** A duration with its unit, in milliseconds. */
 export function duration(bounds: { min?: string; max?: string } = {}): z.ZodType<number> {
   const min = parseDuration(bounds.min) ?? 0

@@ -13,22 +13,31 @@ export interface AccessLogFile {
   close(): Promise<void>
 }
 
-/** Of what goes into a pipe at once; what others write meanwhile may come between the parts of more (`PIPE_BUF`). */
+/** Of one write. More than the readers of containers' output take at once comes out in parts. */
+const WRITE_BYTES = 16_384
+
+/** What goes into a pipe at once; what others write meanwhile may come between the parts of more (`PIPE_BUF`). */
 const PIPE_BYTES = 4_096
 
+/** How long a line waits at most for others to be written with. A write for each would cost as much as its request. */
+const FLUSH_MS = 250
+
 /**
- * Opens an access log that writes in the background, whole lines at a time.
+ * Opens an access log that writes in the background, whole lines at a time, each within a quarter of a second.
  * @param destination a file, or `-` for standard output
  * @param options `shared`: other processes write there, too
  */
 export function openAccessLog(destination: string, log: Log, options: { shared: boolean }): AccessLogFile {
+  // A file takes what is appended at once, however much; a pipe takes more slowly then.
+  const writeBytes = options.shared && destination === '-' ? PIPE_BYTES : WRITE_BYTES
   const stream = pino.destination({
     dest: destination === '-' ? 1 : destination,
     sync: false,
     mkdir: true,
     maxLength: QUEUE_BYTES,
-    // A file takes what is appended at once, however much; a pipe takes more slowly then.
-    ...(options.shared && destination === '-' && { maxWrite: PIPE_BYTES }),
+    maxWrite: writeBytes,
+    minLength: writeBytes / 2,
+    periodicFlush: FLUSH_MS,
   })
   let dropped = 0
   let isFailing = false

@@ -6,6 +6,7 @@ import { isNamespace, LIMITS, PATTERNS } from '@holdfast/registry-client/protoco
 import {
   commonSettings,
   duration,
+  fraction,
   helpText,
   httpUrl,
   leaf,
@@ -200,6 +201,11 @@ export const sidecarSettings = z.strictObject({
     doc: 'a line of JSON per request; - is standard output, off is none; opened again on SIGHUP',
     // Off: a file that nobody rotates fills a disk.
   }).default('off'),
+  accessLogSample: leaf(fraction(), {
+    flag: 'access-log-sample',
+    value: 'FRACTION',
+    doc: 'the part of the requests that went well that has a line; of the others each has one',
+  }).default(1),
   drain: z
     .strictObject({
       settle: leaf(duration({ max: '10m' }), {

@@ -105,7 +105,9 @@ export function createDataPlane(options: DataPlaneOptions): ProcessDataPlane {
   // Each stack in the order in which a request meets it.
   const record: Layer[] = [
     // Outermost, so that both see what the caller sees and how long it took.
-    ...(accessLogFile ? [accessLog({ clock, write: (line) => accessLogFile.write(line) })] : []),
+    ...(accessLogFile
+      ? [accessLog({ clock, random, sample: config.accessLogSample, write: (line) => accessLogFile.write(line) })]
+      : []),
     metrics({ clock, stats }),
     // Below those who only look, above all who may refuse.
     answers(log),

@@ -76,6 +76,13 @@ export async function proxy(): Promise<void> {
     sidecar('sidecar', '--access-log', 'off'),
     alone('sidecar, through tsx', () => startSidecar(registry.port, ['--access-log', 'off'], false)),
     sidecar('sidecar, access log', '--access-log', `${directory()}/access.log`),
+    sidecar(
+      'sidecar, one line in a hundred',
+      '--access-log',
+      `${directory()}/access.log`,
+      '--access-log-sample',
+      '0.01',
+    ),
     [
       'sidecars, both in a row',
       async () => {

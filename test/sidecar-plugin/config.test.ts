@@ -36,7 +36,7 @@ test('without anything said it stands on loopback, with the documented ports', (
   assert.deepEqual(config.peers, [])
   assert.deepEqual(config.registry, ['http://127.0.0.1:7400'])
   assert.deepEqual(config.drain, { settle: 1_000, idle: 5_000, timeout: 30_000 })
-  assert.equal(config.accessLog, 'off')
+  assert.deepEqual([config.accessLog, config.accessLogSample], ['off', 1])
   assert.equal(config.namespace, 'default')
 })
 
@@ -48,6 +48,19 @@ test('workers are as many as are asked for, or as there are cores', () => {
   for (const wrong of ['0', '65', 'many', '1.5', '0x10', '-1'])
     assert.match(problemsOf(() => load([`--workers=${wrong}`])).workers!, /^must be 1\.\.64 or auto, got .*--workers/)
   assert.match(problemsOf(() => load([], { file: 'workers: true' })).workers!, /^must be 1\.\.64 or auto, got true/)
+})
+
+test('the sample of the access log is a part of the whole', () => {
+  assert.deepEqual(
+    ['0', '0.01', '.5', '1', '1.0'].map((text) => load(['--access-log-sample', text]).accessLogSample),
+    [0, 0.01, 0.5, 1, 1],
+  )
+  assert.equal(load([], { file: 'accessLogSample: 0.25' }).accessLogSample, 0.25)
+  for (const wrong of ['1.1', '-0.1', '10%', 'half', '1e-2'])
+    assert.match(
+      problemsOf(() => load([`--access-log-sample=${wrong}`])).accessLogSample!,
+      /^must be a number from 0 to 1, got .*--access-log-sample/,
+    )
 })
 
 test('flags win over the environment, that over the file, that over the defaults', () => {
