@@ -139,9 +139,6 @@ async function bundlePrograms(to: string, exports: readonly string[]): Promise<v
     format: 'esm',
     platform: 'node',
     target: 'node20.19',
-    // Names stay, for whoever reads a stack.
-    minifySyntax: true,
-    minifyWhitespace: true,
     metafile: true,
     nodePaths: [path.join(ROOT, 'node_modules')],
     // Packages of CommonJS ask for Node's modules by `require`.
