@@ -1,4 +1,5 @@
 import { Socket } from 'node:net'
+import { selfConnection } from '../self-connection.ts'
 
 /** What a transport tells its owner. */
 export interface TransportOwner {
@@ -99,7 +100,12 @@ export class Transport {
   /** @param connected called once it stands; when it never does, the owner is told that it closed */
   static connect(host: string, port: number, owner: TransportOwner, connected: () => void): Transport {
     const transport = new Transport(owner)
-    transport.#socket.connect({ host, port }, connected)
+    const socket = transport.#socket
+    socket.connect({ host, port }, () => {
+      const refused = selfConnection(socket)
+      if (refused) socket.destroy(refused)
+      else connected()
+    })
     return transport
   }
 

@@ -3,6 +3,7 @@ import { connect as connectHttp2, type ClientHttp2Stream, type IncomingHttpHeade
 import { connect } from 'node:net'
 import type { Clock } from '@holdfast/registry-client/clock'
 import type { Protocol } from '@holdfast/registry-client/protocol'
+import { selfConnection } from '../self-connection.ts'
 import { HEALTH_CHECK_PATH, healthCheckRequest, readHealthCheckResponse } from './grpc-health.ts'
 
 /** How a local service is looked at. */
@@ -76,7 +77,10 @@ const ANSWER_BYTES = 1_024
 
 const tcpProbe: Begin = ({ host, port }, _check, finish) => {
   const socket = connect({ host, port })
-  socket.once('connect', () => finish({ verdict: 'passed', detail: 'connected' }))
+  socket.once('connect', () => {
+    const refused = selfConnection(socket)
+    finish(refused ? failure(refused) : { verdict: 'passed', detail: 'connected' })
+  })
   socket.on('error', (error) => finish(failure(error)))
   return () => socket.destroy()
 }
