@@ -1,7 +1,7 @@
 import Fastify, { type FastifyError, type FastifyInstance, type FastifyRequest } from 'fastify'
 import { problemsOf, type Problem } from '@holdfast/registry-client/settings'
 import { isNamespace, isServiceName } from '@holdfast/registry-client/protocol'
-import type { z } from 'zod'
+import type * as z from 'zod'
 import { localBodySchema, localSpecOf, type LocalSpec } from './local/local-spec.ts'
 import type { LocalReport } from './local/local-services.ts'
 import type { AskedRequest } from './planes.ts'
