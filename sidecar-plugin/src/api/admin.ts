@@ -8,6 +8,7 @@ import { cleanHead } from '../layers/clean-head.ts'
 import { localBodySchema, localSpecOf, type LocalSpec } from '../local/local-spec.ts'
 import type { LocalReport } from '../local/local-services.ts'
 import type { AskedRequest } from '../planes.ts'
+import { EntranceError } from '../tcp/tcp-entrances.ts'
 import { invalid, Refusal, refusals } from './refusal.ts'
 import { json, text } from './reply.ts'
 import { router, type Listening, type Routes } from './router.ts'
@@ -16,6 +17,7 @@ import { router, type Listening, type Routes } from './router.ts'
 export interface AdminSubject {
   /** Undefined once ready; why not before, and while draining. */
   unready(): string | undefined
+  /** Throws {@link EntranceError}, or a `SidecarError` while it drains. */
   put(spec: LocalSpec): Promise<{ readonly created: boolean; readonly report: LocalReport }>
   remove(service: string): Promise<boolean>
   registrations(): Promise<readonly LocalReport[]>
@@ -62,7 +64,7 @@ function routesOf(subject: AdminSubject, home: string): Routes {
       request.query([])
       const service = serviceOf(segment)
       const body = parse(localBodySchema, await request.json())
-      const { created, report } = await subject.put(localSpecOf({ ...body, service }))
+      const { created, report } = await subject.put(localSpecOf({ ...body, service })).catch(refuseEntrance)
       return json(report, created ? 201 : 200)
     },
     'DELETE /v1/registrations/:service': async (request, segment) => {
@@ -130,6 +132,11 @@ function routesOf(subject: AdminSubject, home: string): Routes {
       return json({ status: 'draining' }, 202)
     },
   }
+}
+
+function refuseEntrance(error: unknown): never {
+  if (!(error instanceof EntranceError)) throw error
+  throw new Refusal({ status: 409, code: 'port_in_use', title: error.message })
 }
 
 function found(shown: object | undefined, service: string): object {
