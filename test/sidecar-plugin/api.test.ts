@@ -47,7 +47,7 @@ function answerOf(text: string) {
   }
 }
 
-describe('a table of routes', () => {
+describe('a table of routes', { timeout: 30_000 }, () => {
   test('says what a path takes, to whoever wants something else of it', async (t) => {
     const { ask } = await start(t)
     for (const method of ['DELETE', 'POST', 'OPTIONS', 'TRACE', 'BREW']) {
@@ -125,7 +125,7 @@ describe('a table of routes', () => {
   })
 })
 
-describe('a body', () => {
+describe('a body', { timeout: 30_000 }, () => {
   const LIMIT = 65_536
   const padded = (length: number) => `1${' '.repeat(length - 1)}`
   const chunked = (text: string) => `${text.length.toString(16)}\r\n${text}\r\n0\r\n\r\n`
