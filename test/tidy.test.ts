@@ -124,7 +124,7 @@ test('parts never import parts: values come from contracts, and the composer han
   const parts: Record<string, readonly string[]> = {
     'registry-client': ['connection', 'followed-services', 'file-cache', 'selector', 'registrar'],
     'registry-server': ['embedded-store', 'watch-hub', 'leases', 'api'],
-    'sidecar-plugin': ['forward', 'registration', 'admin', 'listener'],
+    'sidecar-plugin': ['forward', 'registration', 'admin', 'peers', 'listener'],
   }
   const outermost = /\/(client|server|open-store|sidecar|control-plane|data-plane|main|index|cli)\.ts$/
   for (const name of PACKAGES)

@@ -5,7 +5,7 @@
  * and percentages fractions of one after reading; both are strings with units in the document.
  */
 
-import { z } from 'zod'
+import * as z from 'zod'
 import { parseDuration } from './clock.ts'
 import { problemsOf } from './settings.ts'
 

@@ -10,7 +10,7 @@ import { readFileSync } from 'node:fs'
 import { parseArgs } from 'node:util'
 import { closest, distance } from 'fastest-levenshtein'
 import { parse as parseYaml, YAMLParseError } from 'yaml'
-import { z } from 'zod'
+import * as z from 'zod'
 import { parseDuration } from './clock.ts'
 import { show } from './shown.ts'
 

@@ -2,7 +2,7 @@
 
 import { commonSettings, duration, integer, leaf, port, size, toggle } from '@holdfast/registry-client/settings'
 import { inWords, LIMITS, PATTERNS } from '@holdfast/registry-client/protocol'
-import { z } from 'zod'
+import * as z from 'zod'
 import { parseStoreAddress } from './store/store-address.ts'
 
 const HOST = new RegExp(PATTERNS.host)

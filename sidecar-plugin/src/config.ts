@@ -20,7 +20,7 @@ import {
   toggle,
   type Sources,
 } from '@holdfast/registry-client/settings'
-import { z } from 'zod'
+import * as z from 'zod'
 import { localSpecOf, localSpecSchema, type LocalSpec } from './local/local-spec.ts'
 import { parseServiceHost } from './service-address.ts'
 import { parseTcpBinding, type TcpBinding } from './tcp/tcp-binding.ts'

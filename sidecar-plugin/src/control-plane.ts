@@ -3,16 +3,17 @@ import type { RegistryClient } from '@holdfast/registry-client'
 import { sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
 import type { Log } from '@holdfast/registry-client/log'
 import { Gauge, Registry } from 'prom-client'
-import { createAdmin } from './admin.ts'
+import { adminApi } from './api/admin.ts'
+import { PeerApi } from './api/peers.ts'
 import type { SidecarConfig } from './config.ts'
 import { shownConfig } from './inspection.ts'
 import { createProbe } from './local/health-check.ts'
+import { Listener } from './listener.ts'
 import { LOCAL_HOST } from './local/local-nodes.ts'
 import { LocalRegistration } from './local/local-registration.ts'
 import { LocalServices, type Entrance } from './local/local-services.ts'
 import type { LocalSpec } from './local/local-spec.ts'
 import { RegistrationFile, type SavedServices } from './local/registration-file.ts'
-import { PeerListener } from './peer-listener.ts'
 import type { DataPlane } from './planes.ts'
 import { withGreeting } from './tcp/greeting.ts'
 import type { TcpBinding } from './tcp/tcp-binding.ts'
@@ -62,7 +63,7 @@ const PUT_PATIENCE_MS = 5_000
  * @throws the system's error when an address cannot be used
  */
 export async function startControlPlane(options: ControlPlaneOptions): Promise<ControlPlane> {
-  const { config, log, clock, client, plane } = options
+  const { config, log, clock, random, client, plane } = options
   const { namespace } = config
   const { inbound: inboundAt, outbound: outboundAt, admin: adminAt, peers: peersAt } = config.listeners
   const file =
@@ -100,21 +101,12 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
       this.set(services.size)
     },
   })
-  const peerListener =
-    peersAt &&
-    new PeerListener({
-      clock,
-      log,
-      namespace,
-      view: (service, of) => plane.peerView({ service, namespace: of }),
-      isAtHand: (service, of) => plane.isAtHand({ service, namespace: of }),
-    })
 
   let draining: Promise<void> | undefined
   let isReady = false
   let askDrain!: () => void
   const drainAsked = new Promise<void>((resolve) => (askDrain = resolve))
-  const admin = createAdmin(
+  const adminListening = adminApi(
     {
       unready: () => (draining ? 'draining' : isReady ? undefined : 'starting'),
       put: (spec) => services.put(spec),
@@ -137,7 +129,17 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
       drain: askDrain,
     },
     namespace,
+    log,
   )
+  const admin = new Listener({ ...adminListening, clock, random })
+  const peers = new PeerApi({
+    clock,
+    log,
+    namespace,
+    view: (service, of) => plane.peerView({ service, namespace: of }),
+    isAtHand: (service, of) => plane.isAtHand({ service, namespace: of }),
+  })
+  const peerListener = new Listener({ ...peers.listening, clock, random })
 
   let closed: Promise<void> | undefined
   const closing = new AbortController()
@@ -146,8 +148,9 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
     closing.abort()
     services.stop()
     plane.cut()
-    peerListener?.close()
-    await Promise.all([admin.close(), client.close()])
+    peerListener.close()
+    // Whoever has asked for the end is still told.
+    await Promise.all([admin.finish({ idleMs: 0, timeoutMs: PUT_PATIENCE_MS }), client.close()])
     await plane.close()
   }
   const addresses: { -readonly [K in keyof SidecarPorts]: string } = { admin: '', outbound: '', inbound: '' }
@@ -173,9 +176,8 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
       const opening = { id: `tcp ${index}`, direction: 'outbound', tcp: { service, namespace: of } } as const
       tcp.push({ ...binding, port: await plane.open({ ...opening, host: binding.host, port: binding.port }) })
     }
-    await admin.listen({ host: adminAt.host, port: adminAt.port })
-    ports.admin = (admin.server.address() as { port: number }).port
-    if (peerListener && peersAt) {
+    ports.admin = await admin.listen(adminAt.host, adminAt.port)
+    if (peersAt) {
       ports.peers = await peerListener.listen(peersAt.host, peersAt.port)
       addresses.peers = urlOf(peersAt.host, ports.peers)
     }

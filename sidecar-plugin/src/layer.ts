@@ -10,7 +10,7 @@ import type { ServiceNode, PolicyDocument, Protocol } from '@holdfast/registry-c
 import type { SidecarError } from './errors.ts'
 import type { Fields } from './fields.ts'
 
-/** `outbound`: from a local caller to some node. `inbound`: from somebody to the local service. */
+/** `outbound`: from a local caller to some node. `inbound`: from somebody to the local service, or to the sidecar itself. */
 export type Direction = 'outbound' | 'inbound'
 
 export type ViewSource = 'memory' | 'file' | 'peer' | 'registry'
@@ -119,6 +119,8 @@ export interface Reply extends ReplyHead {
   readonly reason?: string
   /** Whether this sidecar made it up, not a peer. */
   readonly own?: boolean
+  /** Whether its connection takes no other request. Of HTTP/1.1, where a connection is one caller's. */
+  readonly isLast?: boolean
 }
 
 export interface Tunnel {

@@ -2,7 +2,7 @@ import type { Socket } from 'node:net'
 import { every, sleep, type Clock, type Random } from '@holdfast/registry-client/clock'
 import { portAcceptor, type Acceptor, type AcceptorFactory } from './acceptor.ts'
 import { asSidecarError, SidecarError, type Reason } from './errors.ts'
-import { problemReply } from './problem-reply.ts'
+import { errorReply } from './problem-reply.ts'
 import type { RequestHead } from './http1/head.ts'
 import type { Malformed, MalformedKind } from './http1/malformed.ts'
 import { ServerConnection, type ConnectionLimits, type ServerHost } from './http1/server-connection.ts'
@@ -49,6 +49,13 @@ export interface ListenerOptions {
   readonly clock: Clock
   readonly random: Random
   readonly limits?: Partial<ListenerLimits>
+  /** Whether callers may speak HTTP/2, too. Default: true. */
+  readonly http2?: boolean
+  /**
+   * Whether callers of HTTP/1.1 who close their side are still answered; else they are taken to have gone, which most
+   * mean by it. Default: true.
+   */
+  readonly allowHalfOpen?: boolean
   /** Default: a port of this process. */
   readonly acceptor?: AcceptorFactory
   /** Told of each connection that sent what is not HTTP. */
@@ -155,6 +162,14 @@ export class Listener implements ServerHost, SessionHost {
     return this.#isClosing
   }
 
+  get http2(): boolean {
+    return this.#options.http2 ?? true
+  }
+
+  get allowHalfOpen(): boolean {
+    return this.#options.allowHalfOpen ?? true
+  }
+
   /** Whether {@link finish} has begun: whoever can go elsewhere should be sent there. */
   get leaving(): boolean {
     return this.#isLeaving
@@ -219,7 +234,7 @@ export class Listener implements ServerHost, SessionHost {
   malformed(fault: Malformed): Reply {
     const reason = REASON_OF[fault.kind] ?? 'bad_request'
     this.#options.onMalformed?.(reason, fault.kind)
-    return problemReply(new SidecarError(reason, fault.message))
+    return errorReply(new SidecarError(reason, fault.message))
   }
 
   preferred(connection: ServerConnection, socket: Socket): void {
@@ -245,14 +260,14 @@ export class Listener implements ServerHost, SessionHost {
     try {
       reply = await served
     } catch (error) {
-      reply = problemReply(asSidecarError(error))
+      reply = errorReply(asSidecarError(error))
     }
     try {
       caller.answer(reply)
     } catch (error) {
       // Made by a layer, and none that can be written: nothing of it has been.
       discard(reply)
-      caller.answer(problemReply(asSidecarError(error)))
+      caller.answer(errorReply(asSidecarError(error)))
     }
   }
 

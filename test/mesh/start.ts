@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
-import { z } from 'zod'
+import * as z from 'zod'
 import { helpText, leaf, loadSettings, SettingsError, toggle } from '@holdfast/registry-client/settings'
 import { eventually, Mesh } from './mesh.ts'
 

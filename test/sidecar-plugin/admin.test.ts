@@ -1,13 +1,16 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
-import { connect, type AddressInfo } from 'node:net'
+import { request, type IncomingMessage } from 'node:http'
+import { connect } from 'node:net'
 import { describe, test } from 'node:test'
 import fc from 'fast-check'
-import { createAdmin, type AdminSubject } from '../../sidecar-plugin/src/admin.ts'
+import { adminApi, type AdminSubject } from '../../sidecar-plugin/src/api/admin.ts'
 import { SidecarError } from '../../sidecar-plugin/src/errors.ts'
 import type { LocalReport } from '../../sidecar-plugin/src/local/local-services.ts'
 import type { LocalSpec } from '../../sidecar-plugin/src/local/local-spec.ts'
 import { settle } from '../support/manual-clock.ts'
+import { listenFor, serveApi } from './apis.ts'
+import { quietLog } from './fakes.ts'
 
 function reportOf(spec: LocalSpec): LocalReport {
   return {
@@ -45,25 +48,28 @@ function start(over: Partial<AdminSubject> = {}) {
     drain: () => void asked.push('drain'),
     ...over,
   }
-  const app = createAdmin(subject, 'default')
-  const call = async (method: string, url: string, payload?: unknown, headers: Record<string, string> = {}) => {
-    const response = await app.inject({
-      method: method as 'GET',
-      url,
-      headers: { host: '127.0.0.1:7500', ...headers },
-      ...(payload !== undefined && { payload: typeof payload === 'string' ? payload : JSON.stringify(payload) }),
-    })
+  const api = adminApi(subject, 'default', quietLog)
+  const call = async (method: string, path: string, payload?: unknown, headers: Record<string, string> = {}) => {
+    const { listener, port } = await listenFor(api)
+    const body = payload === undefined || typeof payload === 'string' ? payload : JSON.stringify(payload)
+    const length = body !== undefined && { 'content-length': String(Buffer.byteLength(body)) }
+    const outgoing = request({ port, path, method, headers: { host: '127.0.0.1:7500', ...headers, ...length } })
+    outgoing.end(body)
+    const [response] = (await once(outgoing, 'response')) as [IncomingMessage]
+    let text = ''
+    for await (const chunk of response) text += String(chunk)
+    listener.close()
     const isJson = String(response.headers['content-type']).includes('json')
     return {
-      status: response.statusCode,
+      status: response.statusCode!,
       headers: response.headers,
-      text: response.body,
-      body: (isJson && response.body ? JSON.parse(response.body) : {}) as Record<string, unknown> & {
+      text,
+      body: (isJson && text ? JSON.parse(text) : {}) as Record<string, unknown> & {
         errors?: { path: string; message: string }[]
       },
     }
   }
-  return { app, call, specs, asked }
+  return { api, call, specs, asked }
 }
 
 describe('a registration', () => {
@@ -280,15 +286,13 @@ describe('a rehearsal', () => {
 
   test('ends when whoever asked has gone', { timeout: 10_000 }, async (t) => {
     const signals: AbortSignal[] = []
-    const { app } = start({
+    const { api } = start({
       rehearse: (_services, _namespace, signal) => {
         signals.push(signal)
         return once(signal, 'abort').then(() => [])
       },
     })
-    t.after(() => app.close())
-    await app.listen({ host: '127.0.0.1', port: 0 })
-    const { port } = app.server.address() as AddressInfo
+    const { port } = await serveApi(t, api)
     const caller = connect(port, '127.0.0.1').on('error', () => {})
     caller.write('GET /v1/rehearsal HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n')
     while (signals.length === 0) await settle()

@@ -131,6 +131,34 @@ async function register(adminPort: number, service: string, port: number): Promi
   await once(response, 'end')
 }
 
+test('a sidecar that closes ends idle connections of the admin API, and the others with their answers', async (t) => {
+  let isAsked = false
+  let answer = (_services: never[]) => {}
+  const client = new (class extends FakeClient {
+    override rehearse(): Promise<never[]> {
+      isAsked = true
+      return new Promise((resolve) => (answer = resolve))
+    }
+  })()
+  const { sidecar } = await startSidecar(t, { client, idle: '0ms' })
+  const { admin } = sidecar.ports
+  const get = (path: string) => new RawCaller(admin).send(`GET ${path} HTTP/1.1\r\nHost: localhost\r\n\r\n`)
+  const idle = get('/healthz')
+  await idle.until(/"ok"/)
+  const busy = get('/v1/rehearsal')
+  await eventually('it is asked', () => isAsked)
+  let isClosed = false
+  const closed = sidecar.close().then(() => (isClosed = true))
+  await idle.closed
+  const late = new RawCaller(admin)
+  await late.closed
+  assert.match(String(late.error), /ECONNREFUSED/)
+  assert.equal(isClosed, false)
+  answer([])
+  await Promise.all([busy.closed, closed])
+  assert.match(busy.text, /^HTTP\/1\.1 200 [^]*connection: close[^]*\{"services":\[\]\}$/)
+})
+
 describe('while a sidecar leaves and nobody can be told', () => {
   test('it sends away who can go elsewhere, and serves who cannot', async (t) => {
     const stock = await startService((incoming, outgoing) => void incoming.pipe(outgoing))

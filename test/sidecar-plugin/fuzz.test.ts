@@ -9,12 +9,15 @@ import { connect as connectHttp2, createServer as createHttp2Server } from 'node
 import { connect, type Socket } from 'node:net'
 import { test, type TestContext } from 'node:test'
 import { systemClock } from '@holdfast/registry-client/clock'
+import { adminApi, type AdminSubject } from '../../sidecar-plugin/src/api/admin.ts'
+import { PeerApi } from '../../sidecar-plugin/src/api/peers.ts'
 import { loadConfig } from '../../sidecar-plugin/src/config.ts'
 import { SidecarError } from '../../sidecar-plugin/src/errors.ts'
 import { createSidecar } from '../../sidecar-plugin/src/sidecar.ts'
 import { greetingOf } from '../../sidecar-plugin/src/tcp/greeting.ts'
 import { FRAME, frame, headers, PREFACE, settings, uint32 } from '../support/http2-frames.ts'
 import { seededRandom } from '../support/seeded-random.ts'
+import { serveApi } from './apis.ts'
 import { FakeClient, quietLog, RawCaller } from './fakes.ts'
 import { CORPUS } from './http1/corpus.ts'
 import { hello } from './tcp/client-hello.ts'
@@ -231,6 +234,26 @@ for (const protocol of ['http', 'h2'] as const)
     assert.equal(wire.exchanges.length, wire.endings.length)
     t.diagnostic(`${wire.exchanges.length} requests`)
   })
+
+test('whatever is said to the APIs of the sidecar itself', async (t) => {
+  const subject: Partial<AdminSubject> = { config: () => ({}), view: async () => ({}) }
+  const view = async () => ({ document: {}, nodes: 1 })
+  const peers = new PeerApi({ clock: systemClock, log: quietLog, namespace: 'home', view })
+  const said = (random: Rng) => {
+    const bytes = spoken(random)
+    if (random() < 0.5) return bytes
+    const path = one(random, ['/v1/config', '/v1/views', '/v1/views/stock', '/v1/drain', '/v1/registrations/a'])
+    return Buffer.from(bytes.toString('latin1').replaceAll(' / ', ` ${path} `), 'latin1')
+  }
+  for (const listening of [adminApi(subject as AdminSubject, 'home', quietLog), peers.listening]) {
+    const { port, listener } = await serveApi(t, { ...listening, limits: { ...listening.limits, ...LIMITS } })
+    await attack(t, port, 5_000, said)
+    await eventually('nothing is left', () => listener.connections === 0 && listener.inFlight === 0)
+    const caller = new RawCaller(port).send('GET /v1/views/stock HTTP/1.1\r\nHost: localhost\r\n\r\n')
+    assert.match(await caller.until(/\}/), /^HTTP\/1\.1 200 /)
+    caller.socket.destroy()
+  }
+})
 
 test('whatever callers say where it is looked at what they speak', async (t) => {
   const wire = await startWire((incoming, outgoing) => void incoming.on('end', () => outgoing.end('served')).resume(), {

@@ -2,27 +2,24 @@
 
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
-import type { AddressInfo } from 'node:net'
 import { describe, test, type TestContext } from 'node:test'
-import { createAdmin, type AdminSubject } from '../../sidecar-plugin/src/admin.ts'
-import { PeerListener } from '../../sidecar-plugin/src/peer-listener.ts'
+import { adminApi, type AdminSubject } from '../../sidecar-plugin/src/api/admin.ts'
+import { PeerApi } from '../../sidecar-plugin/src/api/peers.ts'
 import { ManualClock } from '../support/manual-clock.ts'
 import { HANDED_OVER, sendAndReset } from '../support/resets.ts'
+import { serveApi } from './apis.ts'
 import { quietLog, RawCaller } from './fakes.ts'
 import { startWire } from './wire.ts'
 
 const PORTS: Record<string, (t: TestContext) => Promise<number>> = {
-  'for peers': (t) => {
+  'for peers': async (t) => {
     const view = () => Promise.resolve({ document: {}, nodes: 1 })
-    const listener = new PeerListener({ clock: new ManualClock(), log: quietLog, namespace: 'home', view })
-    t.after(() => listener.close())
-    return listener.listen('127.0.0.1', 0)
+    const peers = new PeerApi({ clock: new ManualClock(), log: quietLog, namespace: 'home', view })
+    return (await serveApi(t, peers.listening)).port
   },
   'of the admin API': async (t) => {
-    const app = createAdmin({ views: async () => [] } as Partial<AdminSubject> as AdminSubject, 'home')
-    t.after(() => app.close())
-    await app.listen({ host: '127.0.0.1', port: 0 })
-    return (app.server.address() as AddressInfo).port
+    const subject: Partial<AdminSubject> = { views: async () => [] }
+    return (await serveApi(t, adminApi(subject as AdminSubject, 'home', quietLog))).port
   },
   'for calls': async (t) => {
     const wire = await startWire((_request, response) => response.end('served'))

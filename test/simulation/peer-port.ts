@@ -1,5 +1,5 @@
 /**
- * What a process tells other clients of what it knows, as a sidecar does: see `sidecar-plugin/src/peer-listener.ts`. The
+ * What a process tells other clients of what it knows, as a sidecar does: see `sidecar-plugin/src/api/peers.ts`. The
  * bounds of that, which are its own tests' business, are not here.
  */
 

@@ -1,6 +1,6 @@
 /** The settings of the operator's command line. */
 
-import { z } from 'zod'
+import * as z from 'zod'
 import { commonSettings, duration, httpUrl, integer, leaf, listOf, toggle } from '../settings.ts'
 import { isNamespace, isServiceName, LIMITS, NODE_STATUSES } from '../protocol.ts'
 import { REHEARSED } from '../cache/rehearsal.ts'

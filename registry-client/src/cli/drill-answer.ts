@@ -1,6 +1,6 @@
 /** What a sidecar answers to a drill. Whoever it is, it is taken at its word only where that is one. */
 
-import { z } from 'zod'
+import * as z from 'zod'
 import type { Rehearsal } from '../cache/rehearsal.ts'
 import { isNamespace, isServiceName } from '../protocol.ts'
 import { problemsOf } from '../settings.ts'

@@ -1,7 +1,7 @@
 /** `holdfast-registry check`: whether a store is sound. */
 
 import { leaf, toggle } from '@holdfast/registry-client/settings'
-import type { z } from 'zod'
+import type * as z from 'zod'
 import { formatFinding, Verification, type Finding } from '../store/verification.ts'
 import { commandSettings, counted, Progress, type CommandContext } from './command.ts'
 

@@ -3,7 +3,7 @@
 import type { Readable } from 'node:stream'
 import type { Clock } from '@holdfast/registry-client/clock'
 import { commonSettings } from '@holdfast/registry-client/settings'
-import { z } from 'zod'
+import * as z from 'zod'
 import { settings } from '../config.ts'
 import type { StoreArchive } from '../store/archive.ts'
 

@@ -3,7 +3,7 @@
 import { createReadStream } from 'node:fs'
 import { addAbortSignal } from 'node:stream'
 import { leaf, toggle } from '@holdfast/registry-client/settings'
-import { z } from 'zod'
+import * as z from 'zod'
 import type { PortableRecord } from '../store/archive.ts'
 import { readExport } from '../store/portable.ts'
 import { commandSettings, counted, Interrupted, Progress, type CommandContext } from './command.ts'

@@ -11,7 +11,7 @@
 
 import { isUtf8 } from 'node:buffer'
 import { createHash } from 'node:crypto'
-import { z } from 'zod'
+import * as z from 'zod'
 import { problemsOf } from '@holdfast/registry-client/settings'
 import { PATTERNS } from '@holdfast/registry-client/protocol'
 import type { PortableRecord, StoreIdentity } from './archive.ts'

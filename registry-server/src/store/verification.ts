@@ -11,7 +11,7 @@ import {
   type Override,
 } from '@holdfast/registry-client/protocol'
 import { problemsOf, show } from '@holdfast/registry-client/settings'
-import { z } from 'zod'
+import * as z from 'zod'
 import type { PortableRecord } from './archive.ts'
 import { DamagedRecord, decodeRecord, encodeHistory, HISTORY_PREFIX, historyKey, keyOf } from './records.ts'
 import { nodeKey, serviceKey, type Write } from './store-state.ts'

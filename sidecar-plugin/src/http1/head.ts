@@ -176,6 +176,7 @@ export function parseTrailers(text: string, maxFields: number): Fields {
  */
 export function checkBeginning(text: string, of: 'request' | 'response'): void {
   const line = text.indexOf('\n')
+  if (of === 'request' && text !== '\r' && !beginsWithMethod(text)) throw new Malformed('request_line', 'no method')
   if (line < 0) {
     if (of === 'response' && !'HTTP/'.startsWith(text.slice(0, 5))) throw new Malformed('status_line', 'no version')
     return
@@ -188,6 +189,13 @@ export function checkBeginning(text: string, of: 'request' | 'response'): void {
     if (version < 0) throw new Malformed('request_line', 'no version')
     versionAt(text.slice(0, line - 1), version + 1, 'request_line')
   }
+}
+
+/** As far as it has arrived: TLS, for one, is none from its first byte on. */
+function beginsWithMethod(text: string): boolean {
+  let at = 0
+  while (TOKEN[text.charCodeAt(at)] === 1) at++
+  return at === text.length || (at > 0 && text.charCodeAt(at) === SPACE)
 }
 
 /** RFC 9112, section 6.3. */

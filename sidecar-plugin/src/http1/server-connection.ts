@@ -31,6 +31,10 @@ export interface ServerHost {
   readonly nowMs: number
   /** Whether each answer is to be the last of its connection. */
   readonly isClosing: boolean
+  /** Whether a connection may begin as one of HTTP/2. */
+  readonly http2: boolean
+  /** Whether a caller who says that it will send no more is still answered. */
+  readonly allowHalfOpen: boolean
   /**
    * A request has arrived; the answer comes by {@link ServerConnection.answer}.
    * @param body its content: whole if that came with the head
@@ -52,7 +56,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   readonly #transport: Transport | undefined
   readonly #reader: HeadReader
   /** How much of the preface of HTTP/2 has arrived; undefined once it cannot be that. */
-  #preface: number | undefined = 0
+  #preface: number | undefined
   /** Read already, and not yet anybody's turn. */
   #stash: Buffer | undefined
   #peer: string | undefined
@@ -77,6 +81,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   constructor(accepted: Socket | Transport, host: ServerHost) {
     this.#host = host
     this.#movedMs = host.nowMs
+    this.#preface = host.http2 ? 0 : undefined
     this.#reader = new HeadReader('request', host.limits.headBytes)
     if (accepted instanceof Transport) {
       this.#transport = accepted
@@ -145,7 +150,12 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
           ? 'until_close'
           : 'chunked'
     this.#isLast =
-      this.#isLast || this.#host.isClosing || !this.#head!.persistent || framing === 'until_close' || this.#isUnwanted
+      this.#isLast ||
+      reply.isLast === true ||
+      this.#host.isClosing ||
+      !this.#head!.persistent ||
+      framing === 'until_close' ||
+      this.#isUnwanted
     let { headers } = reply
     // What would say something else of the content than how it is sent.
     if (framing !== 'length' && headers.contentLength !== undefined) headers = headers.without(LENGTH)
@@ -206,6 +216,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     }
     if (this.#content) this.#content = undefined
     if (this.#isTunnel) this.#endTunnel()
+    else if (this.#exchange && !this.#isAnswering && !this.#host.allowHalfOpen) this.#transport!.destroy()
     else if (this.#exchange === undefined && this.#stash === undefined) this.#transport!.end()
     else this.#isLast ||= this.#stash === undefined
   }

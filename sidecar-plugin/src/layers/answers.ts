@@ -1,5 +1,5 @@
 import { asSidecarError } from '../errors.ts'
-import { problemReply } from '../problem-reply.ts'
+import { errorReply } from '../problem-reply.ts'
 import { grpcReply } from '../http2/grpc.ts'
 import type { Layer } from '../layer.ts'
 import type { Log } from '@holdfast/registry-client/log'
@@ -16,7 +16,7 @@ export function answers(log: Log): Layer {
       const error = asSidecarError(thrown)
       if (error.reason === 'internal_error')
         log.error({ err: error.cause, requestId: exchange.id, service: exchange.service }, 'a layer failed')
-      return exchange.isGrpc ? grpcReply(error) : problemReply(error)
+      return exchange.isGrpc ? grpcReply(error) : errorReply(error)
     }
   }
 }

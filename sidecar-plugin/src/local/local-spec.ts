@@ -3,7 +3,7 @@
 import { isServiceName, LIMITS, PATTERNS, PROTOCOLS, type Protocol } from '@holdfast/registry-client/protocol'
 import { formatDuration } from '@holdfast/registry-client/clock'
 import { duration } from '@holdfast/registry-client/settings'
-import { z } from 'zod'
+import * as z from 'zod'
 import type { HealthCheck } from './health-check.ts'
 
 /** A local service as it shall be registered. */

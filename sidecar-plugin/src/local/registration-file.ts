@@ -1,6 +1,6 @@
 import { mkdir, open, readFile, rename, rm } from 'node:fs/promises'
 import { dirname } from 'node:path'
-import { z } from 'zod'
+import * as z from 'zod'
 import { localSpecDocument, localSpecOf, localSpecSchema, serviceName, type LocalSpec } from './local-spec.ts'
 import type { Log } from '@holdfast/registry-client/log'
 

@@ -5,9 +5,6 @@ import type { DataPlane } from '../planes.ts'
 
 /** A port that a service asked for, and that somebody else has. */
 export class EntranceError extends Error {
-  readonly code = 'port_in_use'
-  readonly reason = 'port_in_use'
-  readonly status = 409
   constructor(message: string, cause: unknown) {
     super(message, { cause })
     this.name = 'EntranceError'

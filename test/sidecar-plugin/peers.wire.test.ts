@@ -2,16 +2,18 @@
 
 import assert from 'node:assert/strict'
 import { describe, test, type TestContext } from 'node:test'
-import { PeerListener, type PeerListenerLimits } from '../../sidecar-plugin/src/peer-listener.ts'
+import { PeerApi, type PeerApiLimits } from '../../sidecar-plugin/src/api/peers.ts'
 import { ManualClock, settle } from '../support/manual-clock.ts'
+import { serveApi } from './apis.ts'
 import { quietLog, RawCaller } from './fakes.ts'
 
 const GET = 'GET /v1/views/stock HTTP/1.1\r\nhost: a\r\n\r\n'
 
-async function start(t: TestContext, limits: Partial<PeerListenerLimits> = {}) {
+async function start(t: TestContext, limits: Partial<PeerApiLimits> = {}) {
   const asked: string[] = []
-  const listener = new PeerListener({
-    clock: new ManualClock(),
+  const clock = new ManualClock()
+  const peers = new PeerApi({
+    clock,
     log: quietLog,
     namespace: 'home',
     limits,
@@ -20,9 +22,8 @@ async function start(t: TestContext, limits: Partial<PeerListenerLimits> = {}) {
       return service === 'never' ? undefined : { document: { service }, nodes: 1 }
     },
   })
-  t.after(() => listener.close())
-  const port = await listener.listen('127.0.0.1', 0)
-  return { listener, asked, caller: (options = {}) => new RawCaller(port, options) }
+  const { port } = await serveApi(t, peers.listening, clock)
+  return { clock, peers, asked, caller: (options = {}) => new RawCaller(port, options) }
 }
 
 const statuses = (text: string) => [...text.matchAll(/HTTP\/1\.1 (\d{3})/g)].map((match) => Number(match[1]))
@@ -31,7 +32,7 @@ describe('on the port for peers', { timeout: 30_000 }, () => {
   const refused: Record<string, { sent: string; status: number }> = {
     'a tunnel': { sent: 'CONNECT 10.0.0.1:22 HTTP/1.1\r\nhost: a\r\n\r\n', status: 405 },
     TLS: { sent: '\u0016\u0003\u0001\u0002\u0000\u0001\u0000', status: 400 },
-    'HTTP/2': { sent: 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n', status: 400 },
+    'HTTP/2': { sent: 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n', status: 505 },
     garbage: { sent: '\u0000\u00ff\u0080garbage\r\n\r\n', status: 400 },
     'a line that never ends': { sent: `GET /${'x'.repeat(10_000)}`, status: 431 },
     'a head that is too large': { sent: `GET / HTTP/1.1\r\nhost: a\r\nx: ${'x'.repeat(10_000)}\r\n\r\n`, status: 431 },
@@ -49,7 +50,7 @@ describe('on the port for peers', { timeout: 30_000 }, () => {
   }
   for (const [what, { sent, status }] of Object.entries(refused))
     test(`${what} is refused and closed, whoever keeps a side open, and makes room for the next`, async (t) => {
-      const { asked, caller } = await start(t, { connections: 1, timeoutMs: 200 })
+      const { clock, asked, caller } = await start(t, { connections: 1, timeoutMs: 200 })
       const first = caller({ allowHalfOpen: true }).send(sent)
       await first.until(/HTTP\/1\.1 \d{3}.*connection: close\r\n/is)
       assert.deepEqual(statuses(first.text), [status])
@@ -59,17 +60,18 @@ describe('on the port for peers', { timeout: 30_000 }, () => {
         const text = await next.until(/200 OK/).catch(() => '')
         next.socket.destroy()
         if (text !== '') break
+        await clock.advance(100)
       }
       first.socket.destroy()
     })
 
   test('what is refused before it is a request is counted too', async (t) => {
-    const { listener, caller } = await start(t)
+    const { peers, caller } = await start(t)
     for (const { sent } of [refused['a tunnel']!, refused.garbage!]) {
       const stranger = caller().send(sent)
       await stranger.closed
     }
-    assert.equal(listener.status().refused, 2)
+    assert.equal(peers.status().refused, 2)
   })
 
   test('an upgrade is not taken: the request is answered as it is', async (t) => {
@@ -83,20 +85,21 @@ describe('on the port for peers', { timeout: 30_000 }, () => {
   })
 
   test('a head that comes slowly, byte by byte, is let go of', async (t) => {
-    const { caller } = await start(t, { timeoutMs: 100, headBytes: 10_000_000 })
+    const { clock, caller } = await start(t, { timeoutMs: 100, headBytes: 10_000_000 })
     const slow = caller().send('GET /v1/views/stock HTTP/1.1\r\nhost: a\r\nx: ')
     let isClosed = false
     void slow.closed.then(() => (isClosed = true))
     while (!isClosed) {
       slow.send('x')
       await settle()
+      await clock.advance(10)
     }
     // The answer may be lost on the way to one that is still sending.
     assert.deepEqual(statuses(slow.text), slow.text === '' ? [] : [408])
   })
 
   test('requests in one piece are answered in their order, each by itself', async (t) => {
-    const { caller, listener } = await start(t)
+    const { caller, peers } = await start(t)
     const services = ['a', 'never', 'b', 'c']
     const requests = services.map((name) => GET.replace('stock', name)).join('')
     const pipelined = caller().send(requests)
@@ -106,20 +109,20 @@ describe('on the port for peers', { timeout: 30_000 }, () => {
       [...text.matchAll(/\{"service":"(.)"\}/g)].map((match) => match[1]),
       ['a', 'b', 'c'],
     )
-    assert.deepEqual(listener.status(), { answered: 3, unknown: 1, refused: 0 })
+    assert.deepEqual(peers.status(), { answered: 3, unknown: 1, refused: 0 })
     pipelined.socket.destroy()
   })
 
   test('requests in one piece are answered no oftener than others, and end with the first that is refused', async (t) => {
-    const { caller, listener } = await start(t, { burst: 5, perSecond: 1 })
+    const { caller, peers } = await start(t, { burst: 5, perSecond: 1 })
     const pipelined = caller().send(GET.repeat(500))
     await pipelined.closed
     assert.deepEqual(statuses(pipelined.text), [200, 200, 200, 200, 200, 429])
-    assert.equal(listener.status().answered, 5)
+    assert.equal(peers.status().answered, 5)
   })
 
   test('whoever goes in the middle of anything leaves it able to answer', async (t) => {
-    const { caller } = await start(t, { connections: 4, timeoutMs: 200 })
+    const { clock, caller } = await start(t, { connections: 4, timeoutMs: 200 })
     for (let cut = 1; cut <= GET.length; cut += 3) {
       const gone = caller().send(GET.slice(0, cut))
       gone.socket.resetAndDestroy()
@@ -132,6 +135,7 @@ describe('on the port for peers', { timeout: 30_000 }, () => {
         () => false,
       )
       next.socket.destroy()
+      await clock.advance(100)
     }
   })
 })
