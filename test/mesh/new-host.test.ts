@@ -8,7 +8,8 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { test } from 'node:test'
 import { fileURLToPath } from 'node:url'
-import { eventually, freePort, Mesh, type Host } from './mesh.ts'
+import { freePort } from '../support/free-port.ts'
+import { eventually, Mesh, type Host } from './mesh.ts'
 
 const CLI = fileURLToPath(new URL('../../registry-client/bin/holdfast.js', import.meta.url))
 

@@ -7,7 +7,8 @@ import { connect, createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { test, type TestContext } from 'node:test'
-import { eventually, freePort, Mesh } from './mesh.ts'
+import { freePort } from '../support/free-port.ts'
+import { eventually, Mesh } from './mesh.ts'
 
 const GREETING = '5.7.44-log ready\n'
 

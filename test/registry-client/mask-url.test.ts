@@ -9,6 +9,7 @@ import { run } from '../../registry-client/src/cli/cli.ts'
 import { maskUrl, reasonOf, systemNetwork } from '../../registry-client/src/network.ts'
 import { show } from '../../registry-client/src/shown.ts'
 import { failure, resolved, world } from '../support/client-world.ts'
+import { freePort } from '../support/free-port.ts'
 import { answer, problem } from '../support/scripted-network.ts'
 
 const SECRET = 'hunter2'
@@ -25,15 +26,6 @@ function heard(t: TestContext): unknown[] {
     t.after(() => unsubscribe(`holdfast:${name}`, listen))
   }
   return messages
-}
-
-/** A port on which nothing listens. */
-async function freePort(): Promise<number> {
-  const server = createServer()
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
-  const { port } = server.address() as AddressInfo
-  await new Promise((resolve) => server.close(resolve))
-  return port
 }
 
 test('of a URL the password is masked, and a name that stands alone, wherever in a text it is', () => {

@@ -2,13 +2,13 @@ import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { request, type IncomingMessage, type RequestListener } from 'node:http'
-import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, test, type TestContext } from 'node:test'
 import { WebSocket, WebSocketServer } from 'ws'
 import { loadConfig } from '../../sidecar-plugin/src/config.ts'
 import { createSidecar, nodeIdOf, type Sidecar, type SidecarOptions } from '../../sidecar-plugin/src/sidecar.ts'
+import { freePort } from '../support/free-port.ts'
 import { seededRandom } from '../support/seeded-random.ts'
 import { FakeClient, quietLog, RawCaller, startService } from './fakes.ts'
 import { eventually } from './wire.ts'
@@ -75,16 +75,6 @@ async function register(sidecar: Sidecar, name: string, port: number): Promise<A
     path: `/v1/registrations/${name}`,
     body: JSON.stringify({ port }),
   })
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer()
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 describe('a call through both sidecars', () => {

@@ -7,7 +7,7 @@ import { Agent, request, type IncomingMessage, type ServerResponse } from 'node:
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
-import { freePort } from '../mesh/mesh.ts'
+import { freePort } from '../support/free-port.ts'
 import { RawCaller, startService } from './fakes.ts'
 import { NO_REGISTRY, ready, run } from './program.ts'
 import { eventually } from './wire.ts'

@@ -3,12 +3,13 @@
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { connect as connectSocket, createServer, type AddressInfo } from 'node:net'
+import { connect as connectSocket } from 'node:net'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { writePlain } from '../plain.ts'
 import { findOrInstall } from '../../support/debian.ts'
+import { freePort } from '../../support/free-port.ts'
 
 const ROOT = fileURLToPath(new URL('../../../', import.meta.url))
 
@@ -27,15 +28,6 @@ export interface Program {
   readonly pid: number
   readonly port: number
   stop(): Promise<void>
-}
-
-export async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 async function until(port: number, child: ChildProcess): Promise<void> {

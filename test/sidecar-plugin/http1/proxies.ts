@@ -3,10 +3,11 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
-import { connect, createServer, type AddressInfo } from 'node:net'
+import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { findOrInstall } from '../../support/debian.ts'
+import { freePort } from '../../support/free-port.ts'
 
 export interface Proxy {
   readonly port: number
@@ -110,13 +111,4 @@ function accepts(port: number): Promise<boolean> {
     }
     socket.once('connect', () => tell(true)).once('error', () => tell(false))
   })
-}
-
-async function freePort(): Promise<number> {
-  const probe = createServer().listen(0, '127.0.0.1')
-  await once(probe, 'listening')
-  const { port } = probe.address() as AddressInfo
-  probe.close()
-  await once(probe, 'close')
-  return port
 }

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { mkdtemp, readFile, rm } from 'node:fs/promises'
-import { createServer, type AddressInfo } from 'node:net'
+import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, test, type TestContext } from 'node:test'
@@ -9,6 +9,7 @@ import { loadConfig } from '../../../sidecar-plugin/src/config.ts'
 import { createSidecar, type Sidecar } from '../../../sidecar-plugin/src/sidecar.ts'
 import { greetingOf } from '../../../sidecar-plugin/src/tcp/greeting.ts'
 import type { TcpForwardLimits } from '../../../sidecar-plugin/src/tcp/tcp-forward.ts'
+import { freePort } from '../../support/free-port.ts'
 import { seededRandom } from '../../support/seeded-random.ts'
 import { FakeClient, quietLog } from '../fakes.ts'
 import { eventually, rawService } from '../wire.ts'
@@ -42,16 +43,6 @@ async function start(
   const sidecar = await create()
   t.after(() => sidecar.close())
   return { sidecar, client, create }
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer()
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 async function directory(t: TestContext): Promise<string> {
