@@ -1,12 +1,8 @@
-import { connect as connectSession, type ClientHttp2Session, type OutgoingHttpHeaders } from 'node:http2'
+import { connect as connectSession, type ClientHttp2Session } from 'node:http2'
 import { connect, type Socket } from 'node:net'
-import type { Call } from '../http1/client-connection.ts'
 import { Whole } from '../layer.ts'
-import { ClientStream } from './client-stream.ts'
+import { ClientStream, isFault, type ClientStreamHost, type StreamCall } from './client-stream.ts'
 import { TokenBucket } from './token-bucket.ts'
-
-/** A request as it goes out: with its pseudo-fields. */
-export type StreamCall = Call<OutgoingHttpHeaders>
 
 export interface ClientSessionLimits {
   /** Until the node has said that it speaks HTTP/2. */
@@ -49,13 +45,8 @@ const RESETS = { burst: 400, perSecond: 25 }
 
 const CONNECTION_WINDOW_BYTES = 4_194_304
 
-/** Whether a connection ended because what came on it is not HTTP/2. */
-export function isFault(error: NodeJS.ErrnoException): boolean {
-  return error.code === 'ERR_HTTP2_ERROR'
-}
-
 /** One connection to a node that speaks HTTP/2. */
-export class ClientSession {
+export class ClientSession implements ClientStreamHost {
   readonly where: string
   readonly #host: ClientSessionHost
   readonly #socket: Socket
@@ -140,22 +131,18 @@ export class ClientSession {
     return Math.min(maxConcurrentStreams, this.#host.limits.streams) - this.#streams.size
   }
 
-  /** Bytes that have come so far. */
   get received(): number {
     return this.#socket.bytesRead
   }
 
-  /** Whether it takes nothing more, by the other side's will. */
   get hasGone(): boolean {
     return this.#hasGone || this.#session.destroyed
   }
 
-  /** Why it has gone. */
   get why(): string | undefined {
     return this.#why
   }
 
-  /** Whether the node may have acted on a stream, as far as it says itself (RFC 9113, section 6.8). */
   hasTaken(id: number | undefined): boolean {
     return id !== undefined && id <= this.#lastTaken
   }
@@ -206,15 +193,10 @@ export class ClientSession {
 
   // What its streams tell it.
 
-  /** One of them was given up. */
   resets(): void {
     if (!this.#resets.take(this.#host.nowMs)) this.#isRetired = true
   }
 
-  /**
-   * Nothing came while somebody waited until there was no more time: what is wrong may be the connection. The library
-   * does not read on, for one, where it has found a fault itself.
-   */
   doubt(): void {
     this.#isRetired = true
   }

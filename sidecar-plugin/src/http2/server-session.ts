@@ -3,7 +3,7 @@ import type { Socket } from 'node:net'
 import type { Malformed } from '../http1/malformed.ts'
 import type { Body, Exchange, Reply } from '../layer.ts'
 import type { RequestFields } from './fields.ts'
-import { ServerStream } from './server-stream.ts'
+import { ServerStream, type ServerStreamHost } from './server-stream.ts'
 import { TokenBucket } from './token-bucket.ts'
 
 /** Bounds on one connection, in the unit the name ends in. */
@@ -62,7 +62,7 @@ const FAULTS: ReadonlySet<string> = new Set(['ERR_HTTP2_ERROR', 'ERR_HTTP2_TOO_M
 const CONNECTION_WINDOW_BYTES = 4_194_304
 
 /** One accepted connection of HTTP/2. */
-export class ServerSession {
+export class ServerSession implements ServerStreamHost {
   readonly #host: SessionHost
   readonly #socket: Socket
   readonly #session: ServerHttp2Session
@@ -162,7 +162,6 @@ export class ServerSession {
     return this.#host.malformed(fault)
   }
 
-  /** @param wasReset by the caller, before it had its answer */
   left(stream: ServerStream, wasReset: boolean): void {
     this.#streams.delete(stream)
     this.#restedMs = this.#host.nowMs
