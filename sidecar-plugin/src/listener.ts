@@ -37,6 +37,10 @@ export const DEFAULT_LISTENER_LIMITS: ListenerLimits = {
   streams: 100,
   /** Smaller makes long ways slow: no stream sends more than this per round trip. */
   windowBytes: 262_144,
+  /** Shorter asks callers of long calls more often; longer works on for those who have vanished. */
+  quietMs: 30_000,
+  /** Shorter cuts callers who read nothing while they work on what they have read. */
+  pingMs: 20_000,
   /** Fewer cut callers whose own callers went away all at once. */
   resets: 500,
   /** Fewer cut callers who measure a connection's delay all the time. */

@@ -24,6 +24,8 @@ export interface ClientStreamHost {
   readonly why: string | undefined
   /** Whether the node may have acted on a stream, as far as it says itself (RFC 9113, section 6.8). */
   hasTaken(id: number | undefined): boolean
+  /** Something has left that had to wait. */
+  moved(): void
   /** A stream was given up. */
   resets(): void
   /**
@@ -129,6 +131,7 @@ export class ClientStream implements StreamOwner, WriterOwner {
 
   moved(): void {
     this.#movedMs = this.#session.nowMs
+    this.#session.moved()
   }
 
   wrote(): void {}

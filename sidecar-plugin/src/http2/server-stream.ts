@@ -22,6 +22,8 @@ export interface ServerStreamHost {
   arrived(stream: ServerStream, head: RequestFields, body: Body | undefined): Exchange
   /** What was sent is no request. @returns the answer to it */
   malformed(fault: Malformed): Reply
+  /** Something has left that had to wait. */
+  moved(): void
   /** The stream has closed. @param wasReset by the caller, before it had its answer */
   left(stream: ServerStream, wasReset: boolean): void
 }
@@ -40,7 +42,7 @@ export class ServerStream implements StreamOwner, WriterOwner {
   #bytesOut = 0
   #movedMs: number
   #isSent = false
-  #brokenMs: number | undefined
+  #givenUpMs: number | undefined
   /** Why it was broken off on this side. */
   #error: SidecarError | undefined
 
@@ -77,9 +79,9 @@ export class ServerStream implements StreamOwner, WriterOwner {
     return this.#session.peer
   }
 
-  /** Milliseconds of the clock when this side broke it off. */
-  get brokenMs(): number | undefined {
-    return this.#brokenMs
+  /** Milliseconds of the clock when this side gave it up. */
+  get givenUpMs(): number | undefined {
+    return this.#givenUpMs
   }
 
   /** Closes it when nothing moves. */
@@ -160,6 +162,7 @@ export class ServerStream implements StreamOwner, WriterOwner {
 
   moved(): void {
     this.#movedMs = this.#session.nowMs
+    this.#session.moved()
   }
 
   wrote(trailers: Fields): void {
@@ -198,7 +201,7 @@ export class ServerStream implements StreamOwner, WriterOwner {
 
   #break(error: SidecarError, code: number): void {
     this.#error ??= error
-    this.#brokenMs ??= this.#session.nowMs
+    this.#givenUpMs ??= this.#session.nowMs
     this.#end(this.#error)
     if (!this.#stream.destroyed && !this.#stream.closed) this.#stream.close(code)
   }
