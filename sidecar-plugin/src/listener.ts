@@ -79,6 +79,8 @@ interface Connection {
   /** Whether no request is under way on it. */
   readonly isIdle: boolean
   check(nowMs: number): void
+  /** Closes one on which no request is under way. */
+  leave(): void
   destroy(): void
 }
 
@@ -287,7 +289,7 @@ export class Listener implements ServerHost, SessionHost {
   }
 
   #closeIdle(): void {
-    for (const connection of this.#connections) if (connection.isIdle) connection.destroy()
+    for (const connection of this.#connections) if (connection.isIdle) connection.leave()
   }
 
   #empty(): Promise<void> {

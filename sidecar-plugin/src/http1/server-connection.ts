@@ -111,6 +111,11 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     return this.#reader.hasBegun || (this.#preface !== undefined && this.#preface > 0)
   }
 
+  /** A request on its way is lost: there is no word that it could be told by. What closes already does so in its time. */
+  leave(): void {
+    if (this.#lingersSinceMs === undefined) this.destroy()
+  }
+
   destroy(): void {
     this.#transport?.destroy()
   }

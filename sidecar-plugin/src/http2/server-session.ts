@@ -134,9 +134,11 @@ export class ServerSession implements ServerStreamHost {
     this.#socket.destroy()
   }
 
-  /** Closes without cutting anything off. */
+  /** Says which requests it has taken: one that is on its way is not, and may be sent elsewhere. */
   leave(): void {
-    this.#close()
+    if (this.#closedMs !== undefined) return
+    this.#closedMs = this.#host.nowMs
+    this.#session.close()
   }
 
   /** Closes what takes too long, and sends callers elsewhere where that is wanted. To be called now and then. */
@@ -150,9 +152,9 @@ export class ServerSession implements ServerStreamHost {
     } else if (!this.#isGreeted) {
       if (nowMs - this.#restedMs >= limits.headMs) this.destroy()
     } else if (this.#noticedMs !== undefined) {
-      if (nowMs - this.#noticedMs >= NOTICE_MS) this.#close()
+      if (nowMs - this.#noticedMs >= NOTICE_MS) this.leave()
     } else if (this.#host.isClosing && (this.#hasServed || nowMs - this.#restedMs >= NOTICE_MS)) this.#notice()
-    else if (this.isIdle && nowMs - this.#restedMs >= limits.keepAliveMs) this.#close()
+    else if (this.isIdle && nowMs - this.#restedMs >= limits.keepAliveMs) this.leave()
   }
 
   // What its streams tell it.
@@ -216,12 +218,6 @@ export class ServerSession implements ServerStreamHost {
     this.#noticedMs = this.#host.nowMs
     // Whole frames go into each of the library's own writes, so this stands between two of them.
     this.#socket.write(NOTICE)
-  }
-
-  #close(): void {
-    if (this.#closedMs !== undefined) return
-    this.#closedMs = this.#host.nowMs
-    this.#session.close()
   }
 
   #over(): void {

@@ -645,6 +645,27 @@ describe('RFC 9113/6.8: GOAWAY', () => {
     )
   })
 
+  test('says so to a caller without a request, too, and hears it out: what it sends meanwhile is not taken', async (t) => {
+    const clock = new ManualClock()
+    const { open, listener, exchanges } = await start(t, () => {}, { clock })
+    const caller = open()
+    caller.socket.allowHalfOpen = true
+    let error: Error | undefined
+    caller.socket.on('error', (cause) => (error = cause))
+    await caller.until(FRAME.settings)
+    await eventually('it is HTTP/2', () => listener.connections === 1)
+    const finished = listener.finish({ idleMs: 100, timeoutMs: 10_000 })
+    await clock.advance(100)
+    const last = await caller.until(FRAME.goaway)
+    assert.deepEqual([last.payload.readUInt32BE(0), codeOf(last)], [0, CODE.none])
+    for (let id = 1; id < 100; id += 2) caller.send(headers(id, POST))
+    caller.socket.end()
+    await caller.closed
+    assert.equal(error, undefined)
+    await finished
+    assert.equal(exchanges.length, 0)
+  })
+
   test('calls that flow while it drains do not fail', async (t) => {
     const first = await start(t, (_incoming, outgoing) => void outgoing.end('ok'))
     const second = await start(t, (_incoming, outgoing) => void outgoing.end('ok'))
