@@ -99,6 +99,21 @@ test('every source file is reached from an entry of its package', () => {
   }
 })
 
+test('no file imports itself by way of others, not even for a type', () => {
+  for (const name of PACKAGES) {
+    const sources = new Map(sourcesOf(`${name}/src`).map((source) => [source.file, source]))
+    const finished = new Set<string>()
+    const visit = (file: string, way: readonly string[]) => {
+      assert.ok(!way.includes(file), `in a circle: ${[...way.slice(way.indexOf(file)), file].join(' -> ')}`)
+      if (finished.has(file)) return
+      for (const target of sources.get(file)?.imports ?? [])
+        if (target.startsWith('.')) visit(path.normalize(path.join(path.dirname(file), target)), [...way, file])
+      finished.add(file)
+    }
+    for (const file of sources.keys()) visit(file, [])
+  }
+})
+
 test('a dependency is imported where it is declared, and declared where it is imported', () => {
   for (const name of PACKAGES) {
     const manifest = JSON.parse(readFileSync(path.join(ROOT, name, 'package.json'), 'utf8')) as {

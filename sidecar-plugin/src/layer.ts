@@ -282,6 +282,27 @@ export function discard(reply: Reply): void {
   if (reply.body !== undefined && !(reply.body instanceof Whole)) reply.body.cancel()
 }
 
+/**
+ * Ends an exchange, for the listener whose connection it came by.
+ * @param content of the request, which will not come any more after an error
+ * @param writer of the answer, which is not written any more after one
+ */
+export function endExchange(
+  exchange: Exchange,
+  error: SidecarError | undefined,
+  bytesOut: number,
+  content?: { fail(error: SidecarError): void },
+  writer?: { stop(): void },
+): void {
+  if (error) {
+    // First, so that the reason is known to those whom the rest makes fail.
+    exchange.abort(error)
+    content?.fail(error)
+    writer?.stop()
+  }
+  exchange.end({ error, bytesIn: exchange.bytesIn, bytesOut })
+}
+
 /** Resolves once all of a body has been read and dropped, or nothing more of it will come. */
 export function consume(body: Body | undefined): Promise<void> {
   if (body === undefined || body instanceof Whole) return Promise.resolve()

@@ -37,6 +37,10 @@ export const DEFAULT_LISTENER_LIMITS: ListenerLimits = {
   streams: 100,
   /** Smaller makes long ways slow: no stream sends more than this per round trip. */
   windowBytes: 262_144,
+  /** Shorter asks callers of long calls more often; longer works on for those who have vanished. */
+  quietMs: 30_000,
+  /** Shorter cuts callers who read nothing while they work on what they have read. */
+  pingMs: 20_000,
   /** Fewer cut callers whose own callers went away all at once. */
   resets: 500,
   /** Fewer cut callers who measure a connection's delay all the time. */
@@ -82,6 +86,8 @@ interface Connection {
   /** Whether no request is under way on it. */
   readonly isIdle: boolean
   check(nowMs: number): void
+  /** Closes one on which no request is under way. */
+  leave(): void
   destroy(): void
 }
 
@@ -298,7 +304,7 @@ export class Listener implements ServerHost, SessionHost {
   }
 
   #closeIdle(): void {
-    for (const connection of this.#connections) if (connection.isIdle) connection.destroy()
+    for (const connection of this.#connections) if (connection.isIdle) connection.leave()
   }
 
   #empty(): Promise<void> {

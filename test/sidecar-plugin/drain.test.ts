@@ -28,7 +28,7 @@ describe('a listener that finishes', () => {
       await caller.closed
       return caller.error === undefined && /^HTTP\/1\.1 200 /.test(caller.text)
     }
-    return { clock, listener, call }
+    return { clock, listener, port, call }
   }
 
   test('goes on accepting until nobody has come for a while', async (t) => {
@@ -57,6 +57,21 @@ describe('a listener that finishes', () => {
     await clock.advance(200)
     await finished
     assert.equal(await call(), false)
+  })
+
+  test('lets a caller finish who has its answer and still sends what nobody wants', async (t) => {
+    const { clock, listener, port } = await start(t)
+    listener.retire()
+    const caller = new RawCaller(port, { allowHalfOpen: true })
+    caller.send('POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 600000\r\n\r\n')
+    await caller.until(/^HTTP\/1\.1 200 [^]*connection: close/)
+    const finished = listener.finish({ idleMs: 100, timeoutMs: 60_000 })
+    await clock.advance(1_000)
+    for (let i = 0; i < 60; i++) caller.send('x'.repeat(10_000))
+    caller.socket.end()
+    await caller.closed
+    assert.equal(caller.error, undefined)
+    await finished
   })
 
   test('does not wait at all when nobody came lately, nor when it is cut', async (t) => {
@@ -177,35 +192,39 @@ describe('while a sidecar leaves and nobody can be told', () => {
     assert.deepEqual((await post(inbound, 'stock')).text, 'body')
   })
 
-  test('no POST through a peer fails, however many are under way, restart after restart', async (t) => {
-    const stock = await startService((incoming, outgoing) => void incoming.pipe(outgoing))
-    t.after(() => stock.stop())
-    const nodes = [await startSidecar(t, { idle: '1s' }), await startSidecar(t, { idle: '2s' })]
-    for (const node of nodes) await register(node.sidecar.ports.admin, 'stock', stock.port)
-    const client = new EjectingClient()
-    client.set(
-      'stock',
-      nodes.map((node, i) => ({ id: `n${i}`, port: node.sidecar.ports.inbound })),
-    )
-    const caller = await startSidecar(t, { client, idle: '0ms' })
-    const agent = new Agent({ keepAlive: true })
-    t.after(() => agent.destroy())
-    let isRunning = true
-    const failures: string[] = []
-    const workers = Array.from({ length: 16 }, async () => {
-      while (isRunning) {
-        const answer = await post(caller.sidecar.ports.outbound, 'stock', { agent })
-        if (answer.status !== 200) failures.push(answer.text)
+  for (const [protocol, restarts] of [
+    ['http', 4],
+    ['h2', 2],
+  ] as const)
+    test(`no POST through a peer by ${protocol} fails, however many are under way, restart after restart`, async (t) => {
+      const stock = await startService((incoming, outgoing) => void incoming.pipe(outgoing))
+      t.after(() => stock.stop())
+      const nodes = [await startSidecar(t, { idle: '1s' }), await startSidecar(t, { idle: '2s' })]
+      for (const node of nodes) await register(node.sidecar.ports.admin, 'stock', stock.port)
+      const client = new EjectingClient()
+      client.set(
+        'stock',
+        nodes.map((node, i) => ({ id: `n${i}`, port: node.sidecar.ports.inbound, protocol })),
+      )
+      const caller = await startSidecar(t, { client, idle: '0ms' })
+      const agent = new Agent({ keepAlive: true })
+      t.after(() => agent.destroy())
+      let isRunning = true
+      const failures: string[] = []
+      const workers = Array.from({ length: 16 }, async () => {
+        while (isRunning) {
+          const answer = await post(caller.sidecar.ports.outbound, 'stock', { agent })
+          if (answer.status !== 200) failures.push(answer.text)
+        }
+      })
+      for (let i = 0; i < restarts; i++) {
+        const { inbound } = nodes[i % 2]!.sidecar.ports
+        await nodes[i % 2]!.sidecar.drain()
+        nodes[i % 2] = await startSidecar(t, { idle: '1s', inboundPort: inbound })
+        await register(nodes[i % 2]!.sidecar.ports.admin, 'stock', stock.port)
       }
+      isRunning = false
+      await Promise.all(workers)
+      assert.deepEqual(failures, [])
     })
-    for (let i = 0; i < 4; i++) {
-      const { inbound } = nodes[i % 2]!.sidecar.ports
-      await nodes[i % 2]!.sidecar.drain()
-      nodes[i % 2] = await startSidecar(t, { idle: '1s', inboundPort: inbound })
-      await register(nodes[i % 2]!.sidecar.ports.admin, 'stock', stock.port)
-    }
-    isRunning = false
-    await Promise.all(workers)
-    assert.deepEqual(failures, [])
-  })
 })

@@ -13,6 +13,7 @@ import {
   readHealthCheckResponse,
 } from '../../sidecar-plugin/src/local/grpc-health.ts'
 import { createProbe, type HealthCheck } from '../../sidecar-plugin/src/local/health-check.ts'
+import { freePort } from '../support/free-port.ts'
 import { ManualClock } from '../support/manual-clock.ts'
 import { startService } from './fakes.ts'
 
@@ -48,16 +49,6 @@ async function silentServer(t: TestContext): Promise<number> {
   await once(server, 'listening')
   t.after(() => server.close())
   return (server.address() as AddressInfo).port
-}
-
-async function closedPort(): Promise<number> {
-  const server = createServer()
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 describe('an HTTP check', () => {
@@ -237,7 +228,7 @@ for (const [type, protocol] of [
   ['tcp', 'http'],
 ] as const)
   test(`a ${type} check in ${protocol} tells a service that has stopped from one that is ill`, async () => {
-    const { verdict } = await probe(check(type), await closedPort(), systemClock, protocol)
+    const { verdict } = await probe(check(type), await freePort(), systemClock, protocol)
     assert.equal(verdict, 'refused')
   })
 
@@ -246,7 +237,7 @@ test('a TCP check passes as soon as somebody listens', async (t) => {
 })
 
 test('no check always passes', async () => {
-  assert.equal((await probe(check('none'), await closedPort())).verdict, 'passed')
+  assert.equal((await probe(check('none'), await freePort())).verdict, 'passed')
 })
 
 for (const protocol of ['http', 'h2', 'grpc'] as const)

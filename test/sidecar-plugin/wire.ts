@@ -5,7 +5,7 @@ import { createServer, type AddressInfo, type Socket } from 'node:net'
 import type { TestContext } from 'node:test'
 import { setImmediate as turn } from 'node:timers/promises'
 import type { RequestListener } from 'node:http'
-import { systemClock } from '@holdfast/registry-client/clock'
+import { systemClock, type Clock } from '@holdfast/registry-client/clock'
 import type { Protocol } from '@holdfast/registry-client/protocol'
 import { Forward, type ForwardLimits } from '../../sidecar-plugin/src/forward.ts'
 import { stack, type Ending, type Exchange, type Layer } from '../../sidecar-plugin/src/layer.ts'
@@ -35,6 +35,7 @@ export async function startWire(
     listener?: Partial<ListenerLimits>
     forward?: Partial<ForwardLimits>
     trustReason?: boolean
+    clock?: Clock
     /** Instead of the service's. */
     destinationPort?: number
     /** What the service speaks. */
@@ -44,9 +45,10 @@ export async function startWire(
     service?: { port: number; stop(): void }
   } = {},
 ): Promise<Wire> {
+  const { clock = systemClock } = options
   const service = options.service ?? (await startService(handler))
   const forward = new Forward({
-    clock: systemClock,
+    clock,
     trustReason: options.trustReason ?? false,
     ...(options.forward && { limits: options.forward }),
   })
@@ -66,7 +68,7 @@ export async function startWire(
   }
   const listener = new Listener({
     direction: 'inbound',
-    clock: systemClock,
+    clock,
     random: seededRandom(1),
     serve: stack([answers(quietLog), name, cleanHead(), ...(options.layers ?? [])], forward.serve),
     onMalformed: (_reason, kind) => malformed.push(kind),

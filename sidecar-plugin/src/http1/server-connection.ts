@@ -2,7 +2,16 @@ import type { Socket } from 'node:net'
 import { matchPreface, PREFACE } from '../http2/preface.ts'
 import { SidecarError } from '../errors.ts'
 import { lineOf } from '../fields.ts'
-import { discard, Whole, type Body, type Content, type Exchange, type Reply, type ReplyHead } from '../layer.ts'
+import {
+  discard,
+  endExchange,
+  Whole,
+  type Body,
+  type Content,
+  type Exchange,
+  type Reply,
+  type ReplyHead,
+} from '../layer.ts'
 import { HeadReader } from './head-reader.ts'
 import { parseRequestHead, type RequestHead } from './head.ts'
 import { IncomingContent, type ContentOwner } from './incoming-content.ts'
@@ -105,6 +114,11 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
 
   get #hasBegun(): boolean {
     return this.#reader.hasBegun || (this.#preface !== undefined && this.#preface > 0)
+  }
+
+  /** A request on its way is lost: there is no word that it could be told by. What closes already does so in its time. */
+  leave(): void {
+    if (this.#lingersSinceMs === undefined) this.destroy()
   }
 
   destroy(): void {
@@ -409,16 +423,8 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
 
   #end(error: SidecarError | undefined): void {
     const exchange = this.#exchange
-    if (exchange === undefined) return
     this.#exchange = undefined
-    const bytesOut = this.#writer?.bytes ?? this.#bytesOut
-    if (error) {
-      // First, so that the reason is known to those whom the rest makes fail.
-      exchange.abort(error)
-      this.#content?.fail(error)
-      this.#writer?.stop()
-    }
-    exchange.end({ error, bytesIn: exchange.bytesIn, bytesOut })
+    if (exchange) endExchange(exchange, error, this.#writer?.bytes ?? this.#bytesOut, this.#content, this.#writer)
   }
 }
 

@@ -1,14 +1,11 @@
-import { connect as connectSession, type ClientHttp2Session, type OutgoingHttpHeaders } from 'node:http2'
+import { connect as connectSession, type ClientHttp2Session } from 'node:http2'
 import { connect, type Socket } from 'node:net'
-import type { Call } from '../http1/client-connection.ts'
 import { Whole } from '../layer.ts'
-import { ClientStream } from './client-stream.ts'
+import { ClientStream, isFault, type ClientStreamHost, type StreamCall } from './client-stream.ts'
+import { Heartbeat, type HeartbeatLimits } from './heartbeat.ts'
 import { TokenBucket } from './token-bucket.ts'
 
-/** A request as it goes out: with its pseudo-fields. */
-export type StreamCall = Call<OutgoingHttpHeaders>
-
-export interface ClientSessionLimits {
+export interface ClientSessionLimits extends HeartbeatLimits {
   /** Until the node has said that it speaks HTTP/2. */
   readonly connectMs: number
   readonly headBytes: number
@@ -19,10 +16,6 @@ export interface ClientSessionLimits {
   readonly streams: number
   /** How long a session may be without a stream. */
   readonly sessionIdleMs: number
-  /** A session from which nothing has come for so long is asked for a sign of life when somebody waits on it. */
-  readonly quietMs: number
-  /** How long to wait for that sign. */
-  readonly pingMs: number
   /** What one stream may send before somebody takes it. */
   readonly windowBytes: number
 }
@@ -49,13 +42,8 @@ const RESETS = { burst: 400, perSecond: 25 }
 
 const CONNECTION_WINDOW_BYTES = 4_194_304
 
-/** Whether a connection ended because what came on it is not HTTP/2. */
-export function isFault(error: NodeJS.ErrnoException): boolean {
-  return error.code === 'ERR_HTTP2_ERROR'
-}
-
 /** One connection to a node that speaks HTTP/2. */
-export class ClientSession {
+export class ClientSession implements ClientStreamHost {
   readonly where: string
   readonly #host: ClientSessionHost
   readonly #socket: Socket
@@ -63,6 +51,7 @@ export class ClientSession {
   readonly #streams = new Set<ClientStream>()
   readonly #startedMs: number
   readonly #resets: TokenBucket
+  readonly #heartbeat: Heartbeat
   #isReady = false
   #isRetired = false
   #hasGone = false
@@ -73,16 +62,13 @@ export class ClientSession {
   #calls = 0
   #lastTaken = Infinity
   #restedMs: number
-  #receivedBytes = 0
-  #receivedMs: number
-  #pingMs: number | undefined
 
   constructor(destination: { readonly host: string; readonly port: number }, host: ClientSessionHost) {
     const { limits, nowMs } = host
     const { host: name, port } = destination
     this.#host = host
     this.where = `${name}:${port}`
-    this.#startedMs = this.#restedMs = this.#receivedMs = nowMs
+    this.#startedMs = this.#restedMs = nowMs
     this.#resets = new TokenBucket(RESETS.burst, RESETS.perSecond, nowMs)
     this.#socket = connect({ host: name, port, noDelay: true })
     // The session says why first.
@@ -96,6 +82,7 @@ export class ClientSession {
         initialWindowSize: limits.windowBytes,
       },
     })
+    this.#heartbeat = new Heartbeat(this.#session, this.#socket, limits, nowMs)
     this.#session.once('connect', () =>
       this.#session.setLocalWindowSize(Math.max(CONNECTION_WINDOW_BYTES, limits.windowBytes)),
     )
@@ -140,22 +127,18 @@ export class ClientSession {
     return Math.min(maxConcurrentStreams, this.#host.limits.streams) - this.#streams.size
   }
 
-  /** Bytes that have come so far. */
   get received(): number {
     return this.#socket.bytesRead
   }
 
-  /** Whether it takes nothing more, by the other side's will. */
   get hasGone(): boolean {
     return this.#hasGone || this.#session.destroyed
   }
 
-  /** Why it has gone. */
   get why(): string | undefined {
     return this.#why
   }
 
-  /** Whether the node may have acted on a stream, as far as it says itself (RFC 9113, section 6.8). */
   hasTaken(id: number | undefined): boolean {
     return id !== undefined && id <= this.#lastTaken
   }
@@ -165,7 +148,7 @@ export class ClientSession {
     const { body } = call
     const hasContent = body !== undefined && !(body instanceof Whole)
     this.#calls++
-    if (this.#pingMs === undefined && this.#quietMs() >= this.#host.limits.quietMs) this.#ping()
+    this.#heartbeat.ask(this.#host.nowMs)
     const stream = this.#session.request(call.head, {
       endStream: body === undefined && call.method !== 'CONNECT',
       waitForTrailers: hasContent || call.method === 'CONNECT',
@@ -188,33 +171,28 @@ export class ClientSession {
       return this.destroy()
     }
     for (const stream of this.#streams) stream.check(nowMs, limits.idleMs)
-    const quietMs = this.#quietMs()
-    if (this.#isStuck(nowMs, quietMs)) {
+    if (this.#heartbeat.isStuck(this.#streams, nowMs, limits.pingMs)) {
       this.#why ??= 'the session is stuck'
       return this.destroy()
     }
-    if (this.#pingMs !== undefined) {
-      if (quietMs === 0) this.#pingMs = undefined
-      else if (nowMs - this.#pingMs >= limits.pingMs) {
-        this.#hasGone = true
-        this.#why ??= `no sign of life for ${quietMs} ms`
-        return this.destroy()
-      }
-    } else if (this.#streams.size > 0 && quietMs >= limits.quietMs) this.#ping()
+    if (!this.#heartbeat.check(nowMs, this.#streams.size > 0)) {
+      this.#hasGone = true
+      this.#why ??= `no sign of life for ${Math.round(this.#heartbeat.quietMs(nowMs))} ms`
+      return this.destroy()
+    }
     if (this.#streams.size === 0 && (this.#isRetired || nowMs - this.#restedMs >= limits.sessionIdleMs)) this.#close()
   }
 
   // What its streams tell it.
 
-  /** One of them was given up. */
   resets(): void {
     if (!this.#resets.take(this.#host.nowMs)) this.#isRetired = true
   }
 
-  /**
-   * Nothing came while somebody waited until there was no more time: what is wrong may be the connection. The library
-   * does not read on, for one, where it has found a fault itself.
-   */
+  moved(): void {
+    this.#heartbeat.heard(this.#host.nowMs)
+  }
+
   doubt(): void {
     this.#isRetired = true
   }
@@ -223,36 +201,6 @@ export class ClientSession {
     this.#streams.delete(stream)
     this.#restedMs = this.#host.nowMs
     if (this.room > 0) this.#host.ready(this)
-  }
-
-  /** Milliseconds since something came, as far as is known. */
-  #quietMs(): number {
-    const { received } = this
-    if (received !== this.#receivedBytes) {
-      this.#receivedBytes = received
-      this.#receivedMs = this.#host.nowMs
-    }
-    return this.#host.nowMs - this.#receivedMs
-  }
-
-  /**
-   * Whether a stream that was given up does not close. For some faults the library says GOAWAY and is silent from then
-   * on: it reads no more, not even the end, writes no more, and tells nobody.
-   */
-  #isStuck(nowMs: number, quietMs: number): boolean {
-    const { pingMs } = this.#host.limits
-    if (quietMs < pingMs) return false
-    for (const { givenUpMs } of this.#streams) if (givenUpMs !== undefined && nowMs - givenUpMs >= pingMs) return true
-    return false
-  }
-
-  #ping(): void {
-    if (this.#session.closed || this.#session.destroyed) return
-    this.#pingMs = this.#host.nowMs
-    this.#session.ping((error) => {
-      // One that the library did not send is no sign of life.
-      if (error === null) this.#pingMs = undefined
-    })
   }
 
   #close(): void {

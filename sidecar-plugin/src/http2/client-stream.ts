@@ -1,12 +1,46 @@
-import { constants, type ClientHttp2Stream } from 'node:http2'
+import { constants, type ClientHttp2Stream, type OutgoingHttpHeaders } from 'node:http2'
 import { SidecarError } from '../errors.ts'
-import type { Failure } from '../http1/client-connection.ts'
+import type { Call, Failure } from '../http1/client-connection.ts'
 import { Malformed } from '../http1/malformed.ts'
 import { Whole, type Content } from '../layer.ts'
-import { readResponse, readTrailers } from './fields.ts'
-import { isFault, type ClientSession, type StreamCall } from './client-session.ts'
+import { readResponse, readTrailers, type FieldLimits } from './fields.ts'
 import { StreamContent, type StreamOwner } from './stream-content.ts'
 import { StreamWriter, type WriterOwner } from './stream-writer.ts'
+
+/** A request as it goes out: with its pseudo-fields. */
+export type StreamCall = Call<OutgoingHttpHeaders>
+
+/** Who carries streams to a node. */
+export interface ClientStreamHost {
+  readonly where: string
+  readonly limits: FieldLimits
+  /** Milliseconds of the clock, as of a moment ago. */
+  readonly nowMs: number
+  /** Bytes that have come so far. */
+  readonly received: number
+  /** Whether it takes nothing more, by the other side's will. */
+  readonly hasGone: boolean
+  /** Why it has gone. */
+  readonly why: string | undefined
+  /** Whether the node may have acted on a stream, as far as it says itself (RFC 9113, section 6.8). */
+  hasTaken(id: number | undefined): boolean
+  /** Something has left that had to wait. */
+  moved(): void
+  /** A stream was given up. */
+  resets(): void
+  /**
+   * Nothing came while somebody waited until there was no more time: what is wrong may be the connection. The library
+   * does not read on, for one, where it has found a fault itself.
+   */
+  doubt(): void
+  /** The stream has closed. */
+  left(stream: ClientStream): void
+}
+
+/** Whether something broke because what came is not HTTP/2. */
+export function isFault(error: NodeJS.ErrnoException): boolean {
+  return error.code === 'ERR_HTTP2_ERROR'
+}
 
 /** What either side calls broken, rather than given up. */
 const PROTOCOL_CODES: ReadonlySet<number> = new Set([
@@ -19,7 +53,7 @@ const PROTOCOL_CODES: ReadonlySet<number> = new Set([
 
 /** One request on its way to a node, and its answer. */
 export class ClientStream implements StreamOwner, WriterOwner {
-  readonly #session: ClientSession
+  readonly #session: ClientStreamHost
   readonly #stream: ClientHttp2Stream
   /** Undefined once it has ended, or nobody waits any more. */
   #call: StreamCall | undefined
@@ -35,7 +69,7 @@ export class ClientStream implements StreamOwner, WriterOwner {
   #givenUpMs: number | undefined
 
   /** @param wasUsed whether the session had carried a request before */
-  constructor(session: ClientSession, stream: ClientHttp2Stream, call: StreamCall, wasUsed: boolean) {
+  constructor(session: ClientStreamHost, stream: ClientHttp2Stream, call: StreamCall, wasUsed: boolean) {
     this.#session = session
     this.#stream = stream
     this.#call = call
@@ -97,6 +131,7 @@ export class ClientStream implements StreamOwner, WriterOwner {
 
   moved(): void {
     this.#movedMs = this.#session.nowMs
+    this.#session.moved()
   }
 
   wrote(): void {}

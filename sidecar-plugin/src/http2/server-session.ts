@@ -1,13 +1,15 @@
 import { constants, performServerHandshake, type ServerHttp2Session, type ServerHttp2Stream } from 'node:http2'
 import type { Socket } from 'node:net'
+import { SidecarError } from '../errors.ts'
 import type { Malformed } from '../http1/malformed.ts'
 import type { Body, Exchange, Reply } from '../layer.ts'
 import type { RequestFields } from './fields.ts'
-import { ServerStream } from './server-stream.ts'
+import { Heartbeat, type HeartbeatLimits } from './heartbeat.ts'
+import { ServerStream, type ServerStreamHost } from './server-stream.ts'
 import { TokenBucket } from './token-bucket.ts'
 
 /** Bounds on one connection, in the unit the name ends in. */
-export interface SessionLimits {
+export interface SessionLimits extends HeartbeatLimits {
   readonly headBytes: number
   readonly headFields: number
   readonly headMs: number
@@ -62,18 +64,17 @@ const FAULTS: ReadonlySet<string> = new Set(['ERR_HTTP2_ERROR', 'ERR_HTTP2_TOO_M
 const CONNECTION_WINDOW_BYTES = 4_194_304
 
 /** One accepted connection of HTTP/2. */
-export class ServerSession {
+export class ServerSession implements ServerStreamHost {
   readonly #host: SessionHost
   readonly #socket: Socket
   readonly #session: ServerHttp2Session
   readonly #streams = new Set<ServerStream>()
   readonly #resets: TokenBucket
   readonly #controls: TokenBucket
+  readonly #heartbeat: Heartbeat
   readonly peer: string
   /** When it began, and from then on when its last stream ended. */
   #restedMs: number
-  #readBytes = 0
-  #readMs: number
   #isGreeted = false
   #hasServed = false
   #noticedMs: number | undefined
@@ -86,7 +87,7 @@ export class ServerSession {
     this.#host = host
     this.#socket = socket
     this.peer = peer
-    this.#restedMs = this.#readMs = nowMs
+    this.#restedMs = nowMs
     this.#resets = new TokenBucket(limits.resets, limits.resets / 10, nowMs)
     this.#controls = new TokenBucket(limits.controls, limits.controls / 10, nowMs)
     socket.on('error', () => {})
@@ -100,6 +101,7 @@ export class ServerSession {
         initialWindowSize: limits.windowBytes,
       },
     })
+    this.#heartbeat = new Heartbeat(this.#session, socket, limits, nowMs)
     this.#session.setLocalWindowSize(Math.max(CONNECTION_WINDOW_BYTES, limits.windowBytes))
     this.#session.on('stream', (stream: ServerHttp2Stream, _headers: unknown, flags: number, raw: readonly string[]) =>
       this.#begin(stream, flags, raw),
@@ -132,24 +134,27 @@ export class ServerSession {
     this.#socket.destroy()
   }
 
-  /** Closes without cutting anything off. */
+  /** Says which requests it has taken: one that is on its way is not, and may be sent elsewhere. */
   leave(): void {
-    this.#close()
+    if (this.#closedMs !== undefined) return
+    this.#closedMs = this.#host.nowMs
+    this.#session.close()
   }
 
   /** Closes what takes too long, and sends callers elsewhere where that is wanted. To be called now and then. */
   check(nowMs: number): void {
     const { limits } = this.#host
     for (const stream of this.#streams) stream.check(nowMs)
-    if (this.#isStuck(nowMs)) this.destroy()
+    if (this.#heartbeat.isStuck(this.#streams, nowMs, limits.lingerMs)) this.destroy()
+    else if (!this.#heartbeat.check(nowMs, !this.isIdle)) this.#giveUp(nowMs)
     else if (this.#closedMs !== undefined) {
       if (this.isIdle && nowMs - this.#closedMs >= limits.lingerMs) this.destroy()
     } else if (!this.#isGreeted) {
       if (nowMs - this.#restedMs >= limits.headMs) this.destroy()
     } else if (this.#noticedMs !== undefined) {
-      if (nowMs - this.#noticedMs >= NOTICE_MS) this.#close()
+      if (nowMs - this.#noticedMs >= NOTICE_MS) this.leave()
     } else if (this.#host.isClosing && (this.#hasServed || nowMs - this.#restedMs >= NOTICE_MS)) this.#notice()
-    else if (this.isIdle && nowMs - this.#restedMs >= limits.keepAliveMs) this.#close()
+    else if (this.isIdle && nowMs - this.#restedMs >= limits.keepAliveMs) this.leave()
   }
 
   // What its streams tell it.
@@ -162,26 +167,22 @@ export class ServerSession {
     return this.#host.malformed(fault)
   }
 
-  /** @param wasReset by the caller, before it had its answer */
+  moved(): void {
+    this.#heartbeat.heard(this.#host.nowMs)
+  }
+
   left(stream: ServerStream, wasReset: boolean): void {
     this.#streams.delete(stream)
     this.#restedMs = this.#host.nowMs
     if (wasReset) this.#reset()
   }
 
-  /**
-   * Whether a stream that was broken off does not close. For some faults the library says GOAWAY and is silent from then
-   * on: it reads no more, not even the end, writes no more, and tells nobody.
-   */
-  #isStuck(nowMs: number): boolean {
-    if (this.#socket.bytesRead !== this.#readBytes) {
-      this.#readBytes = this.#socket.bytesRead
-      this.#readMs = nowMs
-    }
-    const { lingerMs } = this.limits
-    if (nowMs - this.#readMs < lingerMs) return false
-    for (const { brokenMs } of this.#streams) if (brokenMs !== undefined && nowMs - brokenMs >= lingerMs) return true
-    return false
+  /** Nobody is there any more. */
+  #giveUp(nowMs: number): void {
+    const detail = `no sign of life from the caller for ${Math.round(this.#heartbeat.quietMs(nowMs))} ms`
+    const error = new SidecarError('caller_gone', detail, { delivered: true })
+    for (const stream of this.#streams) stream.fail(error)
+    this.destroy()
   }
 
   #begin(stream: ServerHttp2Stream, flags: number, raw: readonly string[]): void {
@@ -217,12 +218,6 @@ export class ServerSession {
     this.#noticedMs = this.#host.nowMs
     // Whole frames go into each of the library's own writes, so this stands between two of them.
     this.#socket.write(NOTICE)
-  }
-
-  #close(): void {
-    if (this.#closedMs !== undefined) return
-    this.#closedMs = this.#host.nowMs
-    this.#session.close()
   }
 
   #over(): void {

@@ -2,19 +2,38 @@ import { constants, type OutgoingHttpHeaders, type ServerHttp2Stream } from 'nod
 import { SidecarError } from '../errors.ts'
 import type { Fields } from '../fields.ts'
 import { Malformed } from '../http1/malformed.ts'
-import { discard, Whole, type Body, type Exchange, type Reply, type ReplyHead } from '../layer.ts'
-import { addFields, readRequest, readTrailers, type RequestFields } from './fields.ts'
+import { discard, endExchange, Whole, type Body, type Exchange, type Reply, type ReplyHead } from '../layer.ts'
+import { addFields, readRequest, readTrailers, type FieldLimits, type RequestFields } from './fields.ts'
 import { grpcTrailers } from './grpc.ts'
-import type { ServerSession } from './server-session.ts'
 import { StreamContent, type StreamOwner } from './stream-content.ts'
 import { StreamWriter, type WriterOwner } from './stream-writer.ts'
+
+/** Who carries streams from a caller. */
+export interface ServerStreamHost {
+  /** The address of its other end. */
+  readonly peer: string
+  readonly limits: FieldLimits & {
+    /** While a stream is open, without a byte on it in either direction. */
+    readonly idleMs: number
+  }
+  /** Milliseconds of the clock, as of a moment ago. */
+  readonly nowMs: number
+  /** A request has arrived; the answer comes by {@link ServerStream.answer}. */
+  arrived(stream: ServerStream, head: RequestFields, body: Body | undefined): Exchange
+  /** What was sent is no request. @returns the answer to it */
+  malformed(fault: Malformed): Reply
+  /** Something has left that had to wait. */
+  moved(): void
+  /** The stream has closed. @param wasReset by the caller, before it had its answer */
+  left(stream: ServerStream, wasReset: boolean): void
+}
 
 /** Answers whose head says all there is. */
 const WITHOUT_CONTENT: ReadonlySet<number> = new Set([204, 205, 304])
 
 /** One request and its answer, on a stream of their own. */
 export class ServerStream implements StreamOwner, WriterOwner {
-  readonly #session: ServerSession
+  readonly #session: ServerStreamHost
   readonly #stream: ServerHttp2Stream
   readonly #hasContent: boolean
   #exchange: Exchange | undefined
@@ -23,11 +42,11 @@ export class ServerStream implements StreamOwner, WriterOwner {
   #bytesOut = 0
   #movedMs: number
   #isSent = false
-  #brokenMs: number | undefined
+  #givenUpMs: number | undefined
   /** Why it was broken off on this side. */
   #error: SidecarError | undefined
 
-  constructor(session: ServerSession, stream: ServerHttp2Stream, hasContent: boolean) {
+  constructor(session: ServerStreamHost, stream: ServerHttp2Stream, hasContent: boolean) {
     this.#session = session
     this.#stream = stream
     this.#hasContent = hasContent
@@ -60,9 +79,9 @@ export class ServerStream implements StreamOwner, WriterOwner {
     return this.#session.peer
   }
 
-  /** Milliseconds of the clock when this side broke it off. */
-  get brokenMs(): number | undefined {
-    return this.#brokenMs
+  /** Milliseconds of the clock when this side gave it up. */
+  get givenUpMs(): number | undefined {
+    return this.#givenUpMs
   }
 
   /** Closes it when nothing moves. */
@@ -143,6 +162,7 @@ export class ServerStream implements StreamOwner, WriterOwner {
 
   moved(): void {
     this.#movedMs = this.#session.nowMs
+    this.#session.moved()
   }
 
   wrote(trailers: Fields): void {
@@ -181,7 +201,7 @@ export class ServerStream implements StreamOwner, WriterOwner {
 
   #break(error: SidecarError, code: number): void {
     this.#error ??= error
-    this.#brokenMs ??= this.#session.nowMs
+    this.#givenUpMs ??= this.#session.nowMs
     this.#end(this.#error)
     if (!this.#stream.destroyed && !this.#stream.closed) this.#stream.close(code)
   }
@@ -201,16 +221,8 @@ export class ServerStream implements StreamOwner, WriterOwner {
 
   #end(error: SidecarError | undefined): void {
     const exchange = this.#exchange
-    if (exchange === undefined) return
     this.#exchange = undefined
-    const bytesOut = this.#writer?.bytes ?? this.#bytesOut
-    if (error) {
-      // First, so that the reason is known to those whom the rest makes fail.
-      exchange.abort(error)
-      this.#content?.fail(error)
-      this.#writer?.stop()
-    }
-    exchange.end({ error, bytesIn: exchange.bytesIn, bytesOut })
+    if (exchange) endExchange(exchange, error, this.#writer?.bytes ?? this.#bytesOut, this.#content, this.#writer)
   }
 }
 

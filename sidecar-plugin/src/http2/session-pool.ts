@@ -1,4 +1,5 @@
-import { ClientSession, type ClientSessionHost, type ClientSessionLimits, type StreamCall } from './client-session.ts'
+import { ClientSession, type ClientSessionHost, type ClientSessionLimits } from './client-session.ts'
+import type { StreamCall } from './client-stream.ts'
 
 export interface SessionPoolLimits extends ClientSessionLimits {
   readonly sessions: number

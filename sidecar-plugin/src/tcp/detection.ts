@@ -2,7 +2,7 @@ import type { Socket } from 'node:net'
 import type { Clock } from '@holdfast/registry-client/clock'
 import { SidecarError } from '../errors.ts'
 import { Transport, type TransportOwner } from '../http1/transport.ts'
-import { discard, Whole, type Exchange, type Reply } from '../layer.ts'
+import { discard, endExchange, Whole, type Exchange, type Reply } from '../layer.ts'
 import { PeekedContent } from './peeked-content.ts'
 import { ProtocolDetector } from './protocol-detector.ts'
 import { TcpConnection, type TcpConnectionHost } from './tcp-connection.ts'
@@ -114,8 +114,7 @@ export class Detection implements TransportOwner {
       new SidecarError('caller_gone', `the caller broke its connection: ${cause?.code ?? 'closed'}`, { cause })
     this.#isOver = true
     this.#cancelLimit()
-    this.#begun?.exchange.abort(error)
-    this.#begun?.exchange.end({ error, bytesIn: 0, bytesOut: 0 })
+    if (this.#begun) endExchange(this.#begun.exchange, error, 0)
     this.#host.closed(this, error.reason)
   }
 
@@ -161,7 +160,7 @@ export class Detection implements TransportOwner {
     this.#host.closed(this, undefined)
     if (this.#begun === undefined) return
     const { exchange, reply } = this.#begun
-    exchange.end({ error: undefined, bytesIn: 0, bytesOut: 0 })
+    endExchange(exchange, undefined, 0)
     void reply.then(discard, () => {})
   }
 }

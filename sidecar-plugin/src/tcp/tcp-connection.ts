@@ -1,6 +1,6 @@
 import type { Socket } from 'node:net'
 import { asSidecarError, SidecarError } from '../errors.ts'
-import { discard, Whole, type Content, type Exchange, type Reply } from '../layer.ts'
+import { discard, endExchange, Whole, type Content, type Exchange, type Reply } from '../layer.ts'
 import { GREETING_BYTES, WELCOME } from './greeting.ts'
 import { PrefixedContent } from './prefixed-content.ts'
 import { TcpStream, type Adopted, type TcpStreamHost } from './tcp-stream.ts'
@@ -137,9 +137,7 @@ export class TcpConnection implements TcpStreamHost {
 
   #end(error: SidecarError | undefined): void {
     const exchange = this.#exchange
-    if (exchange === undefined) return
     this.#exchange = undefined
-    if (error) exchange.abort(error)
-    exchange.end({ error, bytesIn: exchange.bytesIn, bytesOut: this.#bytesOut })
+    if (exchange) endExchange(exchange, error, this.#bytesOut)
   }
 }

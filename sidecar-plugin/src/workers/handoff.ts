@@ -1,11 +1,4 @@
-import type { WorkerLink } from './worker-link.ts'
-import type { RawConnection } from './worker-process.ts'
-
-/** A connection on its way to a worker. */
-export interface Passed {
-  readonly opening: string
-  readonly raw: RawConnection
-}
+import type { Passed, WorkerLink } from './worker-link.ts'
 
 /** Each holds a socket. As many come in a moment when all workers start again. */
 const WAITING_MAX = 1_024

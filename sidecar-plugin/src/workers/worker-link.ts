@@ -1,7 +1,6 @@
 import type { Clock } from '@holdfast/registry-client/clock'
 import { isFromWorker, type Question, type WorkerApi } from './messages.ts'
-import type { Passed } from './handoff.ts'
-import type { Fork, WorkerProcess } from './worker-process.ts'
+import type { Fork, RawConnection, WorkerProcess } from './worker-process.ts'
 
 /** A worker that gives no answer: it has ended, or is too busy. */
 export class NoAnswerError extends Error {
@@ -10,6 +9,12 @@ export class NoAnswerError extends Error {
     super(message)
     this.name = 'NoAnswerError'
   }
+}
+
+/** A connection on its way to a worker. */
+export interface Passed {
+  readonly opening: string
+  readonly raw: RawConnection
 }
 
 export interface LinkEvents {

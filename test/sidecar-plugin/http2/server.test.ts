@@ -17,6 +17,7 @@ import {
   FLAG,
   FRAME,
   frame,
+  type Frame,
   FrameSocket,
   headers,
   settings,
@@ -25,6 +26,7 @@ import {
 import { consume, type Content, type Layer } from '../../../sidecar-plugin/src/layer.ts'
 import { Fields } from '../../../sidecar-plugin/src/fields.ts'
 import { SidecarError } from '../../../sidecar-plugin/src/errors.ts'
+import { ManualClock } from '../../support/manual-clock.ts'
 import { eventually, startWire } from '../wire.ts'
 
 type Handler = Parameters<typeof startWire>[0]
@@ -527,6 +529,99 @@ describe('limits', () => {
   })
 })
 
+describe('RFC 9113/6.7: a caller from whom nothing comes while a request is under way', () => {
+  const isPing = ({ type, flags }: Frame) => type === FRAME.ping && flags !== FLAG.ack
+
+  test('is asked for a sign of life, and is gone without one: so is its request at the service', async (t) => {
+    let hung = 0
+    const clock = new ManualClock()
+    const { open, listener, endings } = await start(t, (_incoming, outgoing) => outgoing.on('close', () => hung++), {
+      clock,
+    })
+    const caller = open(headers(1, GET), headers(3, POST, false))
+    await eventually('one is at the service', () => listener.inFlight === 2)
+    await clock.advance(31_000)
+    await caller.untilOne(isPing, 'a PING')
+    await clock.advance(19_000)
+    assert.deepEqual([endings.length, listener.connections], [0, 1])
+    await clock.advance(2_000)
+    await eventually('both have ended', () => endings.length === 2)
+    assert.deepEqual(
+      endings.map(({ error }) => error?.reason),
+      ['caller_gone', 'caller_gone'],
+    )
+    assert.match(endings[0]!.error!.message, /no sign of life from the caller for \d+ ms/)
+    await eventually('the service hears of it, and all is forgotten', () => hung > 0 && listener.connections === 0)
+    await caller.closed
+  })
+
+  test('stays for as long as it gives signs of life', async (t) => {
+    const clock = new ManualClock()
+    const { waiting, handler } = held()
+    const { open, endings } = await start(t, handler, { clock })
+    const caller = open(headers(1, GET))
+    await eventually('it is at the service', () => waiting.length === 1)
+    await clock.advance(31_000)
+    for (let round = 1; round <= 4; round++) {
+      const isNext = (each: Frame) => isPing(each) && caller.frames.filter(isPing).indexOf(each) === round - 1
+      const ping = await caller.untilOne(isNext, `PING ${round}`)
+      await clock.advance(15_000)
+      // Whatever it says is one. Its own PING is answered once what stands before it has been read.
+      const own = Buffer.from(`caller-${round}`)
+      if (round % 2 === 1) caller.send(frame(FRAME.ping, FLAG.ack, 0, ping.payload))
+      caller.send(frame(FRAME.ping, 0, 0, own))
+      await caller.untilOne((each) => each.flags === FLAG.ack && each.payload.equals(own), 'an answer')
+      await clock.advance(31_000)
+    }
+    assert.equal(endings.length, 0)
+    waiting[0]!()
+    assert.equal((await caller.outcome(1)).type, FRAME.headers)
+  })
+
+  test('is not asked while it takes what is sent to it, however slowly', async (t) => {
+    const clock = new ManualClock()
+    const piece = Buffer.alloc(65_536)
+    const { open, endings } = await start(
+      t,
+      (_incoming, outgoing) => {
+        const more = () => {
+          let goesOn = true
+          while (goesOn) goesOn = outgoing.write(piece)
+        }
+        outgoing.on('drain', more)
+        more()
+      },
+      { clock },
+    )
+    const wide = 2 ** 31 - 1
+    const caller = open(settings([4, wide]), frame(FRAME.window, 0, 0, uint32(wide - 65_535)), headers(1, GET))
+    for (let round = 0; round < 4; round++) {
+      await eventually('much is taken', () => caller.socket.bytesRead > (round + 1) * 16_777_216)
+      caller.socket.pause()
+      await clock.advance(20_000)
+      caller.socket.resume()
+    }
+    assert.equal(endings.length, 0)
+    assert.equal(caller.frames.some(isPing), false)
+    caller.socket.destroy()
+  })
+
+  test('has its answer when this side has said goodbye, after which it cannot be asked', async (t) => {
+    const clock = new ManualClock()
+    const { waiting, handler } = held()
+    const { open, listener } = await start(t, handler, { clock })
+    const caller = open(headers(1, GET))
+    await eventually('it is at the service', () => waiting.length === 1)
+    const finished = listener.finish({ idleMs: 1_000, timeoutMs: 3_600_000 })
+    await clock.advance(5_000)
+    await caller.untilOne((each) => each.type === FRAME.goaway && each.payload.readUInt32BE(0) === 1, 'the last GOAWAY')
+    await clock.advance(120_000)
+    waiting[0]!()
+    await caller.until(FRAME.headers, 1)
+    await finished
+  })
+})
+
 describe('RFC 9113/6.8: GOAWAY', () => {
   test('on drain says first that the end is near, then which stream was the last, and serves all of them', async (t) => {
     const { waiting, handler } = held()
@@ -548,6 +643,27 @@ describe('RFC 9113/6.8: GOAWAY', () => {
       endings.map(({ error }) => error),
       [undefined, undefined],
     )
+  })
+
+  test('says so to a caller without a request, too, and hears it out: what it sends meanwhile is not taken', async (t) => {
+    const clock = new ManualClock()
+    const { open, listener, exchanges } = await start(t, () => {}, { clock })
+    const caller = open()
+    caller.socket.allowHalfOpen = true
+    let error: Error | undefined
+    caller.socket.on('error', (cause) => (error = cause))
+    await caller.until(FRAME.settings)
+    await eventually('it is HTTP/2', () => listener.connections === 1)
+    const finished = listener.finish({ idleMs: 100, timeoutMs: 10_000 })
+    await clock.advance(100)
+    const last = await caller.until(FRAME.goaway)
+    assert.deepEqual([last.payload.readUInt32BE(0), codeOf(last)], [0, CODE.none])
+    for (let id = 1; id < 100; id += 2) caller.send(headers(id, POST))
+    caller.socket.end()
+    await caller.closed
+    assert.equal(error, undefined)
+    await finished
+    assert.equal(exchanges.length, 0)
   })
 
   test('calls that flow while it drains do not fail', async (t) => {

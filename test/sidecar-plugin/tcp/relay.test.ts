@@ -1,12 +1,13 @@
 import assert from 'node:assert/strict'
 import { createHash, type Hash } from 'node:crypto'
 import { once } from 'node:events'
-import { createServer, type AddressInfo, type Socket } from 'node:net'
+import type { Socket } from 'node:net'
 import { describe, test, type TestContext } from 'node:test'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { Worker } from 'node:worker_threads'
 import { systemClock } from '@holdfast/registry-client/clock'
+import { freePort } from '../../support/free-port.ts'
 import { seededRandom } from '../../support/seeded-random.ts'
 import { eventually, rawService } from '../wire.ts'
 import { call, End, startRelay } from './relay.ts'
@@ -28,17 +29,6 @@ function echo({ socket }: End): void {
 
 setFlagsFromString('--expose-gc')
 const collectGarbage = runInNewContext('gc') as () => void
-
-/** A port on which nobody listens. */
-async function deadPort(): Promise<number> {
-  const server = createServer()
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
-}
 
 describe('a relay', () => {
   test('passes bytes both ways, as they are, and says in a line what went through', async (t) => {
@@ -305,7 +295,7 @@ describe('much', () => {
 describe('nodes that are not there', () => {
   test('are passed over for the next one, and counted against', async (t) => {
     const { port } = await service(t, echo)
-    const relay = await startRelay(t, [await deadPort(), port])
+    const relay = await startRelay(t, [await freePort(), port])
     for (let i = 0; i < 2; i++) {
       const caller = call(t, relay.port)
       caller.socket.write('x')
@@ -323,7 +313,7 @@ describe('nodes that are not there', () => {
   })
 
   test('all of them: the caller gets a regular end, log and counts the reason', async (t) => {
-    const relay = await startRelay(t, [await deadPort(), await deadPort()])
+    const relay = await startRelay(t, [await freePort(), await freePort()])
     const caller = call(t, relay.port)
     caller.socket.write('x')
     await caller.ended()
