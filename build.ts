@@ -145,6 +145,9 @@ async function bundlePrograms(to: string, exports: readonly string[]): Promise<v
     banner: {
       js: "import { createRequire as makeRequire } from 'node:module';const require=makeRequire(import.meta.url);",
     },
+    // A program's text stays in memory for as long as it runs. Names stay in it, and the maps are beside it, for stacks.
+    minifyWhitespace: true,
+    sourcemap: true,
     legalComments: 'none',
     logLevel: 'silent',
   })

@@ -25,6 +25,7 @@ const REQUESTS: readonly Request[] = [
 const CONNECTIONS = 32
 const SECONDS = Number(process.env.HOLDFAST_BENCH_SECONDS ?? 6)
 const WARM_UP_SECONDS = 2
+const REST_MS = 10_000
 
 /** `HOLDFAST_BENCH_PROXIES=sidecar,haproxy` measures only those whose names begin so. */
 const WANTED = process.env.HOLDFAST_BENCH_PROXIES?.split(',')
@@ -60,7 +61,9 @@ function cpuOfAll(pids: readonly number[]): number {
   return pids.reduce((sum, pid) => sum + cpuOf(pid), 0)
 }
 
-function memoryOfAll(pids: readonly number[]): number {
+/** Once what connecting has left behind is collected. */
+async function memoryAtRest(pids: readonly number[]): Promise<number> {
+  await new Promise((resolve) => setTimeout(resolve, REST_MS))
   return pids.reduce((sum, pid) => sum + memoryOf(pid).all, 0)
 }
 
@@ -132,9 +135,9 @@ export async function proxy(): Promise<void> {
 
     const fresh = await start()
     const closeFew = await idle(fresh.port, REQUESTS[0]!, 100)
-    const few = memoryOfAll(fresh.pids)
+    const few = await memoryAtRest(fresh.pids)
     const closeMany = await idle(fresh.port, REQUESTS[0]!, 4_900)
-    const many = memoryOfAll(fresh.pids)
+    const many = await memoryAtRest(fresh.pids)
     memory.push([name, few / 2 ** 20, many / 2 ** 20, (many - few) / 4_900 / 1_024])
     closeFew()
     closeMany()
@@ -146,7 +149,7 @@ export async function proxy(): Promise<void> {
       ['', 'CPU µs a request', 'against the first', 'requests/s', 'then', 'p50', 'p99', 'p99.9'],
       rows,
     )
-  print('resident memory', ['', 'MiB at 100 idle connections', 'at 5,000', 'KiB for each'], memory)
+  print('resident memory', ['', 'MiB at 100 connections, idle for 10 s', 'at 5,000', 'KiB for each'], memory)
   await node.close()
   await client.close()
   await Promise.all([service.stop(), registry.stop(), others.stop()])
