@@ -207,7 +207,10 @@ export class ServerStream implements StreamOwner, WriterOwner {
   }
 
   #closed(): void {
-    const isWhole = this.#isSent && this.#stream.rstCode === constants.NGHTTP2_NO_ERROR
+    const { rstCode, writableEnded, aborted } = this.#stream
+    // Of a small answer the library tells that the stream has closed before it tells that all of it has left.
+    const isSent = this.#isSent || (this.#writer === undefined && writableEnded && !aborted)
+    const isWhole = isSent && rstCode === constants.NGHTTP2_NO_ERROR
     const wasReset = !isWhole && this.#error === undefined
     this.#end(this.#error ?? (isWhole ? undefined : this.#callerGone()))
     this.#session.left(this, wasReset)

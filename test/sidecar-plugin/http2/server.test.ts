@@ -445,6 +445,46 @@ describe('limits', () => {
     assert.ok(exchanges.length <= 51, `${exchanges.length}`)
   })
 
+  test('RFC 9113/10.5: no reset is counted against a caller who makes none, whatever the request and its answer', async (t) => {
+    const answers: Record<string, string | undefined> = {
+      '/none': undefined,
+      '/small': 'ok',
+      '/large': 'x'.repeat(100_000),
+    }
+    const handler: Handler = (incoming, outgoing) => {
+      incoming.resume().on('end', () => {
+        const content = answers[incoming.url!]
+        if (content === undefined) outgoing.writeHead(204).end()
+        else if (incoming.headers['x-chunked']) outgoing.write(content, () => outgoing.end())
+        else outgoing.setHeader('content-length', content.length).end(content)
+      })
+    }
+    const { port, malformed, endings } = await start(t, handler, { listener: { resets: 10 } })
+    const session = client(t, port)
+    const kinds = ['GET', 'POST'].flatMap((method) =>
+      Object.keys(answers).flatMap((path) => [
+        { method, path, chunked: '' },
+        { method, path, chunked: '1' },
+      ]),
+    )
+    for (const { method, path, chunked } of kinds)
+      for (let i = 0; i < 15; i++) {
+        const stream = session.request(
+          { ':method': method, ':path': path, 'x-chunked': chunked },
+          { endStream: method === 'GET' },
+        )
+        if (method === 'POST') stream.end('x')
+        const { head } = await answer(stream)
+        assert.equal(head[':status'], path === '/none' ? 204 : 200)
+      }
+    await eventually('all have ended', () => endings.length === kinds.length * 15)
+    assert.deepEqual(
+      endings.flatMap(({ error }) => error ?? []),
+      [],
+    )
+    assert.deepEqual(malformed, [])
+  })
+
   test('RFC 9113/10.5: streams that are reset once they are at the service', async (t) => {
     const { waiting, handler } = held()
     const { open, malformed, endings } = await start(t, handler, { listener: { resets: 20 } })
