@@ -4,7 +4,7 @@ import { asSidecarError, type SidecarError } from '../../sidecar-plugin/src/erro
 import type { Exchange, Reply } from '../../sidecar-plugin/src/layer.ts'
 import { deadline } from '../../sidecar-plugin/src/layers/deadline.ts'
 import { ManualClock, settle } from '../support/manual-clock.ts'
-import { exchangeFor, replyOf } from './fakes.ts'
+import { bodyOf, exchangeFor, replyOf } from './fakes.ts'
 
 /** An inner service that answers when told, and fails when aborted, as the contract wants. */
 function waiting() {
@@ -93,6 +93,55 @@ describe('a stated timeout', () => {
     await settle()
     assert.equal(clock.pending, 0)
   })
+})
+
+describe('a request that has not arrived', () => {
+  const body = () => ({ ...bodyOf(true), flows: true })
+
+  test('is its caller’s: what ends it says so', async () => {
+    const { clock, outcome } = begin({ method: 'POST', body: body() }, 2_000)
+    await clock.advance(2_000)
+    assert.deepEqual([outcome().error?.reason, outcome().error?.status], ['request_timeout', 408])
+  })
+
+  test('is the node’s as long as that reads nothing', async () => {
+    const { clock, outcome } = begin({ method: 'POST', body: { ...body(), flows: false } }, 2_000)
+    await clock.advance(2_000)
+    assert.equal(outcome().error?.reason, 'deadline')
+  })
+
+  test('is the node’s as long as its caller waits to be told to go on', async () => {
+    const { clock, outcome } = begin({ headers: ['Expect', '100-continue'], method: 'POST', body: body() })
+    await clock.advance(15_000)
+    assert.equal(outcome().error?.reason, 'deadline')
+  })
+
+  test('is left to the connection’s own limit where no timeout is stated, and then the node has its time', async () => {
+    const owed = body()
+    const { clock, outcome } = begin({ method: 'POST', body: owed })
+    await clock.advance(3_600_000)
+    assert.equal(outcome().error, undefined)
+    owed.flows = false
+    await clock.advance(29_999)
+    assert.equal(outcome().error, undefined)
+    await clock.advance(1)
+    assert.equal(outcome().error?.reason, 'deadline')
+  })
+})
+
+describe('a caller is in a hurry', () => {
+  const cases: [what: string, timeout: string | undefined, policyMs: number | undefined, isHurried: boolean][] = [
+    ['with less than the default', '1s', undefined, true],
+    ['with less than the policy', '15s', 20_000, true],
+    ['not with as much as the policy', '2s', 2_000, false],
+    ['not when nothing was stated', undefined, undefined, false],
+    ['not when the policy alone is short', undefined, 1, false],
+  ]
+  for (const [what, timeout, policyMs, isHurried] of cases)
+    test(what, () => {
+      const control = new Map(timeout === undefined ? [] : [['timeout', timeout]])
+      assert.equal(begin({ control }, policyMs).exchange.isHurried, isHurried)
+    })
 })
 
 describe('without a stated timeout', () => {

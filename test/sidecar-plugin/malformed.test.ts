@@ -118,10 +118,11 @@ describe('limits', () => {
     assert.match(await tell(port, 'GET / HTTP/1.1\r\nHost'), /^HTTP\/1\.1 408 [\s\S]*request_timeout/)
   })
 
-  test('a connection on which nothing moves is closed', async (t) => {
-    const { port } = await start(t, { listener: { idleMs: 100 } })
-    const caller = new RawCaller(port).send('POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc')
-    await caller.closed
+  test('content that stops coming is a 408', async (t) => {
+    const wire = await startWire(() => {}, { listener: { idleMs: 100, lingerMs: 100 } })
+    t.after(() => wire.stop())
+    const answer = await tell(wire.port, 'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc')
+    assert.match(answer, /^HTTP\/1\.1 408 [\s\S]*x-holdfast-reason: idle\r\n/)
   })
 })
 
