@@ -218,6 +218,22 @@ test('an explanation of a request reads the policy of its service, and the time 
   assert.deepEqual({ ...(await ask('')), timeoutMs: 2_000, headers: {} }, await ask(''))
 })
 
+test('a service that hangs keeps nobody from another one behind the same sidecar', async (t) => {
+  const hanging = await service(t, () => {})
+  const stock = await service(t, (_incoming, outgoing) => void outgoing.end('here'))
+  const theirs = await start(t)
+  await register(theirs.sidecar, 'hanging', hanging.port)
+  await register(theirs.sidecar, 'stock', stock.port)
+  const ours = await start(t, { limits: { forward: { connections: 1, pending: 1 } } })
+  for (const name of ['hanging', 'stock']) ours.client.set(name, [{ id: 'n', port: theirs.sidecar.ports.inbound }])
+  const arrived = once(hanging.server, 'request')
+  const caller = new RawCaller(ours.sidecar.ports.outbound).send('GET / HTTP/1.1\r\nHost: hanging\r\n\r\n')
+  t.after(() => caller.socket.destroy())
+  await arrived
+  const headers = { 'x-holdfast-timeout': '5s' }
+  assert.equal((await call(ours.sidecar.ports.outbound, { host: 'stock', headers })).status, 200)
+})
+
 describe('what the sidecar answers by itself', () => {
   test('says why', async (t) => {
     const { sidecar, client } = await start(t)
