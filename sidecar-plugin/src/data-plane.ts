@@ -7,6 +7,7 @@ import { portAcceptor, type AcceptorFactory } from './acceptor.ts'
 import { exposeClient } from './client-metrics.ts'
 import type { SidecarConfig } from './config.ts'
 import { exposeConnections, type ConnectionStats } from './connection-metrics.ts'
+import { SidecarError } from './errors.ts'
 import { Forward, type ForwardLimits } from './forward.ts'
 import { explain, shownKnown, shownView } from './inspection.ts'
 import { stack, type Exchange, type Layer } from './layer.ts'
@@ -269,9 +270,26 @@ function peerFields(exchange: Exchange, clock: Clock): string[] {
   return fields
 }
 
-/** What the service is told: the request's id, and appended to what it says already, the address it came from. */
+/**
+ * Hops after which a request is taken to run in circles, through a service that is a proxy and leads back. More holds two
+ * connections for each; less refuses what long chains of services pass on.
+ */
+const HOPS_MAX = 32
+
+/**
+ * What the service is told: the request's id, and appended to what it says already, the address it came from.
+ * @throws SidecarError `loop_detected`
+ */
 function serviceFields(exchange: Exchange): string[] {
   const forwarded = exchange.headers.getAll('x-forwarded-for')
+  if (forwarded.length > 0 && hopsOf(forwarded) >= HOPS_MAX)
+    throw new SidecarError('loop_detected', `x-forwarded-for names ${HOPS_MAX} hops and more`)
   if (exchange.peer) forwarded.push(exchange.peer)
   return ['x-request-id', exchange.id, ...(forwarded.length > 0 ? ['x-forwarded-for', forwarded.join(', ')] : [])]
+}
+
+function hopsOf(forwarded: readonly string[]): number {
+  let hops = forwarded.length
+  for (const list of forwarded) for (let at = list.indexOf(','); at >= 0; at = list.indexOf(',', at + 1)) hops++
+  return hops
 }

@@ -22,6 +22,7 @@ async function start(
     argv?: string[]
     cacheDir?: string
     idle?: string
+    services?: object[]
     limits?: SidecarOptions['limits']
   } = {},
 ) {
@@ -31,7 +32,7 @@ async function start(
   const { config } = loadConfig({
     argv: [...ports, ...cache, ...NO_DRAIN, ...(options.argv ?? []), '--config', 'sidecar.yaml'],
     env: {},
-    readFile: () => `drain: { idle: ${options.idle ?? '0ms'} }`,
+    readFile: () => JSON.stringify({ drain: { idle: options.idle ?? '0ms' }, services: options.services ?? [] }),
   })
   const sidecar = await createSidecar({
     config,
@@ -257,6 +258,44 @@ describe('what the sidecar answers by itself', () => {
     const { sidecar, client } = await start(t)
     client.set('loop', [{ id: 'n', port: sidecar.ports.outbound }])
     assert.equal((await call(sidecar.ports.outbound, { host: 'loop' })).headers['x-holdfast-reason'], 'loop_detected')
+  })
+
+  test('and so does one that a service leads back, without a word against its node', async (t) => {
+    const ours = await start(t)
+    const theirs = await start(t)
+    assert.equal((await register(theirs.sidecar, 'loop', ours.sidecar.ports.outbound)).status, 201)
+    ours.client.set('loop', [{ id: 'n', port: theirs.sidecar.ports.inbound }])
+    const answer = await call(ours.sidecar.ports.outbound, { host: 'loop' })
+    // Said of itself by what stands for the service, so not in the field.
+    assert.deepEqual([answer.status, (JSON.parse(answer.text) as { code: string }).code], [508, 'loop_detected'])
+    await eventually('all are over', () => ours.client.outcomes.length === 32 + 1)
+    assert.deepEqual(new Set(ours.client.outcomes), new Set(['n ok']))
+  })
+
+  test('a port of its own is nobody’s service', async (t) => {
+    const peers = await freePort()
+    const { sidecar } = await start(t, { argv: ['--peer-port', String(peers), '--tcp', '0=db'] })
+    const own = { ...sidecar.ports, tcp: sidecar.tcp[0]!.port }
+    for (const [name, port] of Object.entries(own)) {
+      const answer = await register(sidecar, 'loop', port)
+      const { code, errors } = JSON.parse(answer.text) as { code: string; errors: [{ path: string; message: string }] }
+      assert.deepEqual([answer.status, code, errors[0].path], [400, 'invalid_request', 'port'], name)
+      assert.match(errors[0].message, new RegExp(`${port} is .* port of the sidecar itself`))
+    }
+  })
+
+  test('a port of its own that the configuration or the file names is left out', async (t) => {
+    const cacheDir = await mkdtemp(join(tmpdir(), 'holdfast-'))
+    t.after(() => rm(cacheDir, { recursive: true, force: true }))
+    const inbound = ['--inbound-port', String(await freePort())]
+    const outbound = await freePort()
+    const first = await start(t, { cacheDir, argv: inbound })
+    await register(first.sidecar, 'loop', outbound)
+    await first.sidecar.close()
+    const argv = [...inbound, '--outbound-port', String(outbound)]
+    const { sidecar } = await start(t, { cacheDir, argv, services: [{ service: 'named', port: outbound }] })
+    const listed = await call(sidecar.ports.admin, { path: '/v1/registrations' })
+    assert.deepEqual(JSON.parse(listed.text), { registrations: [] })
   })
 })
 

@@ -50,7 +50,8 @@ function isHaste({ isHurried }: Exchange, reason: string | undefined): boolean {
 }
 
 function isSidecarFailure(reply: Reply): boolean {
-  if (reply.reason === undefined) return false
+  // What its callers send round and round says nothing about it.
+  if (reply.reason === undefined || reply.reason === 'loop_detected') return false
   // By the reason: of a failed call of gRPC the status says nothing.
   const status = (REASONS as Readonly<Record<string, { status: number }>>)[reply.reason]?.status ?? reply.status
   return status >= 500 || reply.reason === 'not_here'
