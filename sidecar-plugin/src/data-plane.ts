@@ -8,7 +8,7 @@ import { exposeClient } from './client-metrics.ts'
 import type { SidecarConfig } from './config.ts'
 import { exposeConnections, type ConnectionStats } from './connection-metrics.ts'
 import { SidecarError } from './errors.ts'
-import { Forward, type ForwardLimits } from './forward.ts'
+import { DEFAULT_FORWARD_LIMITS, Forward, type ForwardLimits } from './forward.ts'
 import { explain, shownKnown, shownView } from './inspection.ts'
 import { stack, type Exchange, type Layer } from './layer.ts'
 import { accessLog } from './layers/access-log.ts'
@@ -22,7 +22,7 @@ import { local } from './layers/local.ts'
 import { metrics } from './layers/metrics.ts'
 import { resolve } from './layers/resolve.ts'
 import { DEFAULT_ATTEMPTS, retry } from './layers/retry.ts'
-import { Listener, type ListenerLimits } from './listener.ts'
+import { DEFAULT_LISTENER_LIMITS, Listener, type ListenerLimits } from './listener.ts'
 import { LocalNodes } from './local/local-nodes.ts'
 import type { DataPlane } from './planes.ts'
 import { policyReader } from './policy-reader.ts'
@@ -70,6 +70,12 @@ const LOCAL_KEEP_ALIVE_MS = 1_000
 /** On this host an end is heard of, and servers of gRPC take more than a ping in five minutes for abuse. */
 const LOCAL_QUIET_MS = 360_000
 
+/**
+ * What a message may have more of where a sidecar has sent it: fields of its own, those of the connection, and what
+ * fields take up in HTTP/2. Without it the second sidecar refuses what the first has taken.
+ */
+const PEER_ROOM = { headFields: 16, headBytes: 8_192 }
+
 /** Hands the parts that carry traffic to each other. */
 export function createDataPlane(options: DataPlaneOptions): ProcessDataPlane {
   const { config, log, clock, random, client, limits, acceptor = () => portAcceptor } = options
@@ -84,7 +90,7 @@ export function createDataPlane(options: DataPlaneOptions): ProcessDataPlane {
     trustReason: true,
     fields: (exchange) => peerFields(exchange, clock),
     replaces: ['x-request-id'],
-    ...(limits?.forward && { limits: limits.forward }),
+    limits: withPeerRoom({ ...DEFAULT_FORWARD_LIMITS, ...limits?.forward }),
   })
   const inboundForward = new Forward({
     clock,
@@ -147,7 +153,7 @@ export function createDataPlane(options: DataPlaneOptions): ProcessDataPlane {
     clock,
     random,
     acceptor: acceptor('inbound'),
-    ...(limits?.listener && { limits: limits.listener }),
+    limits: withPeerRoom({ ...DEFAULT_LISTENER_LIMITS, ...limits?.listener }),
     onMalformed: (reason, kind) => stats.malformed(reason, kind),
     serve: stack(
       [
@@ -258,6 +264,14 @@ export function createDataPlane(options: DataPlaneOptions): ProcessDataPlane {
     },
     rehearse: (names, signal) => client.rehearse(names, { signal }),
     workers: () => Promise.resolve([]),
+  }
+}
+
+function withPeerRoom<Limits extends typeof PEER_ROOM>(limits: Limits): Limits {
+  return {
+    ...limits,
+    headFields: limits.headFields + PEER_ROOM.headFields,
+    headBytes: limits.headBytes + PEER_ROOM.headBytes,
   }
 }
 

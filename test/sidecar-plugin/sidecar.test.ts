@@ -11,7 +11,7 @@ import { createSidecar, nodeIdOf, type Sidecar, type SidecarOptions } from '../.
 import { freePort } from '../support/free-port.ts'
 import { seededRandom } from '../support/seeded-random.ts'
 import { FakeClient, quietLog, RawCaller, startService } from './fakes.ts'
-import { eventually } from './wire.ts'
+import { eventually, rawService } from './wire.ts'
 
 const NO_DRAIN = ['--drain-settle', '0ms', '--drain-timeout', '5s']
 
@@ -158,6 +158,36 @@ describe('a call through both sidecars', () => {
     assert.deepEqual(stats.servedFrom, { memory: 6, file: 0, peer: 0, registry: 0 })
     assert(stats.retries > 0)
   })
+
+  for (const protocol of ['http', 'h2'] as const)
+    test(`is not refused by the second what the first has taken, nor is its answer, over ${protocol}`, async (t) => {
+      const names = (count: number) => Array.from({ length: count }, (_, i) => `x-${i}`)
+      // By hand: node:http takes no head as long as that.
+      const stock = await rawService(t, (socket) => {
+        let head = ''
+        socket.on('data', (piece) => {
+          head += piece.toString('latin1')
+          if (head.endsWith('\r\n\r\n'))
+            socket.end(
+              `HTTP/1.1 200 OK\r\n${names(256)
+                .map((name) => `${name}:\r\n`)
+                .join('')}\r\n${head.length}`,
+            )
+        })
+      })
+      const theirs = await start(t)
+      await register(theirs.sidecar, 'stock', stock.port)
+      const ours = await start(t)
+      ours.client.set('stock', [{ id: 'n', port: theirs.sidecar.ports.inbound, protocol }])
+      const fields = ['Host:stock', 'x-holdfast-timeout:5s', ...names(97).map((name) => `${name}:`)]
+      const head = `GET / HTTP/1.1\r\n${fields.join('\r\n')}\r\nx-long:`
+      const caller = new RawCaller(ours.sidecar.ports.outbound)
+      t.after(() => caller.socket.destroy())
+      caller.send(`${head}${'y'.repeat(61_440 - head.length - 4)}\r\n\r\n`)
+      const answer = await caller.until(/\r\n0\r\n\r\n$/)
+      assert.match(answer, /^HTTP\/1\.1 200 [\s\S]*\r\nx-255: \r\n/)
+      assert.ok(Number(/\r\n(\d{5})\r\n/.exec(answer)?.[1]) > 61_440 - 100)
+    })
 
   test('that states a timeout ends in time at both, and says so', async (t) => {
     let closed = false
