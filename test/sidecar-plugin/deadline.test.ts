@@ -68,6 +68,14 @@ describe('a stated timeout', () => {
     assert.equal(outbound.outcome().error, undefined)
   })
 
+  test('is as long as can be said', async () => {
+    for (const left of ['1000000000', String(999_999_999 * 86_400_000)]) {
+      const { clock, outcome } = begin({ direction: 'inbound', control: new Map([['deadline', left]]) })
+      await clock.advance(999_999_999)
+      assert.equal(outcome().error, undefined, left)
+    }
+  })
+
   test('is of the whole exchange: a body that takes too long is cut', async () => {
     const { clock, inner, exchange, outcome } = begin({}, 2_000)
     inner.answer()

@@ -111,7 +111,7 @@ function owesContent({ body, bytesIn, headers }: Exchange): boolean {
 /** What the sidecar before says is left, in milliseconds. Unreadable means unsaid: the word is a peer's, not a user's. */
 function remaining(exchange: Exchange): number | undefined {
   const text = exchange.direction === 'inbound' ? exchange.control.get('deadline') : undefined
-  return text !== undefined && /^\d{1,9}$/.test(text) ? Number(text) : undefined
+  return text !== undefined && /^\d{1,17}$/.test(text) ? Number(text) : undefined
 }
 
 function least(...values: readonly (number | undefined)[]): number | undefined {
