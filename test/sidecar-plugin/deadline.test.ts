@@ -9,12 +9,14 @@ import { bodyOf, exchangeFor, replyOf } from './fakes.ts'
 /** An inner service that answers when told, and fails when aborted, as the contract wants. */
 function waiting() {
   let answer!: (reply: Reply) => void
+  let calls = 0
   const service = (exchange: Exchange) =>
     new Promise<Reply>((resolve, reject) => {
+      calls++
       answer = resolve
       exchange.signal.addEventListener('abort', () => reject(new Error('the socket broke')))
     })
-  return { service, answer: (reply = replyOf()) => answer(reply) }
+  return { service, calls: () => calls, answer: (reply = replyOf()) => answer(reply) }
 }
 
 function begin(over: Parameters<typeof exchangeFor>[0] = {}, policyMs?: number) {
@@ -42,12 +44,19 @@ describe('a stated timeout', () => {
     assert.equal(exchange.signal.aborted, true)
   })
 
-  test('of nothing ends at once, as any other', async () => {
-    const { clock, outcome, done } = begin({}, 0)
-    await clock.advance(0)
-    await done
-    assert.equal(outcome().error?.reason, 'deadline')
-  })
+  for (const [what, over] of Object.entries({
+    'of nothing': { control: new Map([['timeout', '0ms']]) },
+    'of nothing in the words of gRPC': { isGrpc: true, headers: ['grpc-timeout', '0m'] },
+    'that was over while the service was looked for': { startedMs: -50, control: new Map([['timeout', '50ms']]) },
+  }))
+    test(`${what} ends before anything is sent`, async () => {
+      const { clock, inner, outcome, done } = begin(over)
+      await done
+      assert.equal(outcome().error?.reason, 'deadline')
+      assert.equal(outcome().error?.delivered, false)
+      assert.equal(inner.calls(), 0)
+      assert.equal(clock.pending, 0)
+    })
 
   test('is the least of the policy’s and the caller’s', async () => {
     const lower = begin({ control: new Map([['timeout', '250ms']]) }, 2_000)

@@ -41,6 +41,9 @@ export function deadline(options: DeadlineOptions): Layer {
       policyMs,
     )
     exchange.isHurried = statedMs !== undefined && statedMs < (policyMs ?? defaultMs)
+    // Of no use to its caller any more, whatever the service would do for it.
+    if (statedMs !== undefined && exchange.startedMs + statedMs <= clock.now())
+      throw new SidecarError('deadline', `over on arrival: the timeout is ${statedMs} ms`)
     const limit = new Limit(exchange, clock, statedMs ?? defaultMs, statedMs === undefined)
     if (statedMs !== undefined) exchange.deadlineMs = limit.endMs
     try {
