@@ -13,6 +13,7 @@ import { LOCAL_HOST } from './local/local-nodes.ts'
 import { LocalRegistration } from './local/local-registration.ts'
 import { LocalServices, type Entrance } from './local/local-services.ts'
 import type { LocalSpec } from './local/local-spec.ts'
+import { OwnPortError, OwnPorts } from './local/own-ports.ts'
 import { RegistrationFile, type SavedServices } from './local/registration-file.ts'
 import type { DataPlane } from './planes.ts'
 import { withGreeting } from './tcp/greeting.ts'
@@ -82,11 +83,19 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
   })
   // Of all who speak HTTP. The port is known once the inbound side listens, which is before the first of them is added.
   const shared = { host: config.advertise, port: 0, close: () => {} }
+  const own = new OwnPorts()
+  own.add('the inbound', inboundAt.host, inboundAt.port)
+  own.add('the outbound', outboundAt.host, outboundAt.port)
+  own.add('the admin', adminAt.host, adminAt.port)
+  if (peersAt) own.add('the peer', peersAt.host, peersAt.port)
+  for (const { host, port } of config.listeners.tcp) own.add('a TCP', host, port)
   const services = new LocalServices({
     namespace,
     plane,
-    enter: (spec, isRestored) =>
-      spec.protocol === 'tcp' ? entrances.enter(spec, isRestored) : Promise.resolve(shared),
+    enter: async (spec, isRestored) => {
+      own.check(spec, entrances.ports)
+      return spec.protocol === 'tcp' ? entrances.enter(spec, isRestored) : shared
+    },
     patienceMs: PUT_PATIENCE_MS,
     drainMs: config.drain.timeout,
     save: (registrations) => file?.save({ registrations, ports: entrances.ports }) ?? Promise.resolve(),
@@ -162,23 +171,37 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
       ...config.services.map((spec) => ({ spec, isSaved: false })),
       ...saved.registrations.filter(({ service }) => !named.has(service)).map((spec) => ({ spec, isSaved: true })),
     ]
+    const add = async ({ spec, isSaved }: (typeof known)[number]) => {
+      try {
+        await services.add(spec, isSaved)
+      } catch (error) {
+        if (!(error instanceof OwnPortError)) throw error
+        log.error({ service: spec.service, path: 'port', reason: error.message }, 'a service is left out')
+      }
+    }
     const isTcp = ({ spec }: { spec: LocalSpec }) => spec.protocol === 'tcp'
     // The port is part of what is registered, so it has to be had first; what arrives is served once all are added,
     // which happens before any connection is read from.
-    for (const { spec, isSaved } of known.filter(isTcp)) await services.add(spec, isSaved)
+    for (const item of known.filter(isTcp)) await add(item)
     ports.inbound = await plane.open({ id: 'inbound', direction: 'inbound', ...inboundAt })
     shared.port = ports.inbound
-    await Promise.all(known.filter((item) => !isTcp(item)).map(({ spec, isSaved }) => services.add(spec, isSaved)))
+    own.add('the inbound', inboundAt.host, ports.inbound)
+    await Promise.all(known.filter((item) => !isTcp(item)).map(add))
     if (entrances.ports.size > 0) await file?.save({ registrations: saved.registrations, ports: entrances.ports })
     ports.outbound = await plane.open({ id: 'outbound', direction: 'outbound', ...outboundAt })
+    own.add('the outbound', outboundAt.host, ports.outbound)
     for (const [index, binding] of config.listeners.tcp.entries()) {
       const { service, namespace: of } = binding
       const opening = { id: `tcp ${index}`, direction: 'outbound', tcp: { service, namespace: of } } as const
-      tcp.push({ ...binding, port: await plane.open({ ...opening, host: binding.host, port: binding.port }) })
+      const port = await plane.open({ ...opening, host: binding.host, port: binding.port })
+      own.add('a TCP', binding.host, port)
+      tcp.push({ ...binding, port })
     }
     ports.admin = await admin.listen(adminAt.host, adminAt.port)
+    own.add('the admin', adminAt.host, ports.admin)
     if (peersAt) {
       ports.peers = await peerListener.listen(peersAt.host, peersAt.port)
+      own.add('the peer', peersAt.host, ports.peers)
       addresses.peers = urlOf(peersAt.host, ports.peers)
     }
     // Once all ports are had: a sidecar that cannot start starts nothing.

@@ -7,7 +7,8 @@ import { portAcceptor, type AcceptorFactory } from './acceptor.ts'
 import { exposeClient } from './client-metrics.ts'
 import type { SidecarConfig } from './config.ts'
 import { exposeConnections, type ConnectionStats } from './connection-metrics.ts'
-import { Forward, type ForwardLimits } from './forward.ts'
+import { SidecarError } from './errors.ts'
+import { DEFAULT_FORWARD_LIMITS, Forward, type ForwardLimits } from './forward.ts'
 import { explain, shownKnown, shownView } from './inspection.ts'
 import { stack, type Exchange, type Layer } from './layer.ts'
 import { accessLog } from './layers/access-log.ts'
@@ -21,7 +22,7 @@ import { local } from './layers/local.ts'
 import { metrics } from './layers/metrics.ts'
 import { resolve } from './layers/resolve.ts'
 import { DEFAULT_ATTEMPTS, retry } from './layers/retry.ts'
-import { Listener, type ListenerLimits } from './listener.ts'
+import { DEFAULT_LISTENER_LIMITS, Listener, type ListenerLimits } from './listener.ts'
 import { LocalNodes } from './local/local-nodes.ts'
 import type { DataPlane } from './planes.ts'
 import { policyReader } from './policy-reader.ts'
@@ -69,6 +70,12 @@ const LOCAL_KEEP_ALIVE_MS = 1_000
 /** On this host an end is heard of, and servers of gRPC take more than a ping in five minutes for abuse. */
 const LOCAL_QUIET_MS = 360_000
 
+/**
+ * What a message may have more of where a sidecar has sent it: fields of its own, those of the connection, and what
+ * fields take up in HTTP/2. Without it the second sidecar refuses what the first has taken.
+ */
+const PEER_ROOM = { headFields: 16, headBytes: 8_192 }
+
 /** Hands the parts that carry traffic to each other. */
 export function createDataPlane(options: DataPlaneOptions): ProcessDataPlane {
   const { config, log, clock, random, client, limits, acceptor = () => portAcceptor } = options
@@ -83,7 +90,7 @@ export function createDataPlane(options: DataPlaneOptions): ProcessDataPlane {
     trustReason: true,
     fields: (exchange) => peerFields(exchange, clock),
     replaces: ['x-request-id'],
-    ...(limits?.forward && { limits: limits.forward }),
+    limits: withPeerRoom({ ...DEFAULT_FORWARD_LIMITS, ...limits?.forward }),
   })
   const inboundForward = new Forward({
     clock,
@@ -146,7 +153,7 @@ export function createDataPlane(options: DataPlaneOptions): ProcessDataPlane {
     clock,
     random,
     acceptor: acceptor('inbound'),
-    ...(limits?.listener && { limits: limits.listener }),
+    limits: withPeerRoom({ ...DEFAULT_LISTENER_LIMITS, ...limits?.listener }),
     onMalformed: (reason, kind) => stats.malformed(reason, kind),
     serve: stack(
       [
@@ -260,6 +267,14 @@ export function createDataPlane(options: DataPlaneOptions): ProcessDataPlane {
   }
 }
 
+function withPeerRoom<Limits extends typeof PEER_ROOM>(limits: Limits): Limits {
+  return {
+    ...limits,
+    headFields: limits.headFields + PEER_ROOM.headFields,
+    headBytes: limits.headBytes + PEER_ROOM.headBytes,
+  }
+}
+
 /** What one sidecar tells the next: whose request it is, what is left of a stated timeout, and whether it has a choice. */
 function peerFields(exchange: Exchange, clock: Clock): string[] {
   const fields = ['x-request-id', exchange.id, 'x-holdfast-service', exchange.name]
@@ -269,9 +284,26 @@ function peerFields(exchange: Exchange, clock: Clock): string[] {
   return fields
 }
 
-/** What the service is told: the request's id, and appended to what it says already, the address it came from. */
+/**
+ * Hops after which a request is taken to run in circles, through a service that is a proxy and leads back. More holds two
+ * connections for each; less refuses what long chains of services pass on.
+ */
+const HOPS_MAX = 32
+
+/**
+ * What the service is told: the request's id, and appended to what it says already, the address it came from.
+ * @throws SidecarError `loop_detected`
+ */
 function serviceFields(exchange: Exchange): string[] {
   const forwarded = exchange.headers.getAll('x-forwarded-for')
+  if (forwarded.length > 0 && hopsOf(forwarded) >= HOPS_MAX)
+    throw new SidecarError('loop_detected', `x-forwarded-for names ${HOPS_MAX} hops and more`)
   if (exchange.peer) forwarded.push(exchange.peer)
   return ['x-request-id', exchange.id, ...(forwarded.length > 0 ? ['x-forwarded-for', forwarded.join(', ')] : [])]
+}
+
+function hopsOf(forwarded: readonly string[]): number {
+  let hops = forwarded.length
+  for (const list of forwarded) for (let at = list.indexOf(','); at >= 0; at = list.indexOf(',', at + 1)) hops++
+  return hops
 }

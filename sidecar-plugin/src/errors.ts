@@ -31,7 +31,7 @@ export const REASONS = {
   draining: { status: 503, source: 'internal', title: 'The sidecar is draining' },
   deadline: { status: 504, source: 'upstream', title: 'No answer in time' },
   version: { status: 505, source: 'downstream', title: 'The version of HTTP is not spoken here' },
-  loop_detected: { status: 508, source: 'internal', title: 'The request came back to a sidecar that had sent it' },
+  loop_detected: { status: 508, source: 'downstream', title: 'The request came back to a sidecar that had sent it' },
 } as const satisfies Record<string, { status: number; source: ErrorSource; title: string }>
 
 export type Reason = keyof typeof REASONS

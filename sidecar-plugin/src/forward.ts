@@ -8,7 +8,10 @@ import { addFields, firstOf } from './http2/fields.ts'
 import { SessionPool, type SessionPoolLimits } from './http2/session-pool.ts'
 import { isRepeatable, Whole, type Body, type Destination, type Exchange, type Reply, type Tunnel } from './layer.ts'
 
-/** Bounds on what is held towards nodes, in the unit the name ends in; `connections`, `sessions` and `pending` are of one node. */
+/**
+ * Bounds on what is held towards nodes, in the unit the name ends in; `connections`, `sessions` and `pending` are of one
+ * node, which is of one service.
+ */
 export interface ForwardLimits extends PoolLimits, SessionPoolLimits {
   /** Nodes with a pool at once. */
   readonly pools: number
@@ -96,7 +99,7 @@ export class Forward {
       if (destination === undefined) throw new SidecarError('no_nodes', 'no layer chose a node')
       if (aborted) throw aborted
       const { trustReason } = this.#options
-      const pool = this.#pool(destination)
+      const pool = this.#pool(exchange.name, destination)
       if (pool instanceof SessionPool) {
         const head = this.#fieldsOf(exchange, destination)
         new Sending(exchange, destination, pool, head, trustReason, resolve, reject).start(false)
@@ -143,18 +146,19 @@ export class Forward {
     return { ':method': method, ':scheme': 'http', ':authority': authority, ':path': target, ...end }
   }
 
-  #pool(destination: Destination): Pool | SessionPool {
+  #pool(service: string, destination: Destination): Pool | SessionPool {
     const known = this.#known.get(destination)
     if (known?.isClosed === false) return known
-    const pool = this.#poolOf(destination)
+    const pool = this.#poolOf(service, destination)
     this.#known.set(destination, pool)
     return pool
   }
 
-  #poolOf(destination: Destination): Pool | SessionPool {
+  /** Of the service, too: behind one sidecar stand several, and one that hangs must not fill what the others need. */
+  #poolOf(service: string, destination: Destination): Pool | SessionPool {
     const isHttp2 = destination.protocol === 'h2' || destination.protocol === 'grpc'
-    const origin = isHttp2 ? `h2 ${originOf(destination)}` : originOf(destination)
-    let pool = this.#pools.get(origin)
+    const key = `${service} ${isHttp2 ? 'h2' : 'http'} ${originOf(destination)}`
+    let pool = this.#pools.get(key)
     if (pool) return pool
     if (this.#pools.size >= this.#limits.pools) {
       this.#evict()
@@ -162,7 +166,7 @@ export class Forward {
         throw new SidecarError('overloaded', `requests are under way to ${this.#pools.size} nodes`)
     }
     pool = new (isHttp2 ? SessionPool : Pool)(destination, this.#limits, this.#now)
-    this.#pools.set(origin, pool)
+    this.#pools.set(key, pool)
     return pool
   }
 
@@ -175,14 +179,14 @@ export class Forward {
 
   #tick(): void {
     const nowMs = (this.#now.ms = this.#options.clock.now())
-    for (const [origin, pool] of this.#pools) {
+    for (const [key, pool] of this.#pools) {
       pool.check()
-      if (pool.inFlight === 0 && nowMs - pool.usedMs >= POOL_IDLE_MS) this.#drop(origin, pool)
+      if (pool.inFlight === 0 && nowMs - pool.usedMs >= POOL_IDLE_MS) this.#drop(key, pool)
     }
   }
 
-  #drop(origin: string, pool: Pool | SessionPool): void {
-    this.#pools.delete(origin)
+  #drop(key: string, pool: Pool | SessionPool): void {
+    this.#pools.delete(key)
     pool.close()
   }
 }

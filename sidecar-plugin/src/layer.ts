@@ -35,6 +35,8 @@ export interface Content {
   readonly length: number | undefined
   /** Whether it could be poured from its beginning once more. */
   readonly repeatable: boolean
+  /** Whether somebody takes it and has to wait for whoever sends it. Of a request's content; left out: no. */
+  readonly flows?: boolean
   /** Lets it flow, from its beginning. Into one sink at a time. */
   pour(sink: Sink): void
   /** Goes on after {@link Sink.write} has returned false. */
@@ -188,6 +190,8 @@ export class Exchange {
   known: Known | undefined = undefined
   /** Milliseconds of the clock when a stated timeout ends; undefined when none was stated. Set by `deadline`. */
   deadlineMs: number | undefined = undefined
+  /** Whether its caller gives less time than the service's policy or the default does. Set by `deadline`. */
+  isHurried = false
   /** Times that it was sent, or that sending was tried. */
   attempts = 0
   /** Whether this attempt, if it is refused, will be followed by one on another node. Set by `retry`. */

@@ -16,7 +16,7 @@ function refusedWith(reason: string) {
 
 describe('what of a head goes on', () => {
   test('of an absolute URL the path is the target, and its authority replaces the Host as received', async () => {
-    const exchange = await clean(['Host', 'liar', 'A', 'b'], { target: 'http://stock.shop:80/items?q=1#x' })
+    const exchange = await clean(['Host', 'liar', 'A', 'b'], { target: 'http://stock.shop:80/items?q=1' })
     assert.equal(exchange.target, '/items?q=1')
     assert.equal(exchange.authority, 'stock.shop:80')
     assert.deepEqual(exchange.headers.list, ['Host', 'stock.shop:80', 'A', 'b'])
@@ -29,6 +29,42 @@ describe('what of a head goes on', () => {
   test('an absolute URL without a path asks for the root', async () => {
     assert.equal((await clean(['Host', 'x'], { target: 'http://stock?q=1' })).target, '/?q=1')
   })
+})
+
+for (const authority of ['', 'u@', ':80', 'a"<>{}|\\b'])
+  test(`a URL whose host is ${JSON.stringify(authority)} is refused as such a Host is`, () =>
+    assert.rejects(clean(['Host', 'a'], { target: `http://${authority}/p` }), refusedWith('bad_request')))
+
+test('RFC 9112/3.2.4: OPTIONS for a URL without a path is for the server as a whole', async () => {
+  const targetOf = async (target: string) => (await clean(['Host', 'x'], { method: 'OPTIONS', target })).target
+  assert.deepEqual(
+    [await targetOf('http://x'), await targetOf('http://x?'), await targetOf('http://x/')],
+    ['*', '/?', '/'],
+  )
+})
+
+describe('RFC 9110/7.6.2: Max-Forwards', () => {
+  const limited = (method: string, left: string) => clean(['Host', 'a', 'max-forwards', left], { method })
+
+  test('counts the hops of OPTIONS and TRACE, and of nothing else', async () => {
+    for (const [method, left] of [
+      ['OPTIONS', '1'],
+      ['TRACE', '1'],
+      ['GET', '2'],
+    ] as const)
+      assert.equal((await limited(method, '2')).headers.get('max-forwards'), left, method)
+    assert.equal((await limited('OPTIONS', 'many')).headers.get('max-forwards'), 'many')
+  })
+
+  test('of none left ends OPTIONS here with what may be asked', async () => {
+    const { exchange } = exchangeFor({ headers: ['Max-Forwards', '0'], method: 'OPTIONS' })
+    const reply = await cleanHead()(() => Promise.reject(new Error('it went on')))(exchange)
+    assert.equal(reply.status, 204)
+    assert.match(reply.headers.get('allow')!, /GET, .*OPTIONS/)
+  })
+
+  test('of none left ends TRACE here, and reflects nothing', () =>
+    assert.rejects(limited('TRACE', '0'), refusedWith('not_supported')))
 })
 
 test('a timeout without a unit is refused, instead of being guessed at', () =>

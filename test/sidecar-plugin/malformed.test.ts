@@ -118,10 +118,20 @@ describe('limits', () => {
     assert.match(await tell(port, 'GET / HTTP/1.1\r\nHost'), /^HTTP\/1\.1 408 [\s\S]*request_timeout/)
   })
 
-  test('a connection on which nothing moves is closed', async (t) => {
-    const { port } = await start(t, { listener: { idleMs: 100 } })
-    const caller = new RawCaller(port).send('POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc')
-    await caller.closed
+  test('a Connection of many options is a 400, in one line or in several', async (t) => {
+    const { port, served } = await start(t)
+    for (const lines of [`Connection: ${'a,'.repeat(64)}\r\n`, 'Connection: a,b,c,d,e,f,g\r\n'.repeat(10)])
+      assert.match(await tell(port, `GET / HTTP/1.1\r\nHost: a\r\n${lines}\r\n`), /^HTTP\/1\.1 400 [\s\S]*bad_request/)
+    assert.equal(served(), 0)
+    const few = `GET / HTTP/1.1\r\nHost: a\r\nConnection: ${'a,'.repeat(62)}close\r\n\r\n`
+    assert.match(await tell(port, few), /^HTTP\/1\.1 200 /)
+  })
+
+  test('content that stops coming is a 408', async (t) => {
+    const wire = await startWire(() => {}, { listener: { idleMs: 100, lingerMs: 100 } })
+    t.after(() => wire.stop())
+    const answer = await tell(wire.port, 'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc')
+    assert.match(answer, /^HTTP\/1\.1 408 [\s\S]*x-holdfast-reason: idle\r\n/)
   })
 })
 

@@ -11,7 +11,7 @@ import { createSidecar, nodeIdOf, type Sidecar, type SidecarOptions } from '../.
 import { freePort } from '../support/free-port.ts'
 import { seededRandom } from '../support/seeded-random.ts'
 import { FakeClient, quietLog, RawCaller, startService } from './fakes.ts'
-import { eventually } from './wire.ts'
+import { eventually, rawService } from './wire.ts'
 
 const NO_DRAIN = ['--drain-settle', '0ms', '--drain-timeout', '5s']
 
@@ -22,6 +22,7 @@ async function start(
     argv?: string[]
     cacheDir?: string
     idle?: string
+    services?: object[]
     limits?: SidecarOptions['limits']
   } = {},
 ) {
@@ -31,7 +32,7 @@ async function start(
   const { config } = loadConfig({
     argv: [...ports, ...cache, ...NO_DRAIN, ...(options.argv ?? []), '--config', 'sidecar.yaml'],
     env: {},
-    readFile: () => `drain: { idle: ${options.idle ?? '0ms'} }`,
+    readFile: () => JSON.stringify({ drain: { idle: options.idle ?? '0ms' }, services: options.services ?? [] }),
   })
   const sidecar = await createSidecar({
     config,
@@ -158,6 +159,37 @@ describe('a call through both sidecars', () => {
     assert(stats.retries > 0)
   })
 
+  for (const protocol of ['http', 'h2'] as const)
+    test(`is not refused by the second what the first has taken, nor is its answer, over ${protocol}`, async (t) => {
+      const names = (count: number) => Array.from({ length: count }, (_, i) => `x-${i}`)
+      // By hand: node:http takes no head as long as that.
+      const stock = await rawService(t, (socket) => {
+        let head = ''
+        socket.on('data', (piece) => {
+          head += piece.toString('latin1')
+          if (head.endsWith('\r\n\r\n'))
+            socket.end(
+              `HTTP/1.1 200 OK\r\n${names(256)
+                .map((name) => `${name}:\r\n`)
+                .join('')}\r\n${head.length}`,
+            )
+        })
+      })
+      const theirs = await start(t)
+      await register(theirs.sidecar, 'stock', stock.port)
+      const ours = await start(t)
+      ours.client.set('stock', [{ id: 'n', port: theirs.sidecar.ports.inbound, protocol }])
+      const fields = ['Host:stock', 'x-holdfast-timeout:5s', 'Connection:close', ...names(96).map((name) => `${name}:`)]
+      const head = `GET / HTTP/1.1\r\n${fields.join('\r\n')}\r\nx-long:`
+      const caller = new RawCaller(ours.sidecar.ports.outbound)
+      t.after(() => caller.socket.destroy())
+      caller.send(`${head}${'y'.repeat(61_440 - head.length - 4)}\r\n\r\n`)
+      await caller.closed
+      const answer = caller.text
+      assert.match(answer, /^HTTP\/1\.1 200 [\s\S]*\r\nx-255: \r\n/)
+      assert.ok(Number(/\r\n(\d{5})\r\n/.exec(answer)?.[1]) > 61_440 - 100)
+    })
+
   test('that states a timeout ends in time at both, and says so', async (t) => {
     let closed = false
     const slow = await service(t, (incoming) => void incoming.socket.on('close', () => (closed = true)))
@@ -218,6 +250,22 @@ test('an explanation of a request reads the policy of its service, and the time 
   assert.deepEqual({ ...(await ask('')), timeoutMs: 2_000, headers: {} }, await ask(''))
 })
 
+test('a service that hangs keeps nobody from another one behind the same sidecar', async (t) => {
+  const hanging = await service(t, () => {})
+  const stock = await service(t, (_incoming, outgoing) => void outgoing.end('here'))
+  const theirs = await start(t)
+  await register(theirs.sidecar, 'hanging', hanging.port)
+  await register(theirs.sidecar, 'stock', stock.port)
+  const ours = await start(t, { limits: { forward: { connections: 1, pending: 1 } } })
+  for (const name of ['hanging', 'stock']) ours.client.set(name, [{ id: 'n', port: theirs.sidecar.ports.inbound }])
+  const arrived = once(hanging.server, 'request')
+  const caller = new RawCaller(ours.sidecar.ports.outbound).send('GET / HTTP/1.1\r\nHost: hanging\r\n\r\n')
+  t.after(() => caller.socket.destroy())
+  await arrived
+  const headers = { 'x-holdfast-timeout': '5s' }
+  assert.equal((await call(ours.sidecar.ports.outbound, { host: 'stock', headers })).status, 200)
+})
+
 describe('what the sidecar answers by itself', () => {
   test('says why', async (t) => {
     const { sidecar, client } = await start(t)
@@ -241,6 +289,44 @@ describe('what the sidecar answers by itself', () => {
     const { sidecar, client } = await start(t)
     client.set('loop', [{ id: 'n', port: sidecar.ports.outbound }])
     assert.equal((await call(sidecar.ports.outbound, { host: 'loop' })).headers['x-holdfast-reason'], 'loop_detected')
+  })
+
+  test('and so does one that a service leads back, without a word against its node', async (t) => {
+    const ours = await start(t)
+    const theirs = await start(t)
+    assert.equal((await register(theirs.sidecar, 'loop', ours.sidecar.ports.outbound)).status, 201)
+    ours.client.set('loop', [{ id: 'n', port: theirs.sidecar.ports.inbound }])
+    const answer = await call(ours.sidecar.ports.outbound, { host: 'loop' })
+    // Said of itself by what stands for the service, so not in the field.
+    assert.deepEqual([answer.status, (JSON.parse(answer.text) as { code: string }).code], [508, 'loop_detected'])
+    await eventually('all are over', () => ours.client.outcomes.length === 32 + 1)
+    assert.deepEqual(new Set(ours.client.outcomes), new Set(['n ok']))
+  })
+
+  test('a port of its own is nobody’s service', async (t) => {
+    const peers = await freePort()
+    const { sidecar } = await start(t, { argv: ['--peer-port', String(peers), '--tcp', '0=db'] })
+    const own = { ...sidecar.ports, tcp: sidecar.tcp[0]!.port }
+    for (const [name, port] of Object.entries(own)) {
+      const answer = await register(sidecar, 'loop', port)
+      const { code, errors } = JSON.parse(answer.text) as { code: string; errors: [{ path: string; message: string }] }
+      assert.deepEqual([answer.status, code, errors[0].path], [400, 'invalid_request', 'port'], name)
+      assert.match(errors[0].message, new RegExp(`${port} is .* port of the sidecar itself`))
+    }
+  })
+
+  test('a port of its own that the configuration or the file names is left out', async (t) => {
+    const cacheDir = await mkdtemp(join(tmpdir(), 'holdfast-'))
+    t.after(() => rm(cacheDir, { recursive: true, force: true }))
+    const inbound = ['--inbound-port', String(await freePort())]
+    const outbound = await freePort()
+    const first = await start(t, { cacheDir, argv: inbound })
+    await register(first.sidecar, 'loop', outbound)
+    await first.sidecar.close()
+    const argv = [...inbound, '--outbound-port', String(outbound)]
+    const { sidecar } = await start(t, { cacheDir, argv, services: [{ service: 'named', port: outbound }] })
+    const listed = await call(sidecar.ports.admin, { path: '/v1/registrations' })
+    assert.deepEqual(JSON.parse(listed.text), { registrations: [] })
   })
 })
 

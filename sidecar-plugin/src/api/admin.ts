@@ -7,6 +7,7 @@ import { stack, type Layer } from '../layer.ts'
 import { cleanHead } from '../layers/clean-head.ts'
 import { localBodySchema, localSpecOf, type LocalSpec } from '../local/local-spec.ts'
 import type { LocalReport } from '../local/local-services.ts'
+import { OwnPortError } from '../local/own-ports.ts'
 import type { AskedRequest } from '../planes.ts'
 import { EntranceError } from '../tcp/tcp-entrances.ts'
 import { invalid, Refusal, refusals } from './refusal.ts'
@@ -17,7 +18,7 @@ import { router, type Listening, type Routes } from './router.ts'
 export interface AdminSubject {
   /** Undefined once ready; why not before, and while draining. */
   unready(): string | undefined
-  /** Throws {@link EntranceError}, or a `SidecarError` while it drains. */
+  /** Throws {@link EntranceError}, {@link OwnPortError}, or a `SidecarError` while it drains. */
   put(spec: LocalSpec): Promise<{ readonly created: boolean; readonly report: LocalReport }>
   remove(service: string): Promise<boolean>
   registrations(): Promise<readonly LocalReport[]>
@@ -135,6 +136,7 @@ function routesOf(subject: AdminSubject, home: string): Routes {
 }
 
 function refuseEntrance(error: unknown): never {
+  if (error instanceof OwnPortError) throw invalid([{ path: 'port', message: error.message }])
   if (!(error instanceof EntranceError)) throw error
   throw new Refusal({ status: 409, code: 'port_in_use', title: error.message })
 }

@@ -6,6 +6,9 @@ import { Malformed } from './malformed.ts'
 const CONTROL_PREFIX = 'x-holdfast-'
 const NONE: readonly string[] = Object.freeze([])
 
+/** More than a connection has options; each is looked for among all fields. */
+const CONNECTION_OPTIONS_MAX = 64
+
 const CR = 0x0d
 const LF = 0x0a
 const SPACE = 0x20
@@ -203,7 +206,10 @@ function noteConnection(seen: Seen, value: string): void {
     seen.keep = true
     return
   }
-  for (const part of value.split(',')) {
+  const parts = value.split(',', CONNECTION_OPTIONS_MAX + 1)
+  if (parts.length + (seen.named?.length ?? 0) > CONNECTION_OPTIONS_MAX)
+    throw new Malformed('connection', `Connection names more than ${CONNECTION_OPTIONS_MAX} options`)
+  for (const part of parts) {
     const token = part.trim().toLowerCase()
     if (token === '') continue
     if (token === 'close') seen.close = true

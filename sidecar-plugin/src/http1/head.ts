@@ -218,8 +218,9 @@ function framingOf(seen: Seen, minor: number, otherwise: Framing): Framing {
   return otherwise
 }
 
-/** RFC 9112, section 3.2: the origin, absolute, authority and asterisk form. */
+/** RFC 9112, section 3.2: the origin, absolute, authority and asterisk form; none has a fragment. */
 export function isTarget(method: string, target: string): boolean {
+  if (target.includes('#')) return false
   if (method === 'CONNECT') return /^(?:\[[0-9a-f:.]+\]|[^/?#@:[\]]+):\d{1,5}$/i.test(target)
   if (target.charCodeAt(0) === 0x2f) return true
   if (target === '*') return method === 'OPTIONS'

@@ -131,7 +131,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     if (this.#lingersSinceMs !== undefined) {
       if (nowMs - this.#lingersSinceMs >= limits.lingerMs) this.destroy()
     } else if (this.#exchange) {
-      if (nowMs - this.#movedMs >= limits.idleMs) this.destroy()
+      if (nowMs - this.#movedMs >= limits.idleMs) this.#idled(nowMs)
     } else if (this.#hasBegun) {
       if (nowMs - this.#headSinceMs >= limits.headMs)
         this.#refuse(new Malformed('head_too_slow', `the head took more than ${limits.headMs} ms`))
@@ -299,6 +299,14 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
       if (socket) this.#host.preferred(this, socket)
     })
     return false
+  }
+
+  /** Who owes the rest of a request is told so; a connection that stands still otherwise is cut. */
+  #idled(nowMs: number): void {
+    if (this.#isAnswering || this.#content?.flows !== true) return this.destroy()
+    this.#movedMs = nowMs
+    const detail = `nothing came of the request for ${this.#host.limits.idleMs} ms`
+    this.#exchange!.abort(new SidecarError('idle', detail, { delivered: true }))
   }
 
   /** Whether the request has content that its caller sends only when told to, which did not happen. */

@@ -17,7 +17,7 @@ const UNAVAILABLE = 14
  */
 export const GRPC_STATUS: Readonly<Record<Reason, number>> = {
   bad_request: INTERNAL,
-  request_timeout: CANCELLED,
+  request_timeout: DEADLINE_EXCEEDED,
   expectation: INTERNAL,
   not_here: UNAVAILABLE,
   head_too_large: RESOURCE_EXHAUSTED,

@@ -1,5 +1,5 @@
 import { constants, type OutgoingHttpHeaders, type ServerHttp2Stream } from 'node:http2'
-import { SidecarError } from '../errors.ts'
+import { SidecarError, type Reason } from '../errors.ts'
 import type { Fields } from '../fields.ts'
 import { Malformed } from '../http1/malformed.ts'
 import { discard, endExchange, Whole, type Body, type Exchange, type Reply, type ReplyHead } from '../layer.ts'
@@ -30,6 +30,9 @@ export interface ServerStreamHost {
 
 /** Answers whose head says all there is. */
 const WITHOUT_CONTENT: ReadonlySet<number> = new Set([204, 205, 304])
+
+/** Why a request is given up for which nothing has failed. */
+const CANCELLED: ReadonlySet<Reason> = new Set<Reason>(['deadline', 'request_timeout', 'caller_gone'])
 
 /** One request and its answer, on a stream of their own. */
 export class ServerStream implements StreamOwner, WriterOwner {
@@ -89,6 +92,11 @@ export class ServerStream implements StreamOwner, WriterOwner {
     const { idleMs } = this.#session.limits
     if (nowMs - this.#movedMs < idleMs) return
     this.#movedMs = nowMs
+    // Who owes the rest of a request is told so.
+    if (!this.#stream.headersSent && this.#content?.flows === true) {
+      const detail = `nothing came of the request for ${idleMs} ms`
+      return this.#exchange?.abort(new SidecarError('idle', detail, { delivered: true }))
+    }
     this.#break(
       new SidecarError('caller_gone', `nothing moved for ${idleMs} ms`, { delivered: true }),
       constants.NGHTTP2_CANCEL,
@@ -139,8 +147,7 @@ export class ServerStream implements StreamOwner, WriterOwner {
 
   /** Breaks off: for an answer that cannot be given, or not to its end. */
   fail(error: SidecarError): void {
-    const isLate = error.reason === 'deadline' || error.reason === 'caller_gone'
-    this.#break(error, isLate ? constants.NGHTTP2_CANCEL : constants.NGHTTP2_INTERNAL_ERROR)
+    this.#break(error, CANCELLED.has(error.reason) ? constants.NGHTTP2_CANCEL : constants.NGHTTP2_INTERNAL_ERROR)
   }
 
   // What the content of its request tells it.

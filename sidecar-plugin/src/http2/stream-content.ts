@@ -50,6 +50,10 @@ export class StreamContent implements Content {
     return this.#isDone
   }
 
+  get flows(): boolean {
+    return this.#sink !== undefined && !this.#isWaiting
+  }
+
   pour(sink: Sink): void {
     this.#sink = sink
     this.#isWaiting = false

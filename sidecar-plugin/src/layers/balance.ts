@@ -1,6 +1,6 @@
 import type { Clock } from '@holdfast/registry-client/clock'
 import { asSidecarError, REASONS, SidecarError } from '../errors.ts'
-import type { Ending, Layer, Reply } from '../layer.ts'
+import type { Ending, Exchange, Layer, Reply } from '../layer.ts'
 import type { Picker } from '../registry.ts'
 
 /**
@@ -9,7 +9,9 @@ import type { Picker } from '../registry.ts'
  *
  * What counts against a node: no connection, a broken connection, an answer that came too late, and what its sidecar
  * says about it (any answer with `x-holdfast-reason` and a status of 500 or more). A 5xx of the service itself does
- * not: the node is there and answers, and one bad request must not empty a service. Who has gone, gave no verdict.
+ * not: the node is there and answers, and one bad request must not empty a service. Nor does an answer that came too late
+ * for a caller who waits for less than the policy or the default has it: one who is in a hurry must not empty it either.
+ * Who has gone, gave no verdict.
  *
  * Throws `no_nodes`. Never asks the registry.
  * @param brokenBy whether an answer that was begun failed by the node's fault
@@ -26,21 +28,30 @@ export function balance(options: { picker: Picker; clock: Clock; brokenBy?: (end
       reply = await inner(exchange)
     } catch (thrown) {
       const error = asSidecarError(thrown)
-      pick.done(error.source === 'upstream' ? 'failed' : 'ignored', clock.now() - startedMs)
+      const isFailure = error.source === 'upstream' && !isHaste(exchange, error.reason)
+      pick.done(isFailure ? 'failed' : 'ignored', clock.now() - startedMs)
       throw thrown
     }
     const latencyMs = clock.now() - startedMs
     if (isSidecarFailure(reply)) {
-      pick.done('failed', latencyMs)
+      pick.done(isHaste(exchange, reply.reason) ? 'ignored' : 'failed', latencyMs)
       return reply
     }
-    exchange.whenEnded((ending) => pick.done(brokenBy(ending) ? 'failed' : 'ok', latencyMs))
+    exchange.whenEnded((ending) => {
+      const isFailure = brokenBy(ending) && !isHaste(exchange, ending.error?.reason)
+      pick.done(isFailure ? 'failed' : 'ok', latencyMs)
+    })
     return reply
   }
 }
 
+function isHaste({ isHurried }: Exchange, reason: string | undefined): boolean {
+  return isHurried && reason === 'deadline'
+}
+
 function isSidecarFailure(reply: Reply): boolean {
-  if (reply.reason === undefined) return false
+  // What its callers send round and round says nothing about it.
+  if (reply.reason === undefined || reply.reason === 'loop_detected') return false
   // By the reason: of a failed call of gRPC the status says nothing.
   const status = (REASONS as Readonly<Record<string, { status: number }>>)[reply.reason]?.status ?? reply.status
   return status >= 500 || reply.reason === 'not_here'

@@ -1,11 +1,12 @@
 import { parseDuration } from '@holdfast/registry-client/clock'
 import { SidecarError } from '../errors.ts'
 import { Fields } from '../fields.ts'
-import type { Exchange, Layer } from '../layer.ts'
+import { isHost } from '../http1/head.ts'
+import type { Exchange, Layer, Reply } from '../layer.ts'
 
 /**
  * Leaves behind what both ends understand alike: a target in origin form, and the authority that it named. Stands above
- * every layer that reads them.
+ * every layer that reads them. Answers what has gone as far as its `Max-Forwards` lets it: `OPTIONS` by 204.
  *
  * Throws `bad_request`, `not_supported`, and outbound `loop_detected`: a peer's mark on a request from a local caller
  * means that some node's address is an outbound port.
@@ -13,8 +14,30 @@ import type { Exchange, Layer } from '../layer.ts'
 export function cleanHead(): Layer {
   return (inner) => (exchange) => {
     clean(exchange)
-    return inner(exchange)
+    return isAtItsEnd(exchange) ? Promise.resolve(OPTIONS_REPLY) : inner(exchange)
   }
+}
+
+/** RFC 9110, section 9.3.7: of the sidecar itself, which passes on whatever its caller may think of. */
+const OPTIONS_REPLY: Reply = {
+  status: 204,
+  headers: Fields.of(['allow', 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE, CONNECT']),
+  body: undefined,
+  own: true,
+}
+
+/**
+ * RFC 9110, section 7.6.2. Not even to its end is a TRACE answered here: what it would reflect are fields that the
+ * caller's own page must not read.
+ */
+function isAtItsEnd(exchange: Exchange): boolean {
+  const { method, headers } = exchange
+  if (method !== 'OPTIONS' && method !== 'TRACE') return false
+  const left = headers.get('max-forwards')
+  if (left === undefined || !/^\d{1,9}$/.test(left)) return false
+  if (Number(left) > 0) exchange.headers = withValue(headers, 'Max-Forwards', String(Number(left) - 1))
+  else if (method === 'TRACE') throw new SidecarError('not_supported', 'a sidecar reflects no request')
+  return Number(left) === 0
 }
 
 function clean(exchange: Exchange): void {
@@ -35,7 +58,7 @@ function clean(exchange: Exchange): void {
     exchange.authority = target
     return
   }
-  const absolute = /^http:\/\/([^/?#]*)([^#]*)/i.exec(target)
+  const absolute = /^http:\/\/([^/?]*)(.*)/i.exec(target)
   if (!absolute)
     throw new SidecarError(
       'not_supported',
@@ -43,15 +66,17 @@ function clean(exchange: Exchange): void {
     )
   // RFC 9112 §3.2.2: the URL's authority counts, and the Host as received does not travel on.
   const authority = absolute[1]!.slice(absolute[1]!.lastIndexOf('@') + 1)
+  if (authority === '' || authority.startsWith(':') || !isHost(authority))
+    throw new SidecarError('bad_request', `the URL must name a host, got ${JSON.stringify(target.slice(0, 200))}`)
   const path = absolute[2]!
   exchange.authority = authority
-  exchange.target = path.startsWith('/') ? path : `/${path}`
-  exchange.headers = withHost(headers, authority)
+  // RFC 9112 §3.2.4: of the server as a whole there is no other form.
+  exchange.target = path === '' && method === 'OPTIONS' ? '*' : path.startsWith('/') ? path : `/${path}`
+  exchange.headers = withValue(headers, 'Host', authority)
 }
 
-/** Where it stood, because some look at the first field first. */
-function withHost(headers: Fields, host: string): Fields {
-  const { list } = headers
-  const at = list.findIndex((part, i) => i % 2 === 0 && part.toLowerCase() === 'host')
-  return Fields.of(at < 0 ? ['Host', host, ...list] : list.with(at + 1, host))
+/** Where the first of that name stood, because some look at the first field first. */
+function withValue({ list }: Fields, name: string, value: string): Fields {
+  const at = list.findIndex((part, i) => i % 2 === 0 && part.toLowerCase() === name.toLowerCase())
+  return Fields.of(at < 0 ? [name, value, ...list] : list.with(at + 1, value))
 }

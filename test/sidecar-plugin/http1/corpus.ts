@@ -173,6 +173,7 @@ export const MALFORMED: readonly Case[] = [
   { name: 'obs-text in the target', rule: '9112/3.2', bytes: get('', 'GET /\xe9 HTTP/1.1'), fault: 'target' },
   { name: 'a target in no form', rule: '9112/3.2', bytes: get('', 'GET a HTTP/1.1'), fault: 'target' },
   { name: 'an asterisk of a GET', rule: '9112/3.2.4', bytes: get('', 'GET * HTTP/1.1'), fault: 'target' },
+  { name: 'a target with a fragment', rule: '9112/3.2', bytes: get('', 'GET /a#b HTTP/1.1'), fault: 'target' },
   { name: 'a CONNECT to a path', rule: '9112/3.2.3', bytes: get('', 'CONNECT /a HTTP/1.1'), fault: 'target' },
   { name: 'half a preface of HTTP/2', rule: '9113/3.4', bytes: 'PRI * HTTP/2.0\r\n\r\nMS\r\n\r\n', fault: 'version' },
   { name: 'HTTP/2 in a request line', rule: '9110/2.5', bytes: get('', 'GET / HTTP/2.0'), fault: 'version' },

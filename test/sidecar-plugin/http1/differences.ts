@@ -46,6 +46,12 @@ export const DIFFERENCES: readonly Difference[] = [
   {
     other: 'node',
     stricter: 'ours',
+    reason: 'Node passes a fragment to the application; no form of a target has one (RFC 9112, section 3.2).',
+    cases: ['a target with a fragment'],
+  },
+  {
+    other: 'node',
+    stricter: 'ours',
     reason: 'Node still speaks HTTP/0.9, which has no head, and takes HTTP/2 for it in a request line.',
     cases: ['HTTP/0.9', 'HTTP/2 in a request line'],
   },
@@ -169,6 +175,12 @@ export const DIFFERENCES: readonly Difference[] = [
     stricter: 'theirs',
     reason: 'nginx takes an empty Host for none; it is what a target without an authority has (RFC 9110, section 7.2).',
     cases: ['an empty Host'],
+  },
+  {
+    other: 'nginx',
+    stricter: 'ours',
+    reason: 'nginx cuts a fragment off; no form of a target has one (RFC 9112, section 3.2).',
+    cases: ['a target with a fragment'],
   },
   {
     other: 'nginx',

@@ -345,6 +345,13 @@ describe('RFC 9113/5.2: flow control', () => {
     assert.equal(caller.find(FRAME.data), undefined)
   })
 
+  test('content that stops coming is a 408', { timeout: 30_000 }, async (t) => {
+    const { port } = await start(t, () => {}, { listener: { idleMs: 100 } })
+    const stream = client(t, port).request({ ':method': 'POST' })
+    const { head } = await answer(stream)
+    assert.deepEqual([head[':status'], head['x-holdfast-reason']], [408, 'idle'])
+  })
+
   test('RFC 9113/6.9.1: more than the window is an error', async (t) => {
     const { waiting, handler } = held()
     const { open } = await start(t, handler, { listener: { windowBytes: 65_535 }, layers: [holdContent] })
