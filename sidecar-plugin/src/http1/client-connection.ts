@@ -165,8 +165,10 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
     const content = this.#content
     // What waits for its sink comes first.
     if (this.#stash) return
-    if (content?.endByClose()) return this.#contentEnded()
-    if (this.#call) this.#fail('reset', 'the other side ended the connection')
+    if (content?.endByClose()) {
+      this.#content = undefined
+      this.#finish()
+    } else if (this.#call) this.#fail('reset', 'the other side ended the connection')
     else this.#transport.end()
   }
 
@@ -249,7 +251,8 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
             return false
           }
           at = this.#content.push(bytes, at, end)
-          if (this.#content?.isDone) this.#contentEnded()
+          // Not yet the end of the call: what follows must not be read as the answer to the next.
+          if (this.#content?.isDone) this.#content = undefined
         } else if (this.#isAnswered || this.#call === undefined) {
           // More than was asked for.
           this.#isPersistent = false
@@ -306,11 +309,6 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
     this.#writer?.stop()
     this.#writer = new MessageWriter(this.#transport, this, '', 'until_close', incoming)
     this.#writer.start()
-  }
-
-  #contentEnded(): void {
-    this.#content = undefined
-    this.#finish()
   }
 
   /** Once the answer is whole: of a tunnel, once both sides have ended. */
