@@ -58,7 +58,7 @@ export interface ClientLimits {
   readonly connectMs: number
   readonly headBytes: number
   readonly headFields: number
-  /** Between two pieces of an answer's content, or of a tunnel's. */
+  /** Once an answer has begun, without a byte in either direction. */
   readonly idleMs: number
 }
 
@@ -156,7 +156,7 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
   }
 
   drained(): void {
-    this.#movedMs = this.#host.nowMs
+    this.moved()
     this.#writer?.drained()
   }
 
@@ -199,6 +199,10 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
   counted(): void {}
 
   // What the writer of a request tells it.
+
+  moved(): void {
+    this.#movedMs = this.#host.nowMs
+  }
 
   wrote(): void {
     if (this.#isTunnel) this.#transport.end()

@@ -141,7 +141,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   /** Says something before the answer. Callers of HTTP/1.0 would not understand it. */
   inform({ status, statusText, headers }: ReplyHead): void {
     if (this.#isAnswering || this.#head?.minor === 0 || this.#transport!.isClosed) return
-    this.#transport!.write(`${statusLine(status, statusText)}${headers.lines}\r\n`)
+    if (this.#transport!.write(`${statusLine(status, statusText)}${headers.lines}\r\n`)) this.moved()
   }
 
   /**
@@ -190,6 +190,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     head += '\r\n'
 
     this.#isAnswering = true
+    this.moved()
     if (isTunnel) this.#openTunnel(reply, head)
     else if (content) {
       this.#writer = new MessageWriter(transport, this, head, framing, content)
@@ -217,7 +218,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   }
 
   drained(): void {
-    this.#movedMs = this.#host.nowMs
+    this.moved()
     if (this.#writer) this.#writer.drained()
     else if (this.#isAnswering && !this.#isAnswered) this.wrote()
   }
@@ -254,6 +255,10 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   }
 
   // What the writer of its answer tells it.
+
+  moved(): void {
+    this.#movedMs = this.#host.nowMs
+  }
 
   wrote(): void {
     if (this.#isTunnel) {

@@ -24,8 +24,8 @@ export interface ClientStreamHost {
   readonly why: string | undefined
   /** Whether the node may have acted on a stream, as far as it says itself (RFC 9113, section 6.8). */
   hasTaken(id: number | undefined): boolean
-  /** Something has left that had to wait. */
-  moved(): void
+  /** Something has left that had to wait for the other side. */
+  drained(): void
   /** A stream was given up. */
   resets(): void
   /**
@@ -131,7 +131,10 @@ export class ClientStream implements StreamOwner, WriterOwner {
 
   moved(): void {
     this.#movedMs = this.#session.nowMs
-    this.#session.moved()
+  }
+
+  drained(): void {
+    this.#session.drained()
   }
 
   wrote(): void {}

@@ -167,7 +167,7 @@ export class ServerSession implements ServerStreamHost {
     return this.#host.malformed(fault)
   }
 
-  moved(): void {
+  drained(): void {
     this.#heartbeat.heard(this.#host.nowMs)
   }
 

@@ -22,8 +22,8 @@ export interface ServerStreamHost {
   arrived(stream: ServerStream, head: RequestFields, body: Body | undefined): Exchange
   /** What was sent is no request. @returns the answer to it */
   malformed(fault: Malformed): Reply
-  /** Something has left that had to wait. */
-  moved(): void
+  /** Something has left that had to wait for the other side. */
+  drained(): void
   /** The stream has closed. @param wasReset by the caller, before it had its answer */
   left(stream: ServerStream, wasReset: boolean): void
 }
@@ -100,6 +100,7 @@ export class ServerStream implements StreamOwner, WriterOwner {
     const stream = this.#stream
     if (stream.headersSent || stream.destroyed || stream.closed) return
     stream.additionalHeaders(addFields({ ':status': status }, headers.list))
+    this.moved()
   }
 
   /**
@@ -162,7 +163,10 @@ export class ServerStream implements StreamOwner, WriterOwner {
 
   moved(): void {
     this.#movedMs = this.#session.nowMs
-    this.#session.moved()
+  }
+
+  drained(): void {
+    this.#session.drained()
   }
 
   wrote(trailers: Fields): void {
