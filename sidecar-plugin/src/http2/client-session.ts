@@ -171,7 +171,7 @@ export class ClientSession implements ClientStreamHost {
       return this.destroy()
     }
     for (const stream of this.#streams) stream.check(nowMs, limits.idleMs)
-    if (this.#heartbeat.isStuck(this.#streams, nowMs, limits.pingMs)) {
+    if (this.#heartbeat.isSilent(nowMs, limits.pingMs)) {
       this.#why ??= 'the session is stuck'
       return this.destroy()
     }

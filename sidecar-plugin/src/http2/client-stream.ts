@@ -66,7 +66,6 @@ export class ClientStream implements StreamOwner, WriterOwner {
   #isFaulty = false
   #isAnswered = false
   #movedMs: number
-  #givenUpMs: number | undefined
 
   /** @param wasUsed whether the session had carried a request before */
   constructor(session: ClientStreamHost, stream: ClientHttp2Stream, call: StreamCall, wasUsed: boolean) {
@@ -91,11 +90,6 @@ export class ClientStream implements StreamOwner, WriterOwner {
       this.#writer = new StreamWriter(stream, this, body)
       this.#writer.start()
     }
-  }
-
-  /** Milliseconds of the clock when this side gave it up. */
-  get givenUpMs(): number | undefined {
-    return this.#givenUpMs
   }
 
   /** Breaks off what stands still. To be called now and then. */
@@ -232,7 +226,6 @@ export class ClientStream implements StreamOwner, WriterOwner {
   #reset(): void {
     this.#writer?.stop()
     if (this.#stream.destroyed || this.#stream.closed) return
-    this.#givenUpMs = this.#session.nowMs
     this.#session.resets()
     this.#stream.close(this.#fault ? constants.NGHTTP2_PROTOCOL_ERROR : constants.NGHTTP2_CANCEL)
   }

@@ -145,7 +145,7 @@ export class ServerSession implements ServerStreamHost {
   check(nowMs: number): void {
     const { limits } = this.#host
     for (const stream of this.#streams) stream.check(nowMs)
-    if (this.#heartbeat.isStuck(this.#streams, nowMs, limits.lingerMs)) this.destroy()
+    if (this.#heartbeat.isSilent(nowMs, limits.lingerMs)) this.destroy()
     else if (!this.#heartbeat.check(nowMs, !this.isIdle)) this.#giveUp(nowMs)
     else if (this.#closedMs !== undefined) {
       if (this.isIdle && nowMs - this.#closedMs >= limits.lingerMs) this.destroy()

@@ -42,7 +42,6 @@ export class ServerStream implements StreamOwner, WriterOwner {
   #bytesOut = 0
   #movedMs: number
   #isSent = false
-  #givenUpMs: number | undefined
   /** Why it was broken off on this side. */
   #error: SidecarError | undefined
 
@@ -77,11 +76,6 @@ export class ServerStream implements StreamOwner, WriterOwner {
 
   get peer(): string {
     return this.#session.peer
-  }
-
-  /** Milliseconds of the clock when this side gave it up. */
-  get givenUpMs(): number | undefined {
-    return this.#givenUpMs
   }
 
   /** Closes it when nothing moves. */
@@ -205,7 +199,6 @@ export class ServerStream implements StreamOwner, WriterOwner {
 
   #break(error: SidecarError, code: number): void {
     this.#error ??= error
-    this.#givenUpMs ??= this.#session.nowMs
     this.#end(this.#error)
     if (!this.#stream.destroyed && !this.#stream.closed) this.#stream.close(code)
   }

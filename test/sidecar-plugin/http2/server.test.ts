@@ -520,6 +520,22 @@ describe('limits', () => {
     },
   )
 
+  for (const [rule, name, fault] of [
+    ['5.1', 'DATA on a stream that it has ended', frame(FRAME.data, 0, 1, Buffer.from('x'))],
+    ['5.3.1', 'a stream that depends on itself', frame(FRAME.priority, 0, 1, Buffer.from([0, 0, 0, 1, 1]))],
+    ['4.2', 'a frame that is too large', Buffer.from([0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1])],
+  ] as const)
+    for (const isGone of [true, false])
+      test(`RFC 9113/${rule}: ${name} ends the requests of a caller who ${isGone ? 'has gone' : 'stays'}`, async (t) => {
+        const { open, listener, endings } = await start(t, () => {}, { listener: { lingerMs: 100 } })
+        const caller = open(headers(1, GET), fault)
+        await caller.until(FRAME.goaway)
+        assert.equal(listener.inFlight, 1)
+        if (isGone) caller.socket.destroy()
+        await eventually('it is forgotten', () => listener.connections === 0 && listener.inFlight === 0)
+        assert.equal(endings[0]!.error?.reason, 'caller_gone')
+      })
+
   test('a caller who was told to go and does not close is cut', async (t) => {
     const { open, listener } = await start(t, () => {}, { listener: { keepAliveMs: 100, lingerMs: 100 } })
     const caller = open()
