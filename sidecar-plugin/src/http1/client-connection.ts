@@ -62,6 +62,9 @@ export interface ClientLimits {
   readonly idleMs: number
 }
 
+/** Before one answer: more come from nobody who means to answer. One every few seconds for an hour is fewer. */
+export const MOST_INFORMED = 1_000
+
 /** Who keeps connections. */
 export interface ClientHost {
   readonly limits: ClientLimits
@@ -86,6 +89,7 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
   #content: IncomingContent | undefined
   #stash: Buffer | undefined
   #sawBytes = false
+  #informed = 0
   #hasEnded = false
   #isAnswered = false
   #isPersistent = false
@@ -227,6 +231,7 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
     const { head, body } = this.#call!
     this.#calls++
     this.#sawBytes = false
+    this.#informed = 0
     this.#isAnswered = false
     this.#movedMs = this.#host.nowMs
     this.#writer = undefined
@@ -282,6 +287,7 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
     const head = parseResponseHead(this.#reader.take(), this.#host.limits.headFields, call.method)
     const { status, framing, length } = head
     if (status < 200 && status !== 101) {
+      if (++this.#informed > MOST_INFORMED) throw new Malformed('status_line', 'too many answers before the answer')
       call.informed(head)
       return at
     }

@@ -138,10 +138,14 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     } else if (nowMs - this.#movedMs >= limits.keepAliveMs) this.destroy()
   }
 
-  /** Says something before the answer. Callers of HTTP/1.0 would not understand it. */
+  /**
+   * Says something before the answer. Lost on callers of HTTP/1.0, who would not understand it, and on those who do not
+   * take what came before it.
+   */
   inform({ status, statusText, headers }: ReplyHead): void {
-    if (this.#isAnswering || this.#head?.minor === 0 || this.#transport!.isClosed) return
-    if (this.#transport!.write(`${statusLine(status, statusText)}${headers.lines}\r\n`)) this.moved()
+    const transport = this.#transport!
+    if (this.#isAnswering || this.#head?.minor === 0 || transport.isFull || transport.isClosed) return
+    if (transport.write(`${statusLine(status, statusText)}${headers.lines}\r\n`)) this.moved()
   }
 
   /**

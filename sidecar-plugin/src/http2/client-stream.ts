@@ -1,6 +1,6 @@
 import { constants, type ClientHttp2Stream, type OutgoingHttpHeaders } from 'node:http2'
 import { SidecarError } from '../errors.ts'
-import type { Call, Failure } from '../http1/client-connection.ts'
+import { MOST_INFORMED, type Call, type Failure } from '../http1/client-connection.ts'
 import { Malformed } from '../http1/malformed.ts'
 import { Whole, type Content } from '../layer.ts'
 import { readResponse, readTrailers, type FieldLimits } from './fields.ts'
@@ -64,6 +64,7 @@ export class ClientStream implements StreamOwner, WriterOwner {
   #fault: Malformed | undefined
   #hasEnd = false
   #isFaulty = false
+  #informedTimes = 0
   #isAnswered = false
   #movedMs: number
 
@@ -157,6 +158,8 @@ export class ClientStream implements StreamOwner, WriterOwner {
   #informed(raw: readonly string[]): void {
     try {
       const head = readResponse(raw, this.#session.limits)
+      if (++this.#informedTimes > MOST_INFORMED)
+        throw new Malformed('status_line', 'too many answers before the answer')
       this.#movedMs = this.#session.nowMs
       if (!this.#isAnswered) this.#call?.informed(head)
     } catch (error) {

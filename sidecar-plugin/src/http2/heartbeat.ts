@@ -1,16 +1,12 @@
 import type { Http2Session } from 'node:http2'
 import type { Socket } from 'node:net'
+import { handleOf } from './handle.ts'
 
 export interface HeartbeatLimits {
   /** A session from which nothing has come for so long is asked for a sign of life when somebody waits on it. */
   readonly quietMs: number
   /** How long to wait for that sign. */
   readonly pingMs: number
-}
-
-/** What the library reads from and writes to, past the socket. */
-interface Handed {
-  readonly _handle: { readStart(): number; readonly writeQueueSize: number } | null
 }
 
 /**
@@ -93,8 +89,7 @@ export class Heartbeat {
     const isStill = bytesRead === this.#lastRead && bytesWritten === this.#lastWritten
     this.#lastRead = bytesRead
     this.#lastWritten = bytesWritten
-    const { _handle: handle } = this.#socket as unknown as Handed
-    // An error says that it is being read, or cannot be.
+    const handle = handleOf(this.#socket)
     return isStill && handle !== null && handle.readStart() === 0 && handle.writeQueueSize === 0
   }
 }

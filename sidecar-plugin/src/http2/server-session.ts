@@ -4,6 +4,7 @@ import { SidecarError } from '../errors.ts'
 import type { Malformed } from '../http1/malformed.ts'
 import type { Body, Exchange, Reply } from '../layer.ts'
 import type { RequestFields } from './fields.ts'
+import { handleOf } from './handle.ts'
 import { Heartbeat, type HeartbeatLimits } from './heartbeat.ts'
 import { ServerStream, type ServerStreamHost } from './server-stream.ts'
 import { TokenBucket } from './token-bucket.ts'
@@ -123,6 +124,10 @@ export class ServerSession implements ServerStreamHost {
 
   get nowMs(): number {
     return this.#host.nowMs
+  }
+
+  get isFull(): boolean {
+    return (handleOf(this.#socket)?.writeQueueSize ?? 0) > 0
   }
 
   get isIdle(): boolean {

@@ -18,6 +18,8 @@ export interface ServerStreamHost {
   }
   /** Milliseconds of the clock, as of a moment ago. */
   readonly nowMs: number
+  /** Whether something was written that the system has not taken yet. */
+  readonly isFull: boolean
   /** A request has arrived; the answer comes by {@link ServerStream.answer}. */
   arrived(stream: ServerStream, head: RequestFields, body: Body | undefined): Exchange
   /** What was sent is no request. @returns the answer to it */
@@ -89,10 +91,10 @@ export class ServerStream implements StreamOwner, WriterOwner {
     )
   }
 
-  /** Says something before the answer. */
+  /** Says something before the answer. Lost on a caller who does not take what came before it. */
   inform({ status, headers }: ReplyHead): void {
     const stream = this.#stream
-    if (stream.headersSent || stream.destroyed || stream.closed) return
+    if (stream.headersSent || stream.destroyed || stream.closed || this.#session.isFull) return
     stream.additionalHeaders(addFields({ ':status': status }, headers.list))
     this.moved()
   }

@@ -142,6 +142,17 @@ describe('a request', () => {
     assert.match(await caller.until(/ok/), /^HTTP\/1\.1 103 [^]*link: <\/a>[^]*HTTP\/1\.1 200 OK/)
   })
 
+  test('RFC 9110/15.2: 1xx without end are no answer', async (t) => {
+    const { send, node, forward } = await start(t)
+    const { reply } = send()
+    const served = await node(0)
+    await served.until(FRAME.headers, 1)
+    served.send(...Array.from({ length: 1_001 }, () => headers(1, [[':status', '103']], false)))
+    assert.deepEqual(await failureOf(reply), ['upstream_protocol', true])
+    assert.equal(codeOf(await served.until(FRAME.reset, 1)), CODE.protocol)
+    await eventually('nothing is under way', () => forward.load.inFlight === 0)
+  })
+
   test('RFC 9113/8.1: an answer before its end stops it', async (t) => {
     const { send, node } = await start(t)
     let stopped = 0

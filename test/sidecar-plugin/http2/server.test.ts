@@ -133,6 +133,30 @@ describe('RFC 9113/8.1: an answer', () => {
     assert.deepEqual(informed.sort(), [100, 103])
   })
 
+  test('RFC 9110/15.2: those of 1xx are not kept for a caller who does not take them', async (t) => {
+    const [times, bytes] = [900, 50_000]
+    const { open, exchanges } = await start(t, (incoming, outgoing) => {
+      const hint = `HTTP/1.1 103 Early Hints\r\nLink: ${'x'.repeat(bytes)}\r\n\r\n`
+      for (let i = 0; i < times; i++) incoming.socket.write(hint)
+      outgoing.end('ok')
+    })
+    const caller = open(headers(1, GET))
+    caller.socket.pause()
+    await eventually('it arrives', () => exchanges.length === 1)
+    const to = exchanges[0]!.caller!
+    let informed = 0
+    const inform = to.inform.bind(to)
+    to.inform = (head) => {
+      informed++
+      inform(head)
+    }
+    await eventually('all are read', () => informed > times - 5)
+    caller.socket.resume()
+    await caller.until(FRAME.data)
+    const { bytesRead } = caller.socket
+    assert(bytesRead < (times * bytes) / 2, `${bytesRead} bytes were kept`)
+  })
+
   test('may come before the end of its request, which is then not wanted: RST_STREAM without an error', async (t) => {
     const { open, endings } = await start(t, (_incoming, outgoing) => {
       outgoing.writeHead(413, { 'content-length': 0 })
