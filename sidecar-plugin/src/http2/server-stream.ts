@@ -3,7 +3,7 @@ import { SidecarError } from '../errors.ts'
 import type { Fields } from '../fields.ts'
 import { Malformed } from '../http1/malformed.ts'
 import { discard, endExchange, Whole, type Body, type Exchange, type Reply, type ReplyHead } from '../layer.ts'
-import { addFields, readRequest, readTrailers, type FieldLimits, type RequestFields } from './fields.ts'
+import { addFields, noFields, readRequest, readTrailers, type FieldLimits, type RequestFields } from './fields.ts'
 import { grpcTrailers } from './grpc.ts'
 import { StreamContent, type StreamOwner } from './stream-content.ts'
 import { StreamWriter, type WriterOwner } from './stream-writer.ts'
@@ -95,7 +95,7 @@ export class ServerStream implements StreamOwner, WriterOwner {
   inform({ status, headers }: ReplyHead): void {
     const stream = this.#stream
     if (stream.headersSent || stream.destroyed || stream.closed || this.#session.isFull) return
-    stream.additionalHeaders(addFields({ ':status': status }, headers.list))
+    stream.additionalHeaders(addFields(statusOf(status), headers.list))
     this.moved()
   }
 
@@ -230,13 +230,19 @@ function headersOf(reply: Reply, hasNone: boolean): OutgoingHttpHeaders {
   const { status, headers: fields, body, reason } = reply
   if (!(status >= 200 && status <= 599)) throw new RangeError(`a status of ${status}`)
   const mustNotSay = status === 204 || status === 205 || reply.tunnel !== undefined
-  const headers = addFields({ ':status': status }, fields.list, mustNotSay ? ['content-length'] : [])
+  const headers = addFields(statusOf(status), fields.list, mustNotSay ? ['content-length'] : [])
   if (reason !== undefined) addFields(headers, ['x-holdfast-reason', reason])
   const length = lengthOf(body)
   if (hasNone || mustNotSay || length === undefined) return headers
   const said = headers['content-length']
   if (said === undefined) headers['content-length'] = length
   else if (Number(said) !== length) throw new RangeError(`a length of ${String(said)} for ${length} bytes`)
+  return headers
+}
+
+function statusOf(status: number): OutgoingHttpHeaders {
+  const headers = noFields()
+  headers[':status'] = status
   return headers
 }
 

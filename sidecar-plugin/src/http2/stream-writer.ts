@@ -2,7 +2,7 @@ import type { Http2Stream } from 'node:http2'
 import { SidecarError } from '../errors.ts'
 import { Fields } from '../fields.ts'
 import type { Content, Sink } from '../layer.ts'
-import { addFields } from './fields.ts'
+import { addFields, noFields } from './fields.ts'
 
 export interface WriterOwner {
   /** Some of it has left. */
@@ -104,7 +104,7 @@ export class StreamWriter implements Sink {
 
   #sendTrailers(): void {
     if (!this.#isEnded) return
-    this.#stream.sendTrailers(addFields({}, this.#trailers.list))
+    this.#stream.sendTrailers(addFields(noFields(), this.#trailers.list))
     this.#isOver = true
     this.#owner.wrote(this.#trailers)
   }

@@ -96,6 +96,26 @@ describe('RFC 9113/8.1: an answer', () => {
     assert.equal(code, CODE.none)
   })
 
+  test('RFC 9110/5.1: has fields named like what every object has', async (t) => {
+    const own = 'constructor: 1\r\n__proto__: 2\r\n'
+    const { port } = await start(t, (incoming) => {
+      incoming.socket.write(`HTTP/1.1 103 Early\r\n${own}\r\n`)
+      const head = `HTTP/1.1 200 OK\r\n${own}Trailer: a\r\nTransfer-Encoding: chunked\r\n\r\n`
+      incoming.socket.write(`${head}2\r\nok\r\n0\r\n${own}\r\n`)
+    })
+    const stream = client(t, port).request({ te: 'trailers' })
+    const heard: string[][] = []
+    for (const event of ['headers', 'response', 'trailers'])
+      stream.on(event, (_fields: unknown, _flags: number, raw: string[]) => heard.push(raw))
+    stream.resume()
+    await once(stream, 'close')
+    assert.equal(heard.length, 3)
+    for (const raw of heard) {
+      assert.equal(raw[raw.indexOf('constructor') + 1], '1')
+      assert.equal(raw[raw.indexOf('__proto__') + 1], '2')
+    }
+  })
+
   test('to HEAD, 204 and 304 ends with its head', async (t) => {
     const { port, endings } = await start(t, (incoming, outgoing) => {
       outgoing.statusCode = Number(incoming.url!.slice(1))
