@@ -4,7 +4,7 @@ import type { OutgoingHttpHeaders } from 'node:http2'
 import { linesOf } from './fields.ts'
 import type { AnswerHead, Call, Failure } from './http1/client-connection.ts'
 import { Pool, type PoolLimits } from './http1/pool.ts'
-import { addFields, firstOf } from './http2/fields.ts'
+import { addFields, firstOf, noFields } from './http2/fields.ts'
 import { SessionPool, type SessionPoolLimits } from './http2/session-pool.ts'
 import { isRepeatable, Whole, type Body, type Destination, type Exchange, type Reply, type Tunnel } from './layer.ts'
 
@@ -137,7 +137,7 @@ export class Forward {
   #fieldsOf(exchange: Exchange, destination: Destination): OutgoingHttpHeaders {
     const { fields, replaces } = this.#options
     const { method, target, headers, takesTrailers } = exchange
-    const end = addFields({}, headers.list, replaces)
+    const end = addFields(noFields(), headers.list, replaces)
     if (fields) addFields(end, fields(exchange))
     const authority = method === 'CONNECT' ? target : firstOf(end, 'host') || originOf(destination)
     delete end['host']

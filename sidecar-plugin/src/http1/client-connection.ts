@@ -58,9 +58,12 @@ export interface ClientLimits {
   readonly connectMs: number
   readonly headBytes: number
   readonly headFields: number
-  /** Between two pieces of an answer's content, or of a tunnel's. */
+  /** Once an answer has begun, without a byte in either direction. */
   readonly idleMs: number
 }
+
+/** Before one answer: more come from nobody who means to answer. One every few seconds for an hour is fewer. */
+export const MOST_INFORMED = 1_000
 
 /** Who keeps connections. */
 export interface ClientHost {
@@ -86,6 +89,7 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
   #content: IncomingContent | undefined
   #stash: Buffer | undefined
   #sawBytes = false
+  #informed = 0
   #hasEnded = false
   #isAnswered = false
   #isPersistent = false
@@ -156,7 +160,7 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
   }
 
   drained(): void {
-    this.#movedMs = this.#host.nowMs
+    this.moved()
     this.#writer?.drained()
   }
 
@@ -165,8 +169,10 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
     const content = this.#content
     // What waits for its sink comes first.
     if (this.#stash) return
-    if (content?.endByClose()) return this.#contentEnded()
-    if (this.#call) this.#fail('reset', 'the other side ended the connection')
+    if (content?.endByClose()) {
+      this.#content = undefined
+      this.#finish()
+    } else if (this.#call) this.#fail('reset', 'the other side ended the connection')
     else this.#transport.end()
   }
 
@@ -198,6 +204,10 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
 
   // What the writer of a request tells it.
 
+  moved(): void {
+    this.#movedMs = this.#host.nowMs
+  }
+
   wrote(): void {
     if (this.#isTunnel) this.#transport.end()
     this.#finish()
@@ -221,6 +231,7 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
     const { head, body } = this.#call!
     this.#calls++
     this.#sawBytes = false
+    this.#informed = 0
     this.#isAnswered = false
     this.#movedMs = this.#host.nowMs
     this.#writer = undefined
@@ -249,7 +260,8 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
             return false
           }
           at = this.#content.push(bytes, at, end)
-          if (this.#content?.isDone) this.#contentEnded()
+          // Not yet the end of the call: what follows must not be read as the answer to the next.
+          if (this.#content?.isDone) this.#content = undefined
         } else if (this.#isAnswered || this.#call === undefined) {
           // More than was asked for.
           this.#isPersistent = false
@@ -275,6 +287,7 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
     const head = parseResponseHead(this.#reader.take(), this.#host.limits.headFields, call.method)
     const { status, framing, length } = head
     if (status < 200 && status !== 101) {
+      if (++this.#informed > MOST_INFORMED) throw new Malformed('status_line', 'too many answers before the answer')
       call.informed(head)
       return at
     }
@@ -306,11 +319,6 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
     this.#writer?.stop()
     this.#writer = new MessageWriter(this.#transport, this, '', 'until_close', incoming)
     this.#writer.start()
-  }
-
-  #contentEnded(): void {
-    this.#content = undefined
-    this.#finish()
   }
 
   /** Once the answer is whole: of a tunnel, once both sides have ended. */

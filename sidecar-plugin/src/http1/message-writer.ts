@@ -7,6 +7,8 @@ import type { Transport } from './transport.ts'
 export type OutgoingFraming = 'length' | 'chunked' | 'until_close'
 
 export interface WriterOwner {
+  /** Some of it has left at once, so that the transport has nothing to tell of it. */
+  moved(): void
   /** All of the message has left. */
   wrote(): void
   /** Its content broke off, or is not what the head promised. */
@@ -52,7 +54,7 @@ export class MessageWriter implements Sink {
     if (this.#head === '' || this.#isOver) return
     const head = this.#head
     this.#head = ''
-    this.#transport.write(head)
+    if (this.#transport.write(head)) this.#owner.moved()
   }
 
   /** Gives up: nothing more is written. */
@@ -76,11 +78,9 @@ export class MessageWriter implements Sink {
       this.fail(new SidecarError('internal_error', 'more content than its length', { delivered: true }))
       return true
     }
-    if (this.#framing === 'chunked') return this.#writeChunk(piece)
-    const head = this.#head
-    if (head === '') return this.#transport.write(piece)
-    this.#head = ''
-    return this.#transport.writeFramed(head, piece, '')
+    const hasLeft = this.#send(piece)
+    if (hasLeft) this.#owner.moved()
+    return hasLeft
   }
 
   end(trailers: Fields): void {
@@ -107,9 +107,11 @@ export class MessageWriter implements Sink {
     this.#owner.wrote()
   }
 
-  #writeChunk(piece: Buffer): boolean {
-    const start = `${this.#head}${piece.length.toString(16)}\r\n`
+  #send(piece: Buffer): boolean {
+    const head = this.#head
     this.#head = ''
-    return this.#transport.writeFramed(start, piece, '\r\n')
+    if (this.#framing === 'chunked')
+      return this.#transport.writeFramed(`${head}${piece.length.toString(16)}\r\n`, piece, '\r\n')
+    return head === '' ? this.#transport.write(piece) : this.#transport.writeFramed(head, piece, '')
   }
 }

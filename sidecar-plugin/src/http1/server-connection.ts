@@ -138,10 +138,14 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     } else if (nowMs - this.#movedMs >= limits.keepAliveMs) this.destroy()
   }
 
-  /** Says something before the answer. Callers of HTTP/1.0 would not understand it. */
+  /**
+   * Says something before the answer. Lost on callers of HTTP/1.0, who would not understand it, and on those who do not
+   * take what came before it.
+   */
   inform({ status, statusText, headers }: ReplyHead): void {
-    if (this.#isAnswering || this.#head?.minor === 0 || this.#transport!.isClosed) return
-    this.#transport!.write(`${statusLine(status, statusText)}${headers.lines}\r\n`)
+    const transport = this.#transport!
+    if (this.#isAnswering || this.#head?.minor === 0 || transport.isFull || transport.isClosed) return
+    if (transport.write(`${statusLine(status, statusText)}${headers.lines}\r\n`)) this.moved()
   }
 
   /**
@@ -190,6 +194,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     head += '\r\n'
 
     this.#isAnswering = true
+    this.moved()
     if (isTunnel) this.#openTunnel(reply, head)
     else if (content) {
       this.#writer = new MessageWriter(transport, this, head, framing, content)
@@ -217,7 +222,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   }
 
   drained(): void {
-    this.#movedMs = this.#host.nowMs
+    this.moved()
     if (this.#writer) this.#writer.drained()
     else if (this.#isAnswering && !this.#isAnswered) this.wrote()
   }
@@ -254,6 +259,10 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   }
 
   // What the writer of its answer tells it.
+
+  moved(): void {
+    this.#movedMs = this.#host.nowMs
+  }
 
   wrote(): void {
     if (this.#isTunnel) {

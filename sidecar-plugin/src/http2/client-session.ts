@@ -10,7 +10,7 @@ export interface ClientSessionLimits extends HeartbeatLimits {
   readonly connectMs: number
   readonly headBytes: number
   readonly headFields: number
-  /** Between two pieces of an answer's content. */
+  /** Once an answer has begun, without a byte on its stream in either direction. */
   readonly idleMs: number
   /** At once on one session, whatever the node would take. */
   readonly streams: number
@@ -171,7 +171,7 @@ export class ClientSession implements ClientStreamHost {
       return this.destroy()
     }
     for (const stream of this.#streams) stream.check(nowMs, limits.idleMs)
-    if (this.#heartbeat.isStuck(this.#streams, nowMs, limits.pingMs)) {
+    if (this.#heartbeat.isSilent(nowMs, limits.pingMs)) {
       this.#why ??= 'the session is stuck'
       return this.destroy()
     }
@@ -189,7 +189,7 @@ export class ClientSession implements ClientStreamHost {
     if (!this.#resets.take(this.#host.nowMs)) this.#isRetired = true
   }
 
-  moved(): void {
+  drained(): void {
     this.#heartbeat.heard(this.#host.nowMs)
   }
 

@@ -1,6 +1,6 @@
 import { constants, type ClientHttp2Stream, type OutgoingHttpHeaders } from 'node:http2'
 import { SidecarError } from '../errors.ts'
-import type { Call, Failure } from '../http1/client-connection.ts'
+import { MOST_INFORMED, type Call, type Failure } from '../http1/client-connection.ts'
 import { Malformed } from '../http1/malformed.ts'
 import { Whole, type Content } from '../layer.ts'
 import { readResponse, readTrailers, type FieldLimits } from './fields.ts'
@@ -24,8 +24,8 @@ export interface ClientStreamHost {
   readonly why: string | undefined
   /** Whether the node may have acted on a stream, as far as it says itself (RFC 9113, section 6.8). */
   hasTaken(id: number | undefined): boolean
-  /** Something has left that had to wait. */
-  moved(): void
+  /** Something has left that had to wait for the other side. */
+  drained(): void
   /** A stream was given up. */
   resets(): void
   /**
@@ -64,9 +64,9 @@ export class ClientStream implements StreamOwner, WriterOwner {
   #fault: Malformed | undefined
   #hasEnd = false
   #isFaulty = false
+  #informedTimes = 0
   #isAnswered = false
   #movedMs: number
-  #givenUpMs: number | undefined
 
   /** @param wasUsed whether the session had carried a request before */
   constructor(session: ClientStreamHost, stream: ClientHttp2Stream, call: StreamCall, wasUsed: boolean) {
@@ -91,11 +91,6 @@ export class ClientStream implements StreamOwner, WriterOwner {
       this.#writer = new StreamWriter(stream, this, body)
       this.#writer.start()
     }
-  }
-
-  /** Milliseconds of the clock when this side gave it up. */
-  get givenUpMs(): number | undefined {
-    return this.#givenUpMs
   }
 
   /** Breaks off what stands still. To be called now and then. */
@@ -131,7 +126,10 @@ export class ClientStream implements StreamOwner, WriterOwner {
 
   moved(): void {
     this.#movedMs = this.#session.nowMs
-    this.#session.moved()
+  }
+
+  drained(): void {
+    this.#session.drained()
   }
 
   wrote(): void {}
@@ -160,6 +158,8 @@ export class ClientStream implements StreamOwner, WriterOwner {
   #informed(raw: readonly string[]): void {
     try {
       const head = readResponse(raw, this.#session.limits)
+      if (++this.#informedTimes > MOST_INFORMED)
+        throw new Malformed('status_line', 'too many answers before the answer')
       this.#movedMs = this.#session.nowMs
       if (!this.#isAnswered) this.#call?.informed(head)
     } catch (error) {
@@ -229,7 +229,6 @@ export class ClientStream implements StreamOwner, WriterOwner {
   #reset(): void {
     this.#writer?.stop()
     if (this.#stream.destroyed || this.#stream.closed) return
-    this.#givenUpMs = this.#session.nowMs
     this.#session.resets()
     this.#stream.close(this.#fault ? constants.NGHTTP2_PROTOCOL_ERROR : constants.NGHTTP2_CANCEL)
   }

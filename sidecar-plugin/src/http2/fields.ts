@@ -181,8 +181,14 @@ export function readTrailers(raw: readonly string[]): Fields {
   return Fields.of(trailers)
 }
 
+/** No fields, for {@link addFields}: without those that objects inherit, since `constructor` is a name like any other. */
+export function noFields(): OutgoingHttpHeaders {
+  return Object.create(null) as OutgoingHttpHeaders
+}
+
 /**
  * Fields as node:http2 takes them: names in lower case, those of one connection left out.
+ * @param headers to add to; {@link noFields} to begin with
  * @param fields flat
  * @param except names in lower case that are left out, too
  * @throws FieldError

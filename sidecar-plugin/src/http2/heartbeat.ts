@@ -1,5 +1,6 @@
 import type { Http2Session } from 'node:http2'
 import type { Socket } from 'node:net'
+import { handleOf } from './handle.ts'
 
 export interface HeartbeatLimits {
   /** A session from which nothing has come for so long is asked for a sign of life when somebody waits on it. */
@@ -10,7 +11,7 @@ export interface HeartbeatLimits {
 
 /**
  * Notices that the other side of a session is there no more: a host that loses its power or its network says nothing, not
- * even that it ends.
+ * even that it ends; and neither does the library once it has given a session up.
  */
 export class Heartbeat {
   readonly #session: Http2Session
@@ -19,6 +20,9 @@ export class Heartbeat {
   #bytesRead = 0
   #heardMs: number
   #askedMs: number | undefined
+  #lastRead = 0
+  #lastWritten = 0
+  #silentMs: number | undefined
 
   constructor(session: Http2Session, socket: Socket, limits: HeartbeatLimits, nowMs: number) {
     this.#session = session
@@ -70,12 +74,22 @@ export class Heartbeat {
   }
 
   /**
-   * Whether a stream that was given up does not close. For some faults the library says GOAWAY and is silent from then
-   * on: it reads no more, not even the end, writes no more, and tells nobody.
+   * Whether the library has been silent for so long. For some faults it says GOAWAY and then reads no more, not even the
+   * end, writes no more, and tells nobody. What shows it: it has stopped reading, and not because the other side does not
+   * take what it writes. To be called now and then.
    */
-  isStuck(streams: Iterable<{ readonly givenUpMs: number | undefined }>, nowMs: number, limitMs: number): boolean {
-    if (this.quietMs(nowMs) < limitMs) return false
-    for (const { givenUpMs } of streams) if (givenUpMs !== undefined && nowMs - givenUpMs >= limitMs) return true
-    return false
+  isSilent(nowMs: number, limitMs: number): boolean {
+    if (this.#silentMs === undefined && this.#hasStopped()) this.#silentMs = nowMs
+    return this.#silentMs !== undefined && nowMs - this.#silentMs >= limitMs
+  }
+
+  /** Starts reading again where the library has stopped, so that the end is heard whatever it thinks. */
+  #hasStopped(): boolean {
+    const { bytesRead, bytesWritten } = this.#socket
+    const isStill = bytesRead === this.#lastRead && bytesWritten === this.#lastWritten
+    this.#lastRead = bytesRead
+    this.#lastWritten = bytesWritten
+    const handle = handleOf(this.#socket)
+    return isStill && handle !== null && handle.readStart() === 0 && handle.writeQueueSize === 0
   }
 }

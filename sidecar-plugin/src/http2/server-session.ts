@@ -4,6 +4,7 @@ import { SidecarError } from '../errors.ts'
 import type { Malformed } from '../http1/malformed.ts'
 import type { Body, Exchange, Reply } from '../layer.ts'
 import type { RequestFields } from './fields.ts'
+import { handleOf } from './handle.ts'
 import { Heartbeat, type HeartbeatLimits } from './heartbeat.ts'
 import { ServerStream, type ServerStreamHost } from './server-stream.ts'
 import { TokenBucket } from './token-bucket.ts'
@@ -125,6 +126,10 @@ export class ServerSession implements ServerStreamHost {
     return this.#host.nowMs
   }
 
+  get isFull(): boolean {
+    return (handleOf(this.#socket)?.writeQueueSize ?? 0) > 0
+  }
+
   get isIdle(): boolean {
     return this.#streams.size === 0
   }
@@ -145,7 +150,7 @@ export class ServerSession implements ServerStreamHost {
   check(nowMs: number): void {
     const { limits } = this.#host
     for (const stream of this.#streams) stream.check(nowMs)
-    if (this.#heartbeat.isStuck(this.#streams, nowMs, limits.lingerMs)) this.destroy()
+    if (this.#heartbeat.isSilent(nowMs, limits.lingerMs)) this.destroy()
     else if (!this.#heartbeat.check(nowMs, !this.isIdle)) this.#giveUp(nowMs)
     else if (this.#closedMs !== undefined) {
       if (this.isIdle && nowMs - this.#closedMs >= limits.lingerMs) this.destroy()
@@ -167,7 +172,7 @@ export class ServerSession implements ServerStreamHost {
     return this.#host.malformed(fault)
   }
 
-  moved(): void {
+  drained(): void {
     this.#heartbeat.heard(this.#host.nowMs)
   }
 

@@ -3,7 +3,7 @@ import { SidecarError, type Reason } from '../errors.ts'
 import type { Fields } from '../fields.ts'
 import { Malformed } from '../http1/malformed.ts'
 import { discard, endExchange, Whole, type Body, type Exchange, type Reply, type ReplyHead } from '../layer.ts'
-import { addFields, readRequest, readTrailers, type FieldLimits, type RequestFields } from './fields.ts'
+import { addFields, noFields, readRequest, readTrailers, type FieldLimits, type RequestFields } from './fields.ts'
 import { grpcTrailers } from './grpc.ts'
 import { StreamContent, type StreamOwner } from './stream-content.ts'
 import { StreamWriter, type WriterOwner } from './stream-writer.ts'
@@ -18,12 +18,14 @@ export interface ServerStreamHost {
   }
   /** Milliseconds of the clock, as of a moment ago. */
   readonly nowMs: number
+  /** Whether something was written that the system has not taken yet. */
+  readonly isFull: boolean
   /** A request has arrived; the answer comes by {@link ServerStream.answer}. */
   arrived(stream: ServerStream, head: RequestFields, body: Body | undefined): Exchange
   /** What was sent is no request. @returns the answer to it */
   malformed(fault: Malformed): Reply
-  /** Something has left that had to wait. */
-  moved(): void
+  /** Something has left that had to wait for the other side. */
+  drained(): void
   /** The stream has closed. @param wasReset by the caller, before it had its answer */
   left(stream: ServerStream, wasReset: boolean): void
 }
@@ -45,7 +47,6 @@ export class ServerStream implements StreamOwner, WriterOwner {
   #bytesOut = 0
   #movedMs: number
   #isSent = false
-  #givenUpMs: number | undefined
   /** Why it was broken off on this side. */
   #error: SidecarError | undefined
 
@@ -82,11 +83,6 @@ export class ServerStream implements StreamOwner, WriterOwner {
     return this.#session.peer
   }
 
-  /** Milliseconds of the clock when this side gave it up. */
-  get givenUpMs(): number | undefined {
-    return this.#givenUpMs
-  }
-
   /** Closes it when nothing moves. */
   check(nowMs: number): void {
     const { idleMs } = this.#session.limits
@@ -103,11 +99,12 @@ export class ServerStream implements StreamOwner, WriterOwner {
     )
   }
 
-  /** Says something before the answer. */
+  /** Says something before the answer. Lost on a caller who does not take what came before it. */
   inform({ status, headers }: ReplyHead): void {
     const stream = this.#stream
-    if (stream.headersSent || stream.destroyed || stream.closed) return
-    stream.additionalHeaders(addFields({ ':status': status }, headers.list))
+    if (stream.headersSent || stream.destroyed || stream.closed || this.#session.isFull) return
+    stream.additionalHeaders(addFields(statusOf(status), headers.list))
+    this.moved()
   }
 
   /**
@@ -169,7 +166,10 @@ export class ServerStream implements StreamOwner, WriterOwner {
 
   moved(): void {
     this.#movedMs = this.#session.nowMs
-    this.#session.moved()
+  }
+
+  drained(): void {
+    this.#session.drained()
   }
 
   wrote(trailers: Fields): void {
@@ -208,7 +208,6 @@ export class ServerStream implements StreamOwner, WriterOwner {
 
   #break(error: SidecarError, code: number): void {
     this.#error ??= error
-    this.#givenUpMs ??= this.#session.nowMs
     this.#end(this.#error)
     if (!this.#stream.destroyed && !this.#stream.closed) this.#stream.close(code)
   }
@@ -241,13 +240,19 @@ function headersOf(reply: Reply, hasNone: boolean): OutgoingHttpHeaders {
   const { status, headers: fields, body, reason } = reply
   if (!(status >= 200 && status <= 599)) throw new RangeError(`a status of ${status}`)
   const mustNotSay = status === 204 || status === 205 || reply.tunnel !== undefined
-  const headers = addFields({ ':status': status }, fields.list, mustNotSay ? ['content-length'] : [])
+  const headers = addFields(statusOf(status), fields.list, mustNotSay ? ['content-length'] : [])
   if (reason !== undefined) addFields(headers, ['x-holdfast-reason', reason])
   const length = lengthOf(body)
   if (hasNone || mustNotSay || length === undefined) return headers
   const said = headers['content-length']
   if (said === undefined) headers['content-length'] = length
   else if (Number(said) !== length) throw new RangeError(`a length of ${String(said)} for ${length} bytes`)
+  return headers
+}
+
+function statusOf(status: number): OutgoingHttpHeaders {
+  const headers = noFields()
+  headers[':status'] = status
   return headers
 }
 

@@ -2,11 +2,13 @@ import type { Http2Stream } from 'node:http2'
 import { SidecarError } from '../errors.ts'
 import { Fields } from '../fields.ts'
 import type { Content, Sink } from '../layer.ts'
-import { addFields } from './fields.ts'
+import { addFields, noFields } from './fields.ts'
 
 export interface WriterOwner {
-  /** Something of it has left. */
+  /** Some of it has left. */
   moved(): void
+  /** What had to wait for the other side has left: somebody is there. */
+  drained(): void
   /** All of the message has been handed over, its trailers included. */
   wrote(trailers: Fields): void
   /** Its content broke off, or is not what the head promised. */
@@ -19,6 +21,8 @@ export class StreamWriter implements Sink {
   readonly #owner: WriterOwner
   readonly #content: Content
   #trailers = Fields.NONE
+  readonly #written: (error?: Error | null) => void
+  #isHeld = false
   #isEnded = false
   #isOver = false
   #bytes = 0
@@ -27,7 +31,7 @@ export class StreamWriter implements Sink {
     this.#stream = stream
     this.#owner = owner
     this.#content = content
-    stream.on('drain', () => this.#drained())
+    this.#written = (error) => this.#left(error)
     stream.on('wantTrailers', () => this.#sendTrailers())
   }
 
@@ -68,7 +72,9 @@ export class StreamWriter implements Sink {
       return true
     }
     // The stream keeps it until the other side's window takes it; the piece is its source's again before that.
-    return this.#stream.write(Buffer.from(piece))
+    const goesOn = this.#stream.write(Buffer.from(piece), this.#written)
+    if (!goesOn) this.#isHeld = true
+    return goesOn
   }
 
   end(trailers: Fields): void {
@@ -87,14 +93,18 @@ export class StreamWriter implements Sink {
     this.#owner.broke(error)
   }
 
-  #drained(): void {
+  #left(error: Error | null | undefined): void {
+    if (error) return
     this.#owner.moved()
+    if (!this.#isHeld || this.#stream.writableNeedDrain) return
+    this.#isHeld = false
+    this.#owner.drained()
     if (!this.#isOver && !this.#isEnded) this.#content.resume()
   }
 
   #sendTrailers(): void {
     if (!this.#isEnded) return
-    this.#stream.sendTrailers(addFields({}, this.#trailers.list))
+    this.#stream.sendTrailers(addFields(noFields(), this.#trailers.list))
     this.#isOver = true
     this.#owner.wrote(this.#trailers)
   }

@@ -136,6 +136,48 @@ describe('RFC 9110/15.2: answers before the answer', () => {
   })
 })
 
+describe('RFC 9110/15.2: answers before the answer without end', () => {
+  const hint = (bytes: number) => `HTTP/1.1 103 Early Hints\r\nLink: ${'x'.repeat(bytes)}\r\n\r\n`
+
+  test('are no answer', async (t) => {
+    const { port, endings } = await start(t, (socket) => {
+      const flood = () => {
+        while (!socket.destroyed && socket.write(hint(1)));
+      }
+      socket.on('drain', flood)
+      flood()
+    })
+    const text = await caller(t, port).send(GET).until(/\}$/)
+    assert.match(text, /HTTP\/1\.1 502 [^]*upstream_protocol/)
+    assert(text.match(/HTTP\/1\.1 103/g)!.length <= 1_000)
+    await eventually('it ends', () => endings.length === 1)
+  })
+
+  test('are not kept for a caller who does not take them', async (t) => {
+    const [times, bytes] = [900, 50_000]
+    const { port, exchanges } = await start(t, (socket) => {
+      for (let i = 0; i < times; i++) socket.write(hint(bytes))
+      socket.write(OK)
+    })
+    const asked = connect(port, '127.0.0.1').pause()
+    t.after(() => asked.destroy())
+    asked.write(GET)
+    await eventually('it arrives', () => exchanges.length === 1)
+    const { caller: to } = exchanges[0]!
+    let informed = 0
+    const inform = to!.inform.bind(to)
+    to!.inform = (head) => {
+      informed++
+      inform(head)
+    }
+    await eventually('all are read', () => informed > times - 5)
+    let last = ''
+    asked.on('data', (chunk) => (last = chunk.toString('latin1'))).resume()
+    await eventually('the answer arrives', () => last.endsWith('ok'))
+    assert(asked.bytesRead < (times * bytes) / 2, `${asked.bytesRead} bytes were kept`)
+  })
+})
+
 describe('RFC 9110/10.1.1: an expectation', () => {
   test('travels to the service, whose word starts the content', async (t) => {
     const { port, heard } = await start(t, (socket, text) => {

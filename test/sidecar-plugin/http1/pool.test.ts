@@ -104,6 +104,53 @@ describe('a connection', () => {
     }
   })
 
+  describe('RFC 9112/6.3: on which bytes follow the content of an answer', () => {
+    const answers = {
+      'in chunks': ['HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n'],
+      'that comes in two reads': ['HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no', 'k'],
+      'that is large': [`HTTP/1.1 200 OK\r\nContent-Length: 20000\r\n\r\n${'x'.repeat(20_000)}`],
+    }
+    const poison = 'HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison'
+
+    for (const [name, [first, last]] of Object.entries(answers)) {
+      /** A pool, and a call whose answer is followed by the excess in the read with its end. */
+      const startEvil = async (t: TestContext, excess: string, limits: Partial<PoolLimits> = {}) => {
+        const evil = callOf('/evil')
+        const started = await start(
+          t,
+          (socket, text) => {
+            if (!text.includes('/evil')) socket.write(OK)
+            else socket.write(last === undefined ? first + excess : first!)
+          },
+          limits,
+        )
+        evil.answered = (_head, body) => {
+          if (body && !(body instanceof Whole)) body.pour({ write: () => true, end() {}, fail() {} })
+          if (last !== undefined) started.sockets[0]!.write(last + excess)
+        }
+        started.pool.send(evil)
+        return { evil, ...started }
+      }
+
+      test(`${name} is never used again`, async (t) => {
+        const { evil, pool, sockets, send } = await startEvil(t, 'H')
+        await eventually('it ends', () => evil.isEnded)
+        assert.equal(pool.idle, 0)
+        assert.deepEqual((await send()).answer, Whole.of('ok'))
+        assert.equal(sockets.length, 2)
+      })
+
+      test(`${name} does not answer a request that waits`, async (t) => {
+        const { evil, pool, sockets } = await startEvil(t, poison, { connections: 1 })
+        const next = callOf('/next')
+        pool.send(next)
+        await eventually('both end', () => evil.isEnded && next.isEnded)
+        assert.deepEqual(next.answer, Whole.of('ok'))
+        assert.equal(sockets.length, 2)
+      })
+    }
+  })
+
   test('that its server said it would close is not used again', async (t) => {
     const { sockets, send } = await start(
       t,

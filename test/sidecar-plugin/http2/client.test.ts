@@ -101,6 +101,20 @@ describe('a request', () => {
     assert.equal(served(), 1)
   })
 
+  test('RFC 9110/5.1: has fields named like what every object has', async (t) => {
+    const service = createServer()
+    const heard: string[][] = []
+    service.on('stream', (stream: ServerHttp2Stream, _fields: unknown, _flags: number, raw: string[]) => {
+      heard.push(raw)
+      stream.respond()
+      stream.end('ok')
+    })
+    const { caller } = await through(t, service)
+    caller.send('GET / HTTP/1.1\r\nHost: a\r\nConstructor: 1\r\n__proto__: 2\r\nvalueOf: 3\r\n\r\n')
+    await caller.until(/ok/)
+    assert.deepEqual(heard[0]!.slice(8), ['constructor', '1', '__proto__', '2', 'valueof', '3'])
+  })
+
   test('of HTTP/1.1 goes out with its content and trailers, and its answer comes back with both', async (t) => {
     const service = createServer()
     service.on('stream', (stream: ServerHttp2Stream) => {
@@ -140,6 +154,17 @@ describe('a request', () => {
     const { caller } = await through(t, service)
     caller.send('GET / HTTP/1.1\r\nHost: stock\r\n\r\n')
     assert.match(await caller.until(/ok/), /^HTTP\/1\.1 103 [^]*link: <\/a>[^]*HTTP\/1\.1 200 OK/)
+  })
+
+  test('RFC 9110/15.2: 1xx without end are no answer', async (t) => {
+    const { send, node, forward } = await start(t)
+    const { reply } = send()
+    const served = await node(0)
+    await served.until(FRAME.headers, 1)
+    served.send(...Array.from({ length: 1_001 }, () => headers(1, [[':status', '103']], false)))
+    assert.deepEqual(await failureOf(reply), ['upstream_protocol', true])
+    assert.equal(codeOf(await served.until(FRAME.reset, 1)), CODE.protocol)
+    await eventually('nothing is under way', () => forward.load.inFlight === 0)
   })
 
   test('RFC 9113/8.1: an answer before its end stops it', async (t) => {

@@ -96,6 +96,26 @@ describe('RFC 9113/8.1: an answer', () => {
     assert.equal(code, CODE.none)
   })
 
+  test('RFC 9110/5.1: has fields named like what every object has', async (t) => {
+    const own = 'constructor: 1\r\n__proto__: 2\r\n'
+    const { port } = await start(t, (incoming) => {
+      incoming.socket.write(`HTTP/1.1 103 Early\r\n${own}\r\n`)
+      const head = `HTTP/1.1 200 OK\r\n${own}Trailer: a\r\nTransfer-Encoding: chunked\r\n\r\n`
+      incoming.socket.write(`${head}2\r\nok\r\n0\r\n${own}\r\n`)
+    })
+    const stream = client(t, port).request({ te: 'trailers' })
+    const heard: string[][] = []
+    for (const event of ['headers', 'response', 'trailers'])
+      stream.on(event, (_fields: unknown, _flags: number, raw: string[]) => heard.push(raw))
+    stream.resume()
+    await once(stream, 'close')
+    assert.equal(heard.length, 3)
+    for (const raw of heard) {
+      assert.equal(raw[raw.indexOf('constructor') + 1], '1')
+      assert.equal(raw[raw.indexOf('__proto__') + 1], '2')
+    }
+  })
+
   test('to HEAD, 204 and 304 ends with its head', async (t) => {
     const { port, endings } = await start(t, (incoming, outgoing) => {
       outgoing.statusCode = Number(incoming.url!.slice(1))
@@ -131,6 +151,30 @@ describe('RFC 9113/8.1: an answer', () => {
     stream.once('continue', () => stream.end('content'))
     assert.equal((await answer(stream)).text, 'ok')
     assert.deepEqual(informed.sort(), [100, 103])
+  })
+
+  test('RFC 9110/15.2: those of 1xx are not kept for a caller who does not take them', async (t) => {
+    const [times, bytes] = [900, 50_000]
+    const { open, exchanges } = await start(t, (incoming, outgoing) => {
+      const hint = `HTTP/1.1 103 Early Hints\r\nLink: ${'x'.repeat(bytes)}\r\n\r\n`
+      for (let i = 0; i < times; i++) incoming.socket.write(hint)
+      outgoing.end('ok')
+    })
+    const caller = open(headers(1, GET))
+    caller.socket.pause()
+    await eventually('it arrives', () => exchanges.length === 1)
+    const to = exchanges[0]!.caller!
+    let informed = 0
+    const inform = to.inform.bind(to)
+    to.inform = (head) => {
+      informed++
+      inform(head)
+    }
+    await eventually('all are read', () => informed > times - 5)
+    caller.socket.resume()
+    await caller.until(FRAME.data)
+    const { bytesRead } = caller.socket
+    assert(bytesRead < (times * bytes) / 2, `${bytesRead} bytes were kept`)
   })
 
   test('may come before the end of its request, which is then not wanted: RST_STREAM without an error', async (t) => {
@@ -566,6 +610,22 @@ describe('limits', () => {
       await eventually('it is forgotten', () => listener.connections === 0 && listener.inFlight === 0)
     },
   )
+
+  for (const [rule, name, fault] of [
+    ['5.1', 'DATA on a stream that it has ended', frame(FRAME.data, 0, 1, Buffer.from('x'))],
+    ['5.3.1', 'a stream that depends on itself', frame(FRAME.priority, 0, 1, Buffer.from([0, 0, 0, 1, 1]))],
+    ['4.2', 'a frame that is too large', Buffer.from([0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1])],
+  ] as const)
+    for (const isGone of [true, false])
+      test(`RFC 9113/${rule}: ${name} ends the requests of a caller who ${isGone ? 'has gone' : 'stays'}`, async (t) => {
+        const { open, listener, endings } = await start(t, () => {}, { listener: { lingerMs: 100 } })
+        const caller = open(headers(1, GET), fault)
+        await caller.until(FRAME.goaway)
+        assert.equal(listener.inFlight, 1)
+        if (isGone) caller.socket.destroy()
+        await eventually('it is forgotten', () => listener.connections === 0 && listener.inFlight === 0)
+        assert.equal(endings[0]!.error?.reason, 'caller_gone')
+      })
 
   test('a caller who was told to go and does not close is cut', async (t) => {
     const { open, listener } = await start(t, () => {}, { listener: { keepAliveMs: 100, lingerMs: 100 } })
