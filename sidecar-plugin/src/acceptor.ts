@@ -21,6 +21,8 @@ export class PortAcceptor implements Acceptor {
 
   constructor(accepted: (socket: Socket) => void) {
     this.#server = createServer({ pauseOnConnect: true, noDelay: true, allowHalfOpen: true }, accepted)
+    // One that could not be accepted, for want of a descriptor: it waits, or has been closed. The port stays.
+    this.#server.on('error', () => {})
   }
 
   async listen(host: string, port: number): Promise<number> {

@@ -2,7 +2,7 @@ import type { RegistryClient } from '@holdfast/registry-client'
 import { parseDuration, type Clock, type Random } from '@holdfast/registry-client/clock'
 import type { Log } from '@holdfast/registry-client/log'
 import type { Registry } from 'prom-client'
-import { openAccessLog } from './access-log-file.ts'
+import { AccessLogFile } from './access-log-file.ts'
 import { portAcceptor, type AcceptorFactory } from './acceptor.ts'
 import { exposeClient } from './client-metrics.ts'
 import type { SidecarConfig } from './config.ts'
@@ -81,7 +81,9 @@ export function createDataPlane(options: DataPlaneOptions): ProcessDataPlane {
   const { config, log, clock, random, client, limits, acceptor = () => portAcceptor } = options
   const { namespace } = config
   const accessLogFile =
-    config.accessLog === 'off' ? undefined : openAccessLog(config.accessLog, log, { shared: config.workers > 1 })
+    config.accessLog === 'off'
+      ? undefined
+      : new AccessLogFile({ destination: config.accessLog, shared: config.workers > 1, log, clock, random })
   const policyOf = policyReader(log)
   const nodes = new LocalNodes({ namespace, clock })
 

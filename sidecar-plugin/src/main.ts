@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { pino } from 'pino'
 import { SettingsError } from '@holdfast/registry-client/settings'
+import { checkAccessLog } from './access-log-file.ts'
 import { loadConfig, sidecarHelp } from './config.ts'
 import { createSidecar } from './sidecar.ts'
 import { formatTcpBinding } from './tcp/tcp-binding.ts'
@@ -10,6 +11,8 @@ export async function main(): Promise<void> {
   let loaded
   try {
     loaded = loadConfig({ argv: process.argv.slice(2), env: process.env })
+    const { accessLog } = loaded.config
+    if (!loaded.asked && accessLog !== 'off') await checkAccessLog(accessLog)
   } catch (error) {
     if (!(error instanceof SettingsError)) throw error
     process.stderr.write(`${error.message}\n`)
@@ -31,6 +34,8 @@ export async function main(): Promise<void> {
     process.on('SIGHUP', () => sidecar.reopenLogs())
     const listening = Object.entries(sidecar.addresses).map(([side, address]) => `${side} ${address}`)
     listening.push(...sidecar.tcp.map((binding) => `tcp ${formatTcpBinding(binding)}`))
+    // Whoever has read enough has gone.
+    process.stdout.on('error', () => {})
     process.stdout.write(`holdfast-sidecar ready: ${listening.join(', ')}\n`)
     const error = await Promise.race([askedToStop, sidecar.drainAsked, sidecar.failed])
     await sidecar.drain()

@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict'
+import { spawnSync } from 'node:child_process'
 import { mkdtemp, readFile, rename, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { test } from 'node:test'
+import { test, type TestContext } from 'node:test'
 import { startService } from './fakes.ts'
 import { ask, NO_REGISTRY, ready, run } from './program.ts'
 import { eventually } from './wire.ts'
@@ -103,4 +104,41 @@ test('the access log that was moved away is opened again on SIGHUP', async (t) =
   for (let i = 0; (await lines(file)).length < 1; i++) await call('/two')
   assert((await lines(file)).every((line) => line.includes('/two')))
   assert((await lines(`${file}.1`))[0]!.includes('/one'))
+})
+
+/** Writes lines, and is asked to end. */
+async function endOf(
+  t: TestContext,
+  accessLog: string,
+  afterStart?: (program: Awaited<ReturnType<typeof ready>>) => void,
+) {
+  const program = await ready(t, ['--access-log', accessLog])
+  const { child, ports, heard, ended } = program
+  afterStart?.(program)
+  for (let i = 0; i < 3; i++) await ask(ports.inbound, 'GET / HTTP/1.1\r\nHost: stock\r\nConnection: close\r\n\r\n')
+  child.kill('SIGTERM')
+  assert.equal(await ended, 0)
+  assert.match(heard.error, /drained/)
+  return heard
+}
+
+test('an access log on a full disk, in a pipe that nobody reads or one whose reader has gone does not hinder its end', async (t) => {
+  const directory = await mkdtemp(join(tmpdir(), 'holdfast-'))
+  t.after(() => rm(directory, { recursive: true, force: true }))
+  const pipe = join(directory, 'pipe')
+  spawnSync('mkfifo', [pipe])
+  assert.match((await endOf(t, '/dev/full')).error, /ENOSPC.*the access log cannot be written/)
+  assert.match((await endOf(t, pipe)).error, /ENXIO.*the access log cannot be written/)
+  assert.match((await endOf(t, '-', ({ child }) => child.stdout!.destroy())).error, /EPIPE|ECONNRESET/)
+})
+
+test('an access log that can never be written is a setting that cannot be used', async (t) => {
+  for (const workers of ['1', '2']) {
+    const { heard, ended } = run(t, [...NO_REGISTRY, '--access-log', tmpdir(), '--workers', workers])
+    assert.equal(await ended, 2)
+    assert.equal(
+      heard.error,
+      `accessLog: cannot be opened: EISDIR: illegal operation on a directory, open '${tmpdir()}'\n`,
+    )
+  }
 })

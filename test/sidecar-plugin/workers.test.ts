@@ -33,6 +33,8 @@ class FakeProcess implements WorkerProcess {
   answers: Partial<Record<string, unknown>>
   /** Whether it takes connections, and answers. */
   isStuck = false
+  /** Whether connections do not get to it, as of one without descriptors. */
+  isShort = false
   isGone = false
   readonly #events: WorkerProcessEvents
 
@@ -75,7 +77,7 @@ class FakeProcess implements WorkerProcess {
 
   #react(message: ToWorker): void {
     if (this.isGone) return
-    if (message.kind === 'connection') return this.say({ kind: 'took' })
+    if (message.kind === 'connection') return this.isShort ? undefined : this.say({ kind: 'took' })
     if (message.kind !== 'ask') return
     const value = this.answers[message.question]
     if (value instanceof Error) this.say({ kind: 'failure', id: message.id, message: value.message, code: undefined })
@@ -261,6 +263,58 @@ describe('a connection', () => {
     await settle()
     assert.deepEqual(counts(processes), [1, 4])
     assert.equal(processes[1]!.connections.at(-1), stuck)
+  })
+
+  test('that is lost on its way goes to another worker, and the first has its turn again a while later', async (t) => {
+    const { pool, processes, port, clock } = await open(t)
+    await pool.start()
+    processes[0]!.isShort = true
+    await connect(t, port)
+    await eventually('it is passed', () => counts(processes).join() === '1,0')
+    await clock.advance(500)
+    assert.deepEqual(counts(processes), [1, 1])
+    assert.equal(processes[1]!.connections[0], processes[0]!.connections[0])
+    assert.match(await pool.metrics(), /^holdfast_sidecar_connections_returned_total 1$/m)
+    for (let i = 0; i < 2; i++) await connect(t, port)
+    await eventually('they are passed', () => counts(processes).join() === '1,3')
+    processes[0]!.isShort = false
+    await clock.advance(1_000)
+    for (let i = 0; i < 4; i++) await connect(t, port)
+    await eventually('they are passed', () => counts(processes).join() === '3,5')
+    await clock.advance(60_000)
+    assert.deepEqual(counts(processes), [3, 5], 'nothing that was taken is given to another')
+    assert(processes.every(({ isGone }) => !isGone))
+  })
+
+  test('that no worker gets waits until one does', async (t) => {
+    const { pool, processes, port, clock } = await open(t)
+    await pool.start()
+    for (const process of processes) process.isShort = true
+    await connect(t, port)
+    await eventually('it is passed', () => counts(processes).join() === '1,0')
+    for (let passedMs = 0; passedMs < 30_000; passedMs += 500) await clock.advance(500)
+    for (const count of counts(processes)) assert(count > 5 && count < 25, `${count} times`)
+    for (const process of processes) process.isShort = false
+    for (let passedMs = 0; passedMs < 2_000; passedMs += 500) await clock.advance(500)
+    assert.match(await pool.metrics(), /^holdfast_sidecar_connections_waiting 0$/m)
+  })
+
+  test('that a worker neither takes nor gives back is another’s some seconds later, when the first is killed', async (t) => {
+    const { pool, processes, port, clock } = await open(t)
+    await pool.start()
+    processes[0]!.isStuck = true
+    await connect(t, port)
+    await eventually('it is passed', () => counts(processes).join() === '1,0')
+    await clock.advance(4_000)
+    assert(!processes[0]!.isGone)
+    assert.deepEqual(counts(processes), [1, 0])
+    await clock.advance(499)
+    assert(!processes[0]!.isGone)
+    await clock.advance(1)
+    assert(processes[0]!.isGone)
+    assert.deepEqual(counts(processes), [1, 1])
+    const [first] = await pool.workers()
+    assert.match(first!.lastError!, /does not take the connection/)
   })
 
   test('comes until all workers have left, and each hears when none follows', async (t) => {

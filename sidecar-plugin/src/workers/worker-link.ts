@@ -19,12 +19,20 @@ export interface Passed {
 
 export interface LinkEvents {
   readonly took: (link: WorkerLink) => void
+  /** The connection that it was sent has not come: it is this process’s again. */
+  readonly lost: (link: WorkerLink) => void
   readonly leave: (link: WorkerLink, opening: string) => void
   readonly ended: (link: WorkerLink, reason: string) => void
 }
 
 /** Questions that a worker has not answered yet. What it does not read waits in this process. */
 const UNANSWERED_MAX = 256
+
+/**
+ * How long a connection may be on its way until the worker is asked, in milliseconds, and how often it may leave that
+ * unanswered until it is killed. Shorter kills one that collects garbage; longer lets the caller wait who is on its way.
+ */
+const PASSING = { doubtMs: 500, askMs: 2_000, asks: 2 }
 
 interface Asked {
   answer(value: unknown): void
@@ -41,12 +49,12 @@ export class WorkerLink {
   #unanswered = 0
   #killedFor: string | undefined
   #isEnded = false
+  #cancelDoubt: () => void = () => {}
+  #passing: Passed | undefined
   /** Whether it has begun to serve. */
   isListening = false
   /** The openings of which it takes connections. */
   readonly takes = new Set<string>()
-  /** The connection that it has been sent, until it says that it has it. */
-  passing: Passed | undefined
 
   constructor(options: { clock: Clock; fork: Fork; events: LinkEvents }) {
     this.#clock = options.clock
@@ -94,9 +102,19 @@ export class WorkerLink {
     })
   }
 
+  /** One at a time. */
   pass(connection: Passed): void {
-    this.passing = connection
+    this.#passing = connection
     this.#process.send({ kind: 'connection', opening: connection.opening }, connection.raw)
+    this.#cancelDoubt = this.#clock.after(PASSING.doubtMs, () => void this.#doubt(connection))
+  }
+
+  /** The connection that it has been sent, if it has not said that it has it: after this it is not on its way any more. */
+  release(): Passed | undefined {
+    this.#cancelDoubt()
+    const passing = this.#passing
+    this.#passing = undefined
+    return passing
   }
 
   left(opening: string): void {
@@ -106,6 +124,25 @@ export class WorkerLink {
   kill(reason: string): void {
     this.#killedFor ??= reason
     this.#process.kill()
+  }
+
+  /**
+   * Messages keep their order. Whoever answers a question and has not taken the connection that was sent before has lost
+   * it: the system drops one for which a process has no descriptor left. Whoever does not answer may still take it, so
+   * that no other can have it while that one lives.
+   */
+  async #doubt(connection: Passed): Promise<void> {
+    // More than once, so that a machine that stands still for a while is nobody's fault.
+    for (let asks = 0; asks < PASSING.asks && this.#passing === connection; asks++) {
+      try {
+        await this.ask('report', PASSING.askMs, false)
+      } catch (error) {
+        if (error instanceof NoAnswerError) continue
+      }
+      if (this.#passing === connection) this.#events.lost(this)
+      return
+    }
+    if (this.#passing === connection) this.kill('does not take the connection that it was given, nor answer')
   }
 
   #heard(message: unknown): void {

@@ -9,6 +9,8 @@ export interface PoolCounts {
   waiting(): number
   /** Connections that were one too many to wait. */
   refused(): number
+  /** Connections that a worker was given and did not get. */
+  returned(): number
 }
 
 /**
@@ -57,6 +59,15 @@ export class WorkerPage {
       collect() {
         this.reset()
         this.inc(pool.refused())
+      },
+    })
+    new Counter({
+      name: 'holdfast_sidecar_connections_returned_total',
+      help: 'Connections that a worker was given and did not get, as when it has no descriptor left.',
+      registers,
+      collect() {
+        this.reset()
+        this.inc(pool.returned())
       },
     })
   }

@@ -43,6 +43,9 @@ const PULSE = { everyMs: 5_000, missed: 3 }
 /** Shorter gives up a sidecar whose other workers serve, for what passes in a few seconds. */
 const RESTART = { baseMs: 500, capMs: 10_000 }
 
+/** One that did not get a connection is given no other for so long: mostly it has no descriptor left. */
+const REST_MS = 1_000
+
 /** Served for so long, a worker that ends is a new story. */
 const STABLE_MS = 60_000
 
@@ -58,6 +61,7 @@ interface Slot {
   failures: number
   missed: number
   isSilent: boolean
+  hasLost: boolean
   lastError: string | undefined
   cancel: () => void
 }
@@ -98,6 +102,7 @@ export class WorkerPool implements DataPlane {
       failures: 0,
       missed: 0,
       isSilent: false,
+      hasLost: false,
       lastError: undefined,
       cancel: () => {},
     }))
@@ -106,6 +111,7 @@ export class WorkerPool implements DataPlane {
       listening: () => this.#listening.length,
       waiting: () => this.#handoff.waiting,
       refused: () => this.#handoff.refused,
+      returned: () => this.#handoff.returned,
     })
   }
 
@@ -339,12 +345,14 @@ export class WorkerPool implements DataPlane {
       fork,
       events: {
         took: (from) => this.#handoff.took(from),
+        lost: (from) => this.#lost(slot, from),
         leave: (from, id) => this.#left(from, id),
         ended: (from, reason) => this.#ended(slot, from, reason),
       },
     })
     slot.link = link
     slot.missed = 0
+    slot.hasLost = false
     const openings = [...this.#doors.values()].filter(({ isLeft }) => !isLeft).map(({ opening }) => opening)
     const nodes = [...this.#nodes.values()]
     const { worker } = slot
@@ -385,6 +393,20 @@ export class WorkerPool implements DataPlane {
     slot.cancel = clock.after(slot.backoff.next(), () => {
       // It is told by its end.
       this.#begin(slot).catch(() => {})
+    })
+  }
+
+  #lost(slot: Slot, link: WorkerLink): void {
+    const { clock, log } = this.#options
+    // Once of each process: it is counted, and comes again for as long as the reason lasts.
+    if (!slot.hasLost) {
+      const reason = 'it may have no file descriptor left'
+      log.warn({ worker: slot.worker, process: link.pid, reason }, 'a worker does not get its connections')
+    }
+    slot.hasLost = true
+    this.#handoff.lost(link)
+    clock.after(REST_MS, () => {
+      if (link.isListening) this.#handoff.join(link)
     })
   }
 

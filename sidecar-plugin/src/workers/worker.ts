@@ -39,9 +39,11 @@ export function work(): void {
     if (message.kind === 'ask') void answer(message.id, message.question, message.args)
     else if (message.kind === 'left') acceptors.left(message.opening)
     else {
+      // That it has not come shows in that it is not taken.
+      if (raw === undefined) return
       // Before anything of it is read: until then another worker can have it.
       tell({ kind: 'took' })
-      if (raw) acceptors.arrived(message.opening, socketOf(raw as unknown as RawConnection))
+      acceptors.arrived(message.opening, socketOf(raw as unknown as RawConnection))
     }
   })
   process.once('disconnect', () => {
