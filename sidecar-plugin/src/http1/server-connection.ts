@@ -312,10 +312,15 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
 
   /** Who owes the rest of a request is told so; a connection that stands still otherwise is cut. */
   #idled(nowMs: number): void {
-    if (this.#isAnswering || this.#content?.flows !== true) return this.destroy()
-    this.#movedMs = nowMs
+    const content = this.#content
+    if (this.#isAnswering || content?.flows !== true) return this.destroy()
     const detail = `nothing came of the request for ${this.#host.limits.idleMs} ms`
-    this.#exchange!.abort(new SidecarError('idle', detail, { delivered: true }))
+    const error = new SidecarError('idle', detail, { delivered: true })
+    this.#movedMs = nowMs
+    this.#isLast = true
+    this.#content = undefined
+    this.#exchange!.abort(error)
+    content.fail(error)
   }
 
   /** Whether the request has content that its caller sends only when told to, which did not happen. */

@@ -91,7 +91,9 @@ export class ServerStream implements StreamOwner, WriterOwner {
     // Who owes the rest of a request is told so.
     if (!this.#stream.headersSent && this.#content?.flows === true) {
       const detail = `nothing came of the request for ${idleMs} ms`
-      return this.#exchange?.abort(new SidecarError('idle', detail, { delivered: true }))
+      const error = new SidecarError('idle', detail, { delivered: true })
+      this.#exchange?.abort(error)
+      return this.#content.fail(error)
     }
     this.#break(
       new SidecarError('caller_gone', `nothing moved for ${idleMs} ms`, { delivered: true }),
