@@ -354,6 +354,9 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
 
   /** @returns where what follows the request begins, as far as that has arrived */
   #begin(head: RequestHead, bytes: Buffer, at: number, end: number): number {
+    // Content that its head announces would go into the tunnel.
+    if (head.method === 'CONNECT' && head.framing !== 'none')
+      throw new Malformed(head.framing === 'length' ? 'content_length' : 'transfer_encoding', 'CONNECT with content')
     let body: Body | undefined
     let next = at
     if (head.framing === 'length' && head.length <= Math.min(end - at, COPIED_BYTES)) {

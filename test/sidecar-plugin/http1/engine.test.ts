@@ -321,6 +321,17 @@ describe('RFC 9110/7.8: a tunnel', () => {
   })
 })
 
+describe('RFC 9110/9.3.6: CONNECT with content', () => {
+  for (const framing of ['Content-Length: 3', 'Transfer-Encoding: chunked'])
+    test(`framed by ${framing} is refused, and none of it reaches a service`, async (t) => {
+      const { port, heard } = await start(t, (socket) => void socket.write('HTTP/1.1 200 OK\r\n\r\n'))
+      const asked = caller(t, port).send(`CONNECT b:80 HTTP/1.1\r\nHost: b:80\r\n${framing}\r\n\r\n`)
+      await asked.closed
+      assert.match(asked.text, /^HTTP\/1\.1 400 /)
+      assert.equal(heard.text, '')
+    })
+})
+
 describe('RFC 9112/6.3: content that ends with its connection', () => {
   test('is whole when that closes', async (t) => {
     const { port } = await start(t, (socket) => void socket.end('HTTP/1.1 200 OK\r\n\r\nto the end'))

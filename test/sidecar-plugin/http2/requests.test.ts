@@ -155,6 +155,17 @@ describe('a malformed request', () => {
       assert.doesNotMatch(heard.map((each) => each.fields.join('\n')).join('\n'), /hidden|chunked|x-a/i)
     })
 
+  test('RFC 9110/9.3.6: CONNECT with a content-length: the service hears nothing of it', async (t) => {
+    const { open, exchanges } = await start(t)
+    const fields: Fields = [
+      [':method', 'CONNECT'],
+      [':authority', 'a:80'],
+      ['content-length', '3'],
+    ]
+    assert.equal(statusOf(await open(headers(1, fields, false)).outcome(1)), 400)
+    assert.equal(exchanges.length, 0)
+  })
+
   test('RFC 9113/8.1.1: more content than its content-length: the service sees no whole request', async (t) => {
     const { heard, open, endings, exchanges } = await start(t)
     const caller = open(headers(1, [...POST, ['content-length', '3']], false))
