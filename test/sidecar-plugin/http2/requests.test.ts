@@ -7,6 +7,7 @@ import fc from 'fast-check'
 import {
   CODE,
   codeOf,
+  fieldBlock,
   FLAG,
   FRAME,
   frame,
@@ -16,6 +17,7 @@ import {
   settings,
   type Frame,
 } from '../../support/http2-frames.ts'
+import { ManualClock } from '../../support/manual-clock.ts'
 import { RawCaller } from '../fakes.ts'
 import { eventually, startWire } from '../wire.ts'
 
@@ -364,6 +366,25 @@ describe('RFC 9113/3: how HTTP/2 begins', () => {
     const caller = new FrameSocket(connectTo(t, port))
     caller.send(PREFACE)
     await caller.closed
+  })
+
+  test('6.10: half of a head and no more is closed in time, and who only says nothing is not', async (t) => {
+    const clock = new ManualClock()
+    const { open, listener } = await start(t, { clock })
+    const slow = open(frame(FRAME.headers, FLAG.endStream, 1, fieldBlock(GET)))
+    const still = open()
+    const isPing = ({ type, flags }: Frame) => type === FRAME.ping && flags === 0
+    await eventually('both are greeted', () => listener.connections === 2 && still.frames.length > 1)
+    await slow.untilOne(({ type, flags }) => type === FRAME.settings && flags === FLAG.ack, 'the greeting')
+    await clock.advance(11_000)
+    const asked = await still.untilOne(isPing, 'a PING')
+    await slow.untilOne(isPing, 'a PING')
+    still.send(frame(FRAME.ping, FLAG.ack, 0, asked.payload), frame(FRAME.ping, 0, 0, Buffer.from('it heard')))
+    await still.untilOne(({ payload }) => payload.equals(Buffer.from('it heard')), 'an answer')
+    await clock.advance(11_000)
+    await slow.closed
+    assert.equal(listener.connections, 1)
+    assert.equal((await still.send(headers(1, GET)).outcome(1)).type, FRAME.headers)
   })
 
   test('3.4: something else than SETTINGS after it ends the connection', async (t) => {
