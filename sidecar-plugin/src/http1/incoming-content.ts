@@ -28,7 +28,7 @@ export class IncomingContent implements Content {
   #keptBytes = 0
   #sink: Sink | undefined
   #isWaiting = false
-  #hasFlowed = false
+  #hasBegun = false
   #isDone = false
   #error: SidecarError | undefined
 
@@ -54,9 +54,9 @@ export class IncomingContent implements Content {
     return this.#sink !== undefined && !this.#isWaiting
   }
 
-  /** Whether anybody ever wanted it. */
-  get hasFlowed(): boolean {
-    return this.#hasFlowed
+  /** Whether any of it has been pushed. */
+  get hasBegun(): boolean {
+    return this.#hasBegun
   }
 
   get endsByClose(): boolean {
@@ -66,7 +66,6 @@ export class IncomingContent implements Content {
   pour(sink: Sink): void {
     this.#sink = sink
     this.#isWaiting = false
-    this.#hasFlowed = true
     for (const piece of this.#kept ?? []) if (!sink.write(piece)) this.#isWaiting = true
     if (this.#error) this.fail(this.#error)
     else if (this.#isDone) this.#deliverEnd()
@@ -91,6 +90,7 @@ export class IncomingContent implements Content {
    * @throws Malformed
    */
   push(bytes: Buffer, start: number, end: number): number {
+    this.#hasBegun = true
     const at = this.#reader.push(bytes, start, end, (from, to) => this.#take(bytes.subarray(from, to)))
     if (this.#reader.done) this.#finish()
     return at

@@ -78,6 +78,8 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   #writer: MessageWriter | undefined
   /** Of an answer without a writer: how much is on its way out. */
   #bytesOut = 0
+  /** Whether its caller was told to send content that waits for that. */
+  #isTold = false
   #isLast = false
   #isAnswering = false
   #isAnswered = false
@@ -145,6 +147,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
   inform({ status, statusText, headers }: ReplyHead): void {
     const transport = this.#transport!
     if (this.#isAnswering || this.#head?.minor === 0 || transport.isFull || transport.isClosed) return
+    if (status === 100) this.#isTold = true
     if (transport.write(`${statusLine(status, statusText)}${headers.lines}\r\n`)) this.moved()
   }
 
@@ -323,9 +326,18 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     content.fail(error)
   }
 
-  /** Whether the request has content that its caller sends only when told to, which did not happen. */
+  /**
+   * Whether the request has content that its caller sends only when told to, which did not happen. Whether it comes
+   * nobody knows then: what comes may be the next request.
+   */
   get #isUnwanted(): boolean {
-    return this.#content !== undefined && this.#head!.expectsContinue && !this.#content.hasFlowed
+    return (
+      this.#head!.expectsContinue &&
+      !this.#isTold &&
+      this.#content?.hasBegun === false &&
+      // What waits there is content.
+      this.#stash === undefined
+    )
   }
 
   #read(bytes: Buffer, start: number, end: number): boolean {
@@ -355,6 +367,9 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
 
   /** @returns where what follows the request begins, as far as that has arrived */
   #begin(head: RequestHead, bytes: Buffer, at: number, end: number): number {
+    // Content that its head announces would go into the tunnel.
+    if (head.method === 'CONNECT' && head.framing !== 'none')
+      throw new Malformed(head.framing === 'length' ? 'content_length' : 'transfer_encoding', 'CONNECT with content')
     let body: Body | undefined
     let next = at
     if (head.framing === 'length' && head.length <= Math.min(end - at, COPIED_BYTES)) {
@@ -366,6 +381,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     this.#head = head
     this.#writer = undefined
     this.#bytesOut = 0
+    this.#isTold = false
     this.#isAnswering = false
     this.#isAnswered = false
     this.#exchange = this.#host.arrived(this, head, body)

@@ -101,7 +101,8 @@ export function readRequest(raw: readonly string[], limits: FieldLimits, hasCont
         if (length !== undefined || !/^\d{1,15}$/.test(value))
           throw new Malformed('content_length', 'a content-length that is none')
         length = Number(value)
-        if (!hasContent && length > 0) throw new Malformed('content_length', 'a content-length without content')
+        if ((!hasContent || isConnect) && length > 0)
+          throw new Malformed('content_length', 'a content-length without content')
         break
       case 'expect':
         if (value.toLowerCase() !== '100-continue')

@@ -76,6 +76,11 @@ export class ServerSession implements ServerStreamHost {
   readonly peer: string
   /** When it began, and from then on when its last stream ended. */
   #restedMs: number
+  /** Bytes read when a PING was answered last. */
+  #answeredBytes = 0
+  /** When bytes after those were first seen while there was no stream. */
+  #unexplainedMs: number | undefined
+  #isAsked = false
   #isGreeted = false
   #hasServed = false
   #noticedMs: number | undefined
@@ -158,7 +163,8 @@ export class ServerSession implements ServerStreamHost {
       if (nowMs - this.#restedMs >= limits.headMs) this.destroy()
     } else if (this.#noticedMs !== undefined) {
       if (nowMs - this.#noticedMs >= NOTICE_MS) this.leave()
-    } else if (this.#host.isClosing && (this.#hasServed || nowMs - this.#restedMs >= NOTICE_MS)) this.#notice()
+    } else if (this.#isHeadSlow(nowMs)) this.destroy()
+    else if (this.#host.isClosing && (this.#hasServed || nowMs - this.#restedMs >= NOTICE_MS)) this.#notice()
     else if (this.isIdle && nowMs - this.#restedMs >= limits.keepAliveMs) this.leave()
   }
 
@@ -180,6 +186,33 @@ export class ServerSession implements ServerStreamHost {
     this.#streams.delete(stream)
     this.#restedMs = this.#host.nowMs
     if (wasReset) this.#reset()
+  }
+
+  /**
+   * Whether what arrives without a stream must be a head that takes too long. The library tells of none before its end;
+   * but nothing else may stand within one (RFC 9113, section 6.10), so who answers a PING is not sending one.
+   */
+  #isHeadSlow(nowMs: number): boolean {
+    const { bytesRead } = this.#socket
+    if (!this.isIdle || bytesRead === this.#answeredBytes) {
+      this.#unexplainedMs = undefined
+      return false
+    }
+    this.#unexplainedMs ??= nowMs
+    const { headMs } = this.#host.limits
+    const slowMs = nowMs - Math.max(this.#unexplainedMs, this.#restedMs)
+    if (this.#isAsked) return slowMs >= 2 * headMs
+    if (slowMs >= headMs) this.#ask()
+    return false
+  }
+
+  #ask(): void {
+    if (this.#session.closed || this.#session.destroyed) return
+    this.#isAsked = true
+    this.#session.ping((error) => {
+      this.#isAsked = false
+      if (error === null) this.#answeredBytes = this.#socket.bytesRead
+    })
   }
 
   /** Nobody is there any more. */

@@ -199,10 +199,26 @@ describe('RFC 9110/10.1.1: an expectation', () => {
       'POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n',
     )
     await asked.until(/413 No[\s\S]*\r\n\r\n/)
+    assert.match(asked.text, /connection: close\r\n/)
     asked.send('abc')
     asked.socket.end()
     await asked.closed
     assert.equal(asked.text.match(/HTTP/g)?.length, 1)
+  })
+
+  test('that is refused once the content is on its way leaves the connection as it is', async (t) => {
+    const { port, heard } = await start(t, (socket, text) => {
+      if (text.endsWith('a')) socket.write('HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n')
+      else if (text.startsWith('GET')) socket.write(OK)
+    })
+    const asked = caller(t, port).send(
+      'POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\na',
+    )
+    await asked.until(/413 No[\s\S]*\r\n\r\n/)
+    assert.doesNotMatch(asked.text, /connection: close/)
+    asked.send(`bc${GET}`)
+    await asked.until(/ok$/)
+    assert.equal(heard.sockets.length, 2)
   })
 })
 
@@ -303,6 +319,17 @@ describe('RFC 9110/7.8: a tunnel', () => {
     assert.match(await asked.until(/<hello>/), /^HTTP\/1\.1 200 OK\r\n\r\n<hello>$/)
     assert.match(heard.text, /^CONNECT b:80 HTTP\/1\.1\r\n/)
   })
+})
+
+describe('RFC 9110/9.3.6: CONNECT with content', () => {
+  for (const framing of ['Content-Length: 3', 'Transfer-Encoding: chunked'])
+    test(`framed by ${framing} is refused, and none of it reaches a service`, async (t) => {
+      const { port, heard } = await start(t, (socket) => void socket.write('HTTP/1.1 200 OK\r\n\r\n'))
+      const asked = caller(t, port).send(`CONNECT b:80 HTTP/1.1\r\nHost: b:80\r\n${framing}\r\n\r\n`)
+      await asked.closed
+      assert.match(asked.text, /^HTTP\/1\.1 400 /)
+      assert.equal(heard.text, '')
+    })
 })
 
 describe('RFC 9112/6.3: content that ends with its connection', () => {

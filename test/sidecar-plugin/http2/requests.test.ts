@@ -7,6 +7,7 @@ import fc from 'fast-check'
 import {
   CODE,
   codeOf,
+  fieldBlock,
   FLAG,
   FRAME,
   frame,
@@ -16,6 +17,7 @@ import {
   settings,
   type Frame,
 } from '../../support/http2-frames.ts'
+import { ManualClock } from '../../support/manual-clock.ts'
 import { RawCaller } from '../fakes.ts'
 import { eventually, startWire } from '../wire.ts'
 
@@ -154,6 +156,17 @@ describe('a malformed request', () => {
       await eventually('it was looked at', () => heard.length <= 1)
       assert.doesNotMatch(heard.map((each) => each.fields.join('\n')).join('\n'), /hidden|chunked|x-a/i)
     })
+
+  test('RFC 9110/9.3.6: CONNECT with a content-length: the service hears nothing of it', async (t) => {
+    const { open, exchanges } = await start(t)
+    const fields: Fields = [
+      [':method', 'CONNECT'],
+      [':authority', 'a:80'],
+      ['content-length', '3'],
+    ]
+    assert.equal(statusOf(await open(headers(1, fields, false)).outcome(1)), 400)
+    assert.equal(exchanges.length, 0)
+  })
 
   test('RFC 9113/8.1.1: more content than its content-length: the service sees no whole request', async (t) => {
     const { heard, open, endings, exchanges } = await start(t)
@@ -353,6 +366,25 @@ describe('RFC 9113/3: how HTTP/2 begins', () => {
     const caller = new FrameSocket(connectTo(t, port))
     caller.send(PREFACE)
     await caller.closed
+  })
+
+  test('6.10: half of a head and no more is closed in time, and who only says nothing is not', async (t) => {
+    const clock = new ManualClock()
+    const { open, listener } = await start(t, { clock })
+    const slow = open(frame(FRAME.headers, FLAG.endStream, 1, fieldBlock(GET)))
+    const still = open()
+    const isPing = ({ type, flags }: Frame) => type === FRAME.ping && flags === 0
+    await eventually('both are greeted', () => listener.connections === 2 && still.frames.length > 1)
+    await slow.untilOne(({ type, flags }) => type === FRAME.settings && flags === FLAG.ack, 'the greeting')
+    await clock.advance(11_000)
+    const asked = await still.untilOne(isPing, 'a PING')
+    await slow.untilOne(isPing, 'a PING')
+    still.send(frame(FRAME.ping, FLAG.ack, 0, asked.payload), frame(FRAME.ping, 0, 0, Buffer.from('it heard')))
+    await still.untilOne(({ payload }) => payload.equals(Buffer.from('it heard')), 'an answer')
+    await clock.advance(11_000)
+    await slow.closed
+    assert.equal(listener.connections, 1)
+    assert.equal((await still.send(headers(1, GET)).outcome(1)).type, FRAME.headers)
   })
 
   test('3.4: something else than SETTINGS after it ends the connection', async (t) => {
