@@ -170,8 +170,7 @@ export class WorkerPool implements DataPlane {
       slot.cancel()
       if (slot.link?.isListening === false) slot.link.kill('is not needed any more')
     }
-    // Both sides one after the other, and each may take all of the time.
-    await this.#tell('finish', 2 * patience.timeoutMs + LIMITS.end, patience)
+    await this.#tell('finish', patience.timeoutMs + LIMITS.end, patience)
   }
 
   cut(): void {
