@@ -215,10 +215,8 @@ export function createDataPlane(options: DataPlaneOptions): ProcessDataPlane {
       const endMs = clock.now() + patience.timeoutMs
       await Promise.all([inbound.finish(patience), tcp.inbound.finish(patience)])
       // Who holds connections for later, as pools do, never lets go of them by itself: they have what is left of the time.
-      await Promise.all([
-        outbound.finish({ idleMs: 0, timeoutMs: patience.timeoutMs }),
-        tcp.outbound.finish({ idleMs: 0, timeoutMs: Math.max(0, endMs - clock.now()) }),
-      ])
+      const rest = { idleMs: 0, timeoutMs: Math.max(0, endMs - clock.now()) }
+      await Promise.all([outbound.finish(rest), tcp.outbound.finish(rest)])
     },
     cut() {
       outbound.close()

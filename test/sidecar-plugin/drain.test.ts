@@ -110,15 +110,18 @@ class EjectingClient extends FakeClient {
   }
 }
 
-async function startSidecar(t: TestContext, options: { client?: FakeClient; idle: string; inboundPort?: number }) {
-  const { client = new FakeClient(), idle, inboundPort = 0 } = options
+async function startSidecar(
+  t: TestContext,
+  options: { client?: FakeClient; idle: string; inboundPort?: number; clock?: ManualClock },
+) {
+  const { client = new FakeClient(), idle, inboundPort = 0, clock = systemClock } = options
   const ports = ['--admin-port', '0', '--outbound-port', '0', '--inbound-port', String(inboundPort)]
   const { config } = loadConfig({
     argv: [...ports, '--no-file-cache', '--drain-settle', '0ms', '--config', 'sidecar.yaml'],
     env: {},
     readFile: () => `drain: { idle: ${idle} }`,
   })
-  const sidecar = await createSidecar({ config, log: quietLog, random: seededRandom(1), client })
+  const sidecar = await createSidecar({ config, log: quietLog, clock, random: seededRandom(1), client })
   t.after(() => sidecar.close())
   return { sidecar, client }
 }
@@ -172,6 +175,32 @@ test('a sidecar that closes ends idle connections of the admin API, and the othe
   answer([])
   await Promise.all([busy.closed, closed])
   assert.match(busy.text, /^HTTP\/1\.1 200 [^]*connection: close[^]*\{"services":\[\]\}$/)
+})
+
+test('a drain takes no longer than it may, though both sides have what never ends', async (t) => {
+  let asked = 0
+  const stock = await startService(() => void asked++)
+  t.after(() => stock.stop())
+  const clock = new ManualClock()
+  const client = new FakeClient()
+  client.set('far', [{ id: 'n', port: stock.port }])
+  const { sidecar } = await startSidecar(t, { client, clock, idle: '0ms' })
+  await register(sidecar.ports.admin, 'stock', stock.port)
+  for (const [port, host] of [
+    [sidecar.ports.inbound, 'stock'],
+    [sidecar.ports.outbound, 'far'],
+  ] as const) {
+    const caller = new RawCaller(port).send(`GET / HTTP/1.1\r\nHost: ${host}\r\nX-Holdfast-Timeout: 1h\r\n\r\n`)
+    t.after(() => caller.socket.destroy())
+  }
+  await eventually('both are under way', () => asked >= 2)
+  let isOver = false
+  void sidecar.drain().then(() => (isOver = true))
+  await eventually('it deregisters', () => client.events.includes('close stock'))
+  await clock.advance(29_999)
+  assert.equal(isOver, false)
+  await clock.advance(1)
+  while (!isOver) await clock.advance(0)
 })
 
 describe('while a sidecar leaves and nobody can be told', () => {

@@ -90,7 +90,8 @@ const NODE = { service: 'stock', id: 'n', port: 8080, protocol: 'http' } as cons
 function create(t: TestContext, answers: FakeProcess['answers'] = {}) {
   const clock = new ManualClock()
   const processes: FakeProcess[] = []
-  const common = { traffic: NO_TRAFFIC, inFlight: {}, counts: [], views: [], rehearse: [], ...answers }
+  const counts = { metrics: [], traffic: NO_TRAFFIC }
+  const common = { inFlight: {}, counts, views: [], rehearse: [], ...answers }
   const pool = new WorkerPool({
     config: loadConfig({ argv: ['--workers', '2'], env: { HOME: '/h' } }).config,
     log: quietLog,
@@ -190,6 +191,11 @@ describe('workers', () => {
     for (let passedMs = 0; passedMs < 20_000; passedMs += 1_000) await clock.advance(1_000)
     assert(processes[0]!.isGone)
     assert(!processes[1]!.isGone)
+    assert.deepEqual(
+      (await pool.workers()).map(({ state }) => state),
+      ['listening', 'listening'],
+      'the next one is not silent for what the first was',
+    )
   })
 
   test('that do not take a change in time are killed before it is confirmed', async (t) => {
@@ -405,23 +411,41 @@ describe('what several say', () => {
     assert.deepEqual(await pool.rehearse(undefined, new AbortController().signal), [file])
   })
 
-  test('for Prometheus stays counted when one ends, and gauges go with it', async (t) => {
-    const counts = [
+  test('is counted stays counted when one ends, and gauges go with it', async (t) => {
+    const metrics = [
       { name: 'calls_total', help: 'h', type: 'counter', aggregator: 'sum', values: [{ value: 5, labels: {} }] },
       { name: 'open', help: 'h', type: 'gauge', aggregator: 'sum', values: [{ value: 2, labels: {} }] },
       { name: 'reachable', help: 'h', type: 'gauge', aggregator: 'min', values: [{ value: 1, labels: {} }] },
     ]
-    const { pool, processes, clock } = await start(t, { counts })
+    const tcp = {
+      ...({ direction: 'inbound', service: 'db', namespace: 'default', host: '127.0.0.1', port: 1 } as const),
+      ...{ opened: 2, open: 1, bytesIn: 3, bytesOut: 4, failed: {} },
+    }
+    const traffic: Traffic = {
+      ...NO_TRAFFIC,
+      requests: { outbound: 5, inbound: 0 },
+      inFlight: { outbound: 2, inbound: 0 },
+      connections: { outbound: { open: 2, refused: 1 }, inbound: { open: 0, refused: 0 } },
+      tcp: [tcp],
+    }
+    const { pool, processes, clock } = await start(t, { counts: { metrics, traffic } })
+    const summed = async () => {
+      const { requests, inFlight, connections, tcp } = await pool.traffic()
+      const { open, refused } = connections.outbound
+      return [requests.outbound, refused, inFlight.outbound, open, tcp[0]!.opened, tcp[0]!.open]
+    }
     const shown = async (name: string) => Number(new RegExp(`^${name} (\\S+)$`, 'm').exec(await pool.metrics())?.[1])
     assert.equal(await shown('calls_total'), 10)
     assert.equal(await shown('open'), 4)
     assert.equal(await shown('reachable'), 1)
+    assert.deepEqual(await summed(), [10, 2, 4, 4, 4, 2])
     for (let round = 0; round < 3; round++) {
       processes[0]!.end('killed by SIGKILL')
       processes.shift()
       await settle()
       assert.equal(await shown('open'), 2)
       assert.equal(await shown('calls_total'), 10 + 5 * round)
+      assert.deepEqual(await summed(), [10 + 5 * round, 2 + round, 2, 2, 4 + 2 * round, 1])
       await clock.advance(10_000)
       await settle()
       assert.equal(await shown('calls_total'), 15 + 5 * round)

@@ -14,7 +14,7 @@ export function sumCounts<C extends Counts>(all: readonly C[]): C {
   return sums as C
 }
 
-/** @param all at least one, which may be {@link NO_TRAFFIC} */
+/** @param all at least one */
 export function sumTraffic(all: readonly Traffic[]): Traffic {
   const connections = (direction: 'outbound' | 'inbound') =>
     sumCounts(all.map((item) => item.connections[direction] as ConnectionCounts & Counts))
@@ -42,6 +42,17 @@ export const NO_TRAFFIC: Traffic = {
   malformed: 0,
   connections: { outbound: NO_CONNECTIONS, inbound: NO_CONNECTIONS },
   tcp: [],
+}
+
+/** Of a process that has ended: what was open with it is not. */
+export function pastTraffic(traffic: Traffic): Traffic {
+  const { inFlight, connections, tcp } = traffic
+  return {
+    ...traffic,
+    inFlight: { ...inFlight, ...NO_TRAFFIC.inFlight },
+    connections: { outbound: { ...connections.outbound, open: 0 }, inbound: { ...connections.inbound, open: 0 } },
+    tcp: tcp.map((port) => ({ ...port, open: 0 })),
+  }
 }
 
 function sumTcp(all: readonly TcpTraffic[]): readonly TcpTraffic[] {

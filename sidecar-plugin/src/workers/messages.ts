@@ -6,7 +6,7 @@
 import type { SidecarConfig } from '../config.ts'
 import type { LocalNode } from '../local/local-nodes.ts'
 import type { ProcessDataPlane } from '../data-plane.ts'
-import type { Opening } from '../planes.ts'
+import type { Opening, Traffic } from '../planes.ts'
 import type { MetricObject } from 'prom-client'
 
 /** All that a worker has to know before it serves. */
@@ -20,28 +20,23 @@ export interface Beginning {
   readonly isRetired: boolean
 }
 
+/** All that a worker has counted, at one moment. */
+export interface Counts {
+  readonly metrics: readonly MetricObject[]
+  readonly traffic: Traffic
+}
+
 /** What is asked of a worker: mostly what its data plane answers. */
 export interface WorkerApi extends Pick<
   ProcessDataPlane,
-  | 'shut'
-  | 'set'
-  | 'forget'
-  | 'idle'
-  | 'finish'
-  | 'close'
-  | 'inFlight'
-  | 'traffic'
-  | 'views'
-  | 'view'
-  | 'peerView'
-  | 'explain'
+  'shut' | 'set' | 'forget' | 'idle' | 'finish' | 'close' | 'inFlight' | 'views' | 'view' | 'peerView' | 'explain'
 > {
   begin(beginning: Beginning): Promise<void>
   open(opening: Opening): Promise<number>
   retire(): Promise<void>
   reopenLogs(): Promise<void>
   rehearse(names: Parameters<ProcessDataPlane['rehearse']>[0]): ReturnType<ProcessDataPlane['rehearse']>
-  counts(): Promise<MetricObject[]>
+  counts(): Promise<Counts>
   /** @param whole with the client library's status, which walks over every service */
   report(whole: boolean): Promise<{ readonly connections: number; readonly client?: object }>
 }

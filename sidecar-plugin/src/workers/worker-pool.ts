@@ -6,12 +6,12 @@ import type { SidecarConfig } from '../config.ts'
 import type { LocalNode } from '../local/local-nodes.ts'
 import type { AskedRequest, DataPlane, FullName, Opening, Patience, ShownView, WorkerReport } from '../planes.ts'
 import { Handoff } from './handoff.ts'
-import { bestView, nameOf, NO_TRAFFIC, sumCounts, sumTraffic, uniteViews, worstRehearsals } from './merging.ts'
+import { bestView, nameOf, sumCounts, uniteViews, worstRehearsals } from './merging.ts'
 import type { Question, WorkerApi } from './messages.ts'
 import { rawOf } from './raw-connection.ts'
 import { NoAnswerError, WorkerLink } from './worker-link.ts'
 import type { Fork } from './worker-process.ts'
-import { WorkerPage } from './worker-page.ts'
+import { WorkerCounts } from './worker-counts.ts'
 
 export interface WorkerPoolOptions {
   readonly config: SidecarConfig
@@ -81,7 +81,7 @@ export class WorkerPool implements DataPlane {
   readonly #options: WorkerPoolOptions
   readonly #slots: readonly Slot[]
   readonly #handoff = new Handoff()
-  readonly #page: WorkerPage
+  readonly #counts: WorkerCounts
   readonly #doors = new Map<string, Door>()
   readonly #nodes = new Map<string, LocalNode>()
   #stopPulse: () => void = () => {}
@@ -106,7 +106,7 @@ export class WorkerPool implements DataPlane {
       lastError: undefined,
       cancel: () => {},
     }))
-    this.#page = new WorkerPage(options.registry, {
+    this.#counts = new WorkerCounts(options.registry, {
       restarts: () => this.#slots.reduce((sum, { restarts }) => sum + restarts, 0),
       listening: () => this.#listening.length,
       waiting: () => this.#handoff.waiting,
@@ -170,8 +170,7 @@ export class WorkerPool implements DataPlane {
       slot.cancel()
       if (slot.link?.isListening === false) slot.link.kill('is not needed any more')
     }
-    // Both sides one after the other, and each may take all of the time.
-    await this.#tell('finish', 2 * patience.timeoutMs + LIMITS.end, patience)
+    await this.#tell('finish', patience.timeoutMs + LIMITS.end, patience)
   }
 
   cut(): void {
@@ -195,19 +194,13 @@ export class WorkerPool implements DataPlane {
   }
 
   async traffic() {
-    return sumTraffic([NO_TRAFFIC, ...(await this.#askAll('traffic', LIMITS.ask))])
+    await this.#count()
+    return this.#counts.traffic()
   }
 
   async metrics(): Promise<string> {
-    await Promise.all(
-      this.#listening.map(({ link }) =>
-        link.ask('counts', LIMITS.ask).then(
-          (counts) => this.#page.heard(link, counts),
-          () => {},
-        ),
-      ),
-    )
-    return this.#page.text()
+    await this.#count()
+    return this.#counts.page()
   }
 
   async views(): Promise<readonly ShownView[]> {
@@ -278,6 +271,11 @@ export class WorkerPool implements DataPlane {
     if (!link.isListening) return 'starting'
     if (isSilent || !hasAnswered) return 'silent'
     return this.#isRetired ? 'draining' : 'listening'
+  }
+
+  async #count(): Promise<void> {
+    const counted = await this.#askEach('counts', LIMITS.ask)
+    for (const { link, answer } of counted) if (link.isListening) this.#counts.heard(link, answer)
   }
 
   get #listening() {
@@ -352,6 +350,7 @@ export class WorkerPool implements DataPlane {
     })
     slot.link = link
     slot.missed = 0
+    slot.isSilent = false
     slot.hasLost = false
     const openings = [...this.#doors.values()].filter(({ isLeft }) => !isLeft).map(({ opening }) => opening)
     const nodes = [...this.#nodes.values()]
@@ -379,7 +378,7 @@ export class WorkerPool implements DataPlane {
     const hasServed = link.isListening
     link.isListening = false
     link.takes.clear()
-    this.#page.ended(link)
+    this.#counts.ended(link)
     this.#handoff.remove(link)
     this.#closeLeft()
     if (this.#isFinishing || this.#isCut) return

@@ -97,13 +97,12 @@ function apiOf({ plane, client }: Begun): Omit<WorkerApi, 'begin'> {
     close: () => end(plane, client),
     reopenLogs: () => Promise.resolve(plane.reopenLogs()),
     inFlight: () => plane.inFlight(),
-    traffic: () => plane.traffic(),
     views: () => plane.views(),
     view: (name) => plane.view(name),
     peerView: (name) => plane.peerView(name),
     explain: (name, request) => plane.explain(name, request),
     rehearse: (names) => plane.rehearse(names, new AbortController().signal),
-    counts: () => plane.registry.getMetricsAsJSON(),
+    counts: async () => ({ metrics: await plane.registry.getMetricsAsJSON(), traffic: await plane.traffic() }),
     async report(whole) {
       const { connections, tcp } = await plane.traffic()
       return {

@@ -1,4 +1,7 @@
 import { AggregatorRegistry, Counter, Gauge, type MetricObject, type Registry } from 'prom-client'
+import type { Traffic } from '../planes.ts'
+import { NO_TRAFFIC, pastTraffic, sumTraffic } from './merging.ts'
+import type { Counts } from './messages.ts'
 import type { WorkerLink } from './worker-link.ts'
 
 /** What is known of the workers without asking them. */
@@ -14,14 +17,14 @@ export interface PoolCounts {
 }
 
 /**
- * The page for Prometheus of several processes. What one has counted stays counted when it ends, or gives no answer: a
- * sum that went down would be taken for a restart of everything.
+ * What several processes have counted. It stays counted when one ends, or gives no answer: a sum that went down would
+ * be taken for a restart of everything.
  */
-export class WorkerPage {
+export class WorkerCounts {
   readonly #registry: Registry
   /** What each one said last. */
-  readonly #heard = new Map<WorkerLink, readonly MetricObject[]>()
-  #ended: MetricObject[] = []
+  readonly #heard = new Map<WorkerLink, Counts>()
+  #past: Counts = { metrics: [], traffic: NO_TRAFFIC }
 
   /** @param registry of this process; what is known of the workers is added to it */
   constructor(registry: Registry, pool: PoolCounts) {
@@ -72,19 +75,29 @@ export class WorkerPage {
     })
   }
 
-  heard(link: WorkerLink, metrics: readonly MetricObject[]): void {
-    this.#heard.set(link, metrics)
+  heard(link: WorkerLink, counts: Counts): void {
+    this.#heard.set(link, counts)
   }
 
   ended(link: WorkerLink): void {
     const last = this.#heard.get(link)
     this.#heard.delete(link)
-    if (last) this.#ended = sumOf([this.#ended, last.filter(isCounted)])
+    if (last === undefined) return
+    this.#past = {
+      metrics: sumOf([this.#past.metrics, last.metrics.filter(isCounted)]),
+      traffic: sumTraffic([this.#past.traffic, pastTraffic(last.traffic)]),
+    }
   }
 
-  async text(): Promise<string> {
+  traffic(): Traffic {
+    return sumTraffic([this.#past, ...this.#heard.values()].map(({ traffic }) => traffic))
+  }
+
+  /** A page for Prometheus. */
+  async page(): Promise<string> {
     const own = await this.#registry.getMetricsAsJSON()
-    return AggregatorRegistry.aggregate([own, ...this.#heard.values(), this.#ended]).metrics()
+    const all = [this.#past, ...this.#heard.values()].map(({ metrics }) => [...metrics])
+    return AggregatorRegistry.aggregate([own, ...all]).metrics()
   }
 }
 
