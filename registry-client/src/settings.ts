@@ -3,7 +3,8 @@
  *
  * A leaf carries its flag and its help text as metadata ({@link leaf}); `--outbound-port` is also
  * `HOLDFAST_OUTBOUND_PORT` and, at its place in the schema, `listeners.outbound.port` of the file. Flags win over the
- * environment, that over the file, that over the defaults. All problems are reported at once.
+ * environment, that over the file, that over the defaults. A list's flag may be repeated, which adds to the list; any
+ * other may stand once. All problems are reported at once.
  */
 
 import { readFileSync } from 'node:fs'
@@ -165,6 +166,7 @@ export interface Loaded<T> {
 interface Leaf extends Flag {
   readonly path: readonly string[]
   readonly isSwitch: boolean
+  readonly isList: boolean
   readonly fallback: unknown
 }
 
@@ -298,7 +300,8 @@ function leavesOf(schema: z.ZodType, path: readonly string[] = []): Leaf[] {
     else break
   }
   const flag = flags.get(inner)
-  if (flag) return [{ ...flag, path, isSwitch: flag.value === undefined, fallback }]
+  const isList = unwrap(inner) instanceof z.ZodArray
+  if (flag) return [{ ...flag, path, isSwitch: flag.value === undefined, isList, fallback }]
   if (!(inner instanceof z.ZodObject)) return []
   return Object.entries(inner.shape as Record<string, z.ZodType>).flatMap(([key, child]) =>
     leavesOf(child, [...path, key]),
@@ -328,9 +331,14 @@ function parseFlags(flagged: ReadonlyMap<string, Leaf>, argv: readonly string[],
     if (!known.has(name)) {
       problems.push({ path: token.rawName, message: `unknown option${suggest(name, known, '--')}` })
       if (token.value === undefined) unknownAt = token.index
-    } else if (isSwitch(name)) values.set(name, token.value ?? true)
-    else if (token.value === undefined) problems.push({ path: token.rawName, message: 'needs a value' })
-    else values.set(name, token.value)
+      continue
+    }
+    const value = isSwitch(name) ? (token.value ?? true) : token.value
+    const before = values.get(name)
+    if (value === undefined) problems.push({ path: token.rawName, message: 'needs a value' })
+    else if (before === undefined || name === 'help' || name === 'version') values.set(name, value)
+    else if (flagged.get(name)?.isList) values.set(name, `${before},${value}`)
+    else problems.push({ path: token.rawName, message: 'may stand only once' })
   }
   return { values, positionals }
 }

@@ -5,9 +5,11 @@ import { checkAccessLog } from './access-log-file.ts'
 import { loadConfig, sidecarHelp } from './config.ts'
 import { createSidecar } from './sidecar.ts'
 import { formatTcpBinding } from './tcp/tcp-binding.ts'
+import { endOnUncaught } from './uncaught.ts'
 
 /** `holdfast-sidecar`. Exits 0 after a drain, 2 for a configuration that cannot be used, 1 for everything else. */
 export async function main(): Promise<void> {
+  endOnUncaught()
   let loaded
   try {
     loaded = loadConfig({ argv: process.argv.slice(2), env: process.env })
@@ -30,7 +32,9 @@ export async function main(): Promise<void> {
   // Before anybody can know that it is ready: a signal that finds no handler kills.
   const askedToStop = new Promise<void>(stopOnSignal)
   try {
-    const sidecar = await createSidecar({ config, log })
+    const sidecar = await Promise.race([createSidecar({ config, log }), askedToStop])
+    // Nothing is registered yet, nor served: there is nothing to drain.
+    if (sidecar === undefined) process.exit(0)
     process.on('SIGHUP', () => sidecar.reopenLogs())
     const listening = Object.entries(sidecar.addresses).map(([side, address]) => `${side} ${address}`)
     listening.push(...sidecar.tcp.map((binding) => `tcp ${formatTcpBinding(binding)}`))

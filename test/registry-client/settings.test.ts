@@ -85,6 +85,19 @@ describe('sources', () => {
     assert.deepEqual(load(['--registry=http://a:1/,https://b:2']).registry, ['http://a:1', 'https://b:2'])
   })
 
+  test('the flag of a list may be repeated, which adds to it', () => {
+    const { registry } = load(['--registry', 'http://a:1,http://b:2', '--json', '--registry=http://c:3'])
+    assert.deepEqual(registry, ['http://a:1', 'http://b:2', 'http://c:3'])
+  })
+
+  test('any other flag may stand only once', () => {
+    const argv = ['--weight', '1', '--weight', '1', '--json', '--json=false', '--idle=5s', '--config', 'x']
+    assert.deepEqual(
+      problems(() => load(argv, {}, '')),
+      ['--weight', '--json', '--config'].map((flag) => `${flag}: may stand only once`),
+    )
+  })
+
   test('a switch needs no value, and may have one', () => {
     assert.equal(load(['--json']).json, true)
     assert.equal(load(['--json=false'], { HOLDFAST_JSON: 'true' }).json, false)

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { createServer as createHttp2Server, type Http2Server, type ServerHttp2Stream } from 'node:http2'
-import { createServer, type AddressInfo, type Socket } from 'node:net'
+import { createServer, Socket, type AddressInfo } from 'node:net'
 import { describe, test, type TestContext } from 'node:test'
 import { Server as GrpcServer, ServerCredentials, status as code } from '@grpc/grpc-js'
 import fc from 'fast-check'
@@ -230,6 +230,22 @@ for (const [type, protocol] of [
   test(`a ${type} check in ${protocol} tells a service that has stopped from one that is ill`, async () => {
     const { verdict } = await probe(check(type), await freePort(), systemClock, protocol)
     assert.equal(verdict, 'refused')
+  })
+
+for (const [type, protocol] of [
+  ['http', 'http'],
+  ['http', 'h2'],
+  ['http', 'grpc'],
+  ['tcp', 'http'],
+] as const)
+  test(`a ${type} check in ${protocol} for which this process has nothing left says nothing of the service`, async (t) => {
+    t.mock.method(Socket.prototype, 'connect', function (this: Socket) {
+      // Not at once: Node's own makes the socket in the next turn, when whoever wants it listens.
+      process.nextTick(() => this.destroy(Object.assign(new Error('connect EMFILE'), { code: 'EMFILE' })))
+      return this
+    })
+    const result = await probe(check(type), 1, systemClock, protocol)
+    assert.deepEqual(result, { verdict: 'unmade', detail: 'could not be checked: EMFILE' })
   })
 
 test('a TCP check passes as soon as somebody listens', async (t) => {

@@ -142,3 +142,13 @@ test('an access log that can never be written is a setting that cannot be used',
     )
   }
 })
+
+test('an error that nobody has caught ends it with 1 and its stack, without the source', async (t) => {
+  const bug = `process.on('SIGUSR2', () => { throw new Error('a bug') }) // source`
+  const env = { NODE_OPTIONS: `--import data:text/javascript,${encodeURIComponent(bug)}` }
+  const { child, heard, ended } = await ready(t, ['--log-level', 'silent'], { env })
+  child.kill('SIGUSR2')
+  assert.equal(await ended, 1)
+  assert.match(heard.error, /^Error: a bug\n {4}at /)
+  assert.doesNotMatch(heard.error, / source/)
+})

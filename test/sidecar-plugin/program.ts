@@ -14,10 +14,11 @@ const PROGRAM = fileURLToPath(new URL('../../sidecar-plugin/bin/holdfast-sidecar
 export const NO_REGISTRY = ['--registry', 'http://127.0.0.1:9']
 
 /** @param options `ownGroup`: of processes, so that all of it can be signalled */
-export function run(t: TestContext, argv: string[], options: { ownGroup?: boolean } = {}) {
+export function run(t: TestContext, argv: string[], options: { ownGroup?: boolean; env?: object } = {}) {
   const child: ChildProcess = spawn(process.execPath, [PROGRAM, ...argv], {
     stdio: ['ignore', 'pipe', 'pipe'],
     detached: options.ownGroup ?? false,
+    env: { ...process.env, ...options.env },
   })
   t.after(() => child.kill('SIGKILL'))
   const heard = { out: '', error: '' }
@@ -30,13 +31,15 @@ export function run(t: TestContext, argv: string[], options: { ownGroup?: boolea
 export async function ready(
   t: TestContext,
   argv: string[] = [],
-  options: { ownGroup?: boolean; ports?: { admin: number; outbound: number; inbound: number } } = {},
+  options: { ownGroup?: boolean; env?: object; ports?: { admin: number; outbound: number; inbound: number } } = {},
 ) {
   const directory = await mkdtemp(join(tmpdir(), 'holdfast-'))
   t.after(() => rm(directory, { recursive: true, force: true }))
   const { admin = 0, outbound = 0, inbound = 0 } = options.ports ?? {}
   const ports = ['--admin-port', `${admin}`, '--outbound-port', `${outbound}`, '--inbound-port', `${inbound}`]
-  const settings = [...NO_REGISTRY, ...ports, '--cache-dir', directory, '--drain-settle', '0ms', ...argv]
+  const settings = [...ports, '--cache-dir', directory, ...argv]
+  if (!argv.includes('--registry')) settings.push(...NO_REGISTRY)
+  if (!argv.includes('--drain-settle')) settings.push('--drain-settle', '0ms')
   const program = run(t, settings, options)
   const line =
     /^holdfast-sidecar ready: admin http:\/\/127\.0\.0\.1:(\d+), outbound http:\/\/127\.0\.0\.1:(\d+), inbound http:\/\/127\.0\.0\.1:(\d+)/m

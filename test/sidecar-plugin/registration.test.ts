@@ -283,3 +283,17 @@ describe('leaving', () => {
     assert.deepEqual(registrar.told, ['register up', 'close'])
   })
 })
+
+test('a service is neither up nor down for checks that could not be made', async () => {
+  const { clock, registrar, service, registration } = begin()
+  service.verdict = 'unmade'
+  registration.start()
+  await clock.advance(10_000)
+  assert.deepEqual(registrar.told, [])
+  service.verdict = 'passed'
+  await clock.advance(2_000)
+  service.verdict = 'unmade'
+  await clock.advance(60_000)
+  assert.deepEqual(registrar.told, ['register up'])
+  assert.deepEqual(registration.health, { status: 'passing', detail: 'unmade' })
+})

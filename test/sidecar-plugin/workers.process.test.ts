@@ -266,6 +266,18 @@ test('a second signal ends the workers, too', async (t) => {
   await eventually('no worker is left', () => !workers.some(({ pid }) => isAlive(pid)))
 })
 
+test('a sidecar that is asked to stop while its workers hang at their start ends at once', async (t) => {
+  // Stops each worker as it starts, before it can hear of anything.
+  const hang = `if (process.argv[1].includes('worker')) process.kill(process.pid, 'SIGSTOP')`
+  const env = { NODE_OPTIONS: `--import data:text/javascript,${encodeURIComponent(hang)}` }
+  const ports = ['--admin-port', String(await freePort()), '--outbound-port', '0', '--inbound-port', '0']
+  const { child, ended } = run(t, [...NO_REGISTRY, ...ports, '--no-file-cache', '--workers', '2'], { env })
+  const healthz = () => call(Number(ports[1]), { path: '/healthz', host: 'localhost' }).catch(() => undefined)
+  while ((await healthz())?.status !== 200);
+  child.kill('SIGTERM')
+  assert.equal(await ended, 0)
+})
+
 test('an address that is taken is said once, and ends all with 1', async (t) => {
   const other = await service(t)
   const ports = ['--admin-port', '0', '--outbound-port', '0', '--inbound-port', String(other.port)]

@@ -23,9 +23,12 @@ export interface HealthCheck {
   readonly healthyAfter: number
 }
 
-/** `refused`: nobody listens, so it is stopped rather than ill. */
+/**
+ * `refused`: nobody listens, so it is stopped rather than ill. `unmade`: the sidecar could not look, which says nothing
+ * of the service.
+ */
 export interface ProbeResult {
-  readonly verdict: 'passed' | 'failed' | 'refused'
+  readonly verdict: 'passed' | 'failed' | 'refused' | 'unmade'
   readonly detail: string
 }
 
@@ -175,6 +178,10 @@ function judgedCall(status: number, outcome: IncomingHttpHeaders, content: Buffe
   }
 }
 
-function failure(error: NodeJS.ErrnoException): ProbeResult {
-  return { verdict: error.code === 'ECONNREFUSED' ? 'refused' : 'failed', detail: error.code ?? error.message }
+/** What this process, or its host, has run out of. */
+const SHORTAGES: ReadonlySet<string | undefined> = new Set(['EMFILE', 'ENFILE', 'ENOBUFS', 'ENOMEM', 'EADDRNOTAVAIL'])
+
+function failure({ code, message }: NodeJS.ErrnoException): ProbeResult {
+  if (SHORTAGES.has(code)) return { verdict: 'unmade', detail: `could not be checked: ${code}` }
+  return { verdict: code === 'ECONNREFUSED' ? 'refused' : 'failed', detail: code ?? message }
 }

@@ -157,7 +157,8 @@ export class LocalRegistration {
   #learn({ verdict, detail }: ProbeResult): void {
     const { check, log, node } = this.#options
     const before = this.#health.status
-    if (verdict === 'passed') {
+    if (verdict === 'unmade') this.#health = { ...this.#health, detail }
+    else if (verdict === 'passed') {
       this.#passes++
       this.#failures = 0
       this.#refusals = 0

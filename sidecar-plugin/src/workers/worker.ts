@@ -3,6 +3,7 @@ import { systemClock, systemRandom } from '@holdfast/registry-client/clock'
 import { pino } from 'pino'
 import { connectClient } from '../connect-client.ts'
 import { createDataPlane, type DataClient, type ProcessDataPlane } from '../data-plane.ts'
+import { endOnUncaught } from '../uncaught.ts'
 import { HandedAcceptors } from './handed-acceptors.ts'
 import { isToWorker, type Beginning, type FromWorker, type Question, type WorkerApi } from './messages.ts'
 import { socketOf } from './raw-connection.ts'
@@ -16,6 +17,7 @@ interface Begun {
 
 /** A worker: a data plane in a process of its own, which does what the sidecar asks of it. */
 export function work(): void {
+  endOnUncaught()
   const tell = (message: FromWorker) => {
     if (process.connected) process.send!(message, undefined, {}, () => {})
   }
