@@ -22,10 +22,10 @@ export interface DeadlineOptions {
  * that has not arrived, and aborts what goes on upstream.
  *
  * A **stated** timeout (the policy's, or the caller's `x-holdfast-timeout` or `grpc-timeout`, or what remains of it at
- * the next sidecar: the least of them) is of the whole exchange, the answer's body included. The **default** limits only silence of the
- * node before the answer's head: it begins anew for as long as the request arrives or is waited for, which has a limit of
- * its own on the connection, and once the head is there it is over. A limit that nobody asked for must not cut an event
- * stream or a long upload.
+ * the next sidecar: the least of them) is of the whole exchange, the answer's body included. The **default** limits only
+ * silence of the node before the answer's head: it begins anew for as long as the request arrives or is waited for, which
+ * has a limit of its own on the connection, and once the head is there it is over. A limit that nobody asked for must not
+ * cut an event stream or a long upload.
  *
  * Stands above `retry`: all attempts share the time.
  */
