@@ -6,7 +6,7 @@ import type { AnswerHead, Call, Failure } from './http1/client-connection.ts'
 import { Pool, type PoolLimits } from './http1/pool.ts'
 import { addFields, firstOf, noFields } from './http2/fields.ts'
 import { SessionPool, type SessionPoolLimits } from './http2/session-pool.ts'
-import { isRepeatable, Whole, type Body, type Destination, type Exchange, type Reply, type Tunnel } from './layer.ts'
+import { isRepeatable, type Body, type Destination, type Exchange, type Reply, type Tunnel } from './layer.ts'
 
 /**
  * Bounds on what is held towards nodes, in the unit the name ends in; `connections`, `sessions` and `pending` are of one
@@ -126,8 +126,8 @@ export class Forward {
     if (fields) head += linesOf(fields(exchange))
     // Of HTTP/1.0 one may be without.
     if (authority === '' && headers.get('host') === undefined) head += `host: ${originOf(destination)}\r\n`
-    if (body !== undefined && !(body instanceof Whole) && body.length === undefined)
-      head += 'transfer-encoding: chunked\r\n'
+    if (body !== undefined && headers.contentLength === undefined)
+      head += body.length === undefined ? 'transfer-encoding: chunked\r\n' : `content-length: ${body.length}\r\n`
     if (upgrade !== undefined) head += `connection: upgrade\r\nupgrade: ${upgrade}\r\n`
     else if (exchange.takesTrailers) head += 'connection: te\r\nte: trailers\r\n'
     return `${head}\r\n`

@@ -1,6 +1,7 @@
 /**
  * What a request costs on its way through a proxy: our sidecar with all its layers beside HAProxy, nginx, and what one
- * writes with Node's own http. Each runs alone on one core; the service behind and the load share another.
+ * writes with Node's own http. Each has one core to itself while it is measured; the service behind and the load share
+ * another.
  */
 
 import { connect } from '@holdfast/registry-client'
@@ -15,7 +16,7 @@ import {
   type Program,
 } from './proxy/programs.ts'
 import { cpuOf, memoryOf, startRegistry } from './servers.ts'
-import { print, ratio } from './table.ts'
+import { median, print } from './table.ts'
 
 const REQUESTS: readonly Request[] = [
   { name: 'GET, small answer', method: 'GET', path: '/small', content: '' },
@@ -23,7 +24,9 @@ const REQUESTS: readonly Request[] = [
   { name: 'answer of 1 MiB', method: 'GET', path: '/large', content: '' },
 ]
 const CONNECTIONS = 32
-const SECONDS = Number(process.env.HOLDFAST_BENCH_SECONDS ?? 6)
+/** Of each measurement. */
+const SECONDS = Number(process.env.HOLDFAST_BENCH_SECONDS ?? 2)
+const ROUNDS = 7
 const WARM_UP_SECONDS = 2
 const REST_MS = 10_000
 
@@ -67,6 +70,37 @@ async function memoryAtRest(pids: readonly number[]): Promise<number> {
   return pids.reduce((sum, pid) => sum + memoryOf(pid).all, 0)
 }
 
+interface Cost {
+  /** CPU time of a request, in microseconds. */
+  readonly us: number
+  readonly againstFirst: number
+  readonly perSecond: number
+}
+
+/**
+ * In turns, because a machine that is shared is faster now and slower then: what is compared is measured one right after
+ * the other, and of several such comparisons the one in the middle counts.
+ */
+async function costsOf(proxies: readonly Proxy[], request: Request): Promise<Cost[]> {
+  for (const { port } of proxies) await saturate(port, request, CONNECTIONS, WARM_UP_SECONDS)
+  const rounds: { us: number; perSecond: number }[][] = []
+  while (rounds.length < ROUNDS) {
+    const round = []
+    for (const { name, pids, port } of proxies) {
+      const before = cpuOfAll(pids)
+      const { answers, seconds, errors } = await saturate(port, request, CONNECTIONS, SECONDS)
+      if (errors !== undefined) console.error(`${name}, ${request.name}: ${errors}`)
+      round.push({ us: ((cpuOfAll(pids) - before) / answers) * 1e6, perSecond: answers / seconds })
+    }
+    rounds.push(round)
+  }
+  return proxies.map((_, at) => ({
+    us: median(rounds.map((round) => round[at]!.us)),
+    againstFirst: median(rounds.map((round) => round[at]!.us / round[0]!.us)),
+    perSecond: median(rounds.map((round) => round[at]!.perSecond)),
+  }))
+}
+
 export async function proxy(): Promise<void> {
   const [service, registry, others] = await Promise.all([startService(), startRegistry(), startRegistry()])
   // One node without a sidecar before it, so that one sidecar can be measured alone.
@@ -104,35 +138,26 @@ export async function proxy(): Promise<void> {
     alone('Node’s http with an agent', () => startScript('node-http.ts', service.port)),
   ].filter(([name]) => WANTED === undefined || WANTED.some((part) => name.toLowerCase().startsWith(part)))
 
-  const costs = new Map<string, (string | number)[][]>(REQUESTS.map((request) => [request.name, []]))
-  const memory: (string | number)[][] = []
-  const firstUs = new Map<string, number>()
-  for (const [name, start] of starts) {
-    const measured = await start()
-    for (const request of REQUESTS) {
-      await saturate(measured.port, request, CONNECTIONS, WARM_UP_SECONDS)
-      const before = cpuOfAll(measured.pids)
-      const { answers, seconds, errors } = await saturate(measured.port, request, CONNECTIONS, SECONDS)
-      const us = ((cpuOfAll(measured.pids) - before) / answers) * 1e6
-      if (errors !== undefined) console.error(`${name}, ${request.name}: ${errors}`)
-      const perSecond = answers / seconds
-      const late = await steady(measured.port, request, perSecond / 2, SECONDS)
-      if (!firstUs.has(request.name)) firstUs.set(request.name, us)
-      costs
-        .get(request.name)!
-        .push([
-          name,
-          us,
-          ratio(us, firstUs.get(request.name)!),
-          perSecond,
-          late.perSecond,
-          late.p50,
-          late.p99,
-          late.p999,
-        ])
+  const running: Proxy[] = []
+  for (const [, start] of starts) running.push(await start())
+  for (const request of REQUESTS) {
+    const costs = await costsOf(running, request)
+    const rows: (string | number)[][] = []
+    for (const [at, { name, port }] of running.entries()) {
+      const { us, againstFirst, perSecond } = costs[at]!
+      const late = await steady(port, request, perSecond / 2, SECONDS)
+      rows.push([name, us, `${againstFirst.toFixed(2)}×`, perSecond, late.perSecond, late.p50, late.p99, late.p999])
     }
-    await measured.stop()
+    print(
+      `${request.name}: ${CONNECTIONS} connections; then half of the rate, or what the load can send on time, and the ms to each answer`,
+      ['', 'CPU µs a request', 'against the first', 'requests/s', 'then', 'p50', 'p99', 'p99.9'],
+      rows,
+    )
+  }
+  for (const { stop } of running) await stop()
 
+  const memory: (string | number)[][] = []
+  for (const [name, start] of starts) {
     const fresh = await start()
     const closeFew = await idle(fresh.port, REQUESTS[0]!, 100)
     const few = await memoryAtRest(fresh.pids)
@@ -143,12 +168,6 @@ export async function proxy(): Promise<void> {
     closeMany()
     await fresh.stop()
   }
-  for (const [request, rows] of costs)
-    print(
-      `${request}: ${CONNECTIONS} connections; then half of the rate, or what the load can send on time, and the ms to each answer`,
-      ['', 'CPU µs a request', 'against the first', 'requests/s', 'then', 'p50', 'p99', 'p99.9'],
-      rows,
-    )
   print('resident memory', ['', 'MiB at 100 connections, idle for 10 s', 'at 5,000', 'KiB for each'], memory)
   await node.close()
   await client.close()

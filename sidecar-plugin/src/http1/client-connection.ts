@@ -1,11 +1,12 @@
 import { SidecarError } from '../errors.ts'
 import { Whole, type Body, type Content } from '../layer.ts'
+import { wholeOf } from './content-reader.ts'
 import { HeadReader } from './head-reader.ts'
 import { parseResponseHead, type ResponseHead } from './head.ts'
 import { IncomingContent, type ContentOwner } from './incoming-content.ts'
 import { Malformed } from './malformed.ts'
 import { MessageWriter, type WriterOwner } from './message-writer.ts'
-import { COPIED_BYTES, Transport, type TransportOwner } from './transport.ts'
+import { Transport, type TransportOwner } from './transport.ts'
 
 /** Why a request got no answer, or not all of it. */
 export interface Failure {
@@ -303,9 +304,10 @@ export class ClientConnection implements TransportOwner, ContentOwner, WriterOwn
       call.answered(head, this.#content, (incoming) => this.#tunnel(incoming))
       return at
     }
-    if (framing === 'length' && length <= Math.min(end - at, COPIED_BYTES)) {
-      call.answered(head, new Whole(bytes.toString('latin1', at, at + length)), undefined)
-      return at + length
+    const whole = wholeOf(head, bytes, at, end)
+    if (whole) {
+      call.answered(head, whole.content, undefined)
+      return whole.next
     }
     if (framing === 'none') call.answered(head, undefined, undefined)
     else {

@@ -1,6 +1,8 @@
 import { Fields } from '../fields.ts'
+import { Whole } from '../layer.ts'
 import { ChunkedDecoder } from './chunked.ts'
 import type { Framing } from './head.ts'
+import { COPIED_BYTES } from './transport.ts'
 
 /** Finds the content of one message in the bytes of a connection, and its end (RFC 9112, section 6.3). */
 export class ContentReader {
@@ -42,3 +44,34 @@ export class ContentReader {
     return to
   }
 }
+
+/**
+ * Content that has arrived with its head, all of it, and is small. What goes out in one write costs less, and no end of
+ * this process comes in between: a service's chunked answer would else be cut behind its head, where no other node can
+ * be asked any more.
+ * @param next told where the message ends
+ * @returns undefined when some of it may still come, or it has trailers
+ * @throws Malformed
+ */
+export function wholeOf(
+  { framing, length }: { readonly framing: Framing; readonly length: number },
+  bytes: Buffer,
+  start: number,
+  end: number,
+): { readonly content: Whole; readonly next: number } | undefined {
+  if (framing === 'length') {
+    if (length > Math.min(end - start, COPIED_BYTES)) return undefined
+    return { content: new Whole(bytes.toString('latin1', start, start + length)), next: start + length }
+  }
+  // Most chunks that are not the last ones end otherwise, and are not worth a try.
+  if (framing !== 'chunked' || end - start > COPIED_BYTES || bytes[end - 4] !== CR || bytes[end - 1] !== LF)
+    return undefined
+  const decoder = new ChunkedDecoder()
+  let latin1 = ''
+  const next = decoder.push(bytes, start, end, (from, to) => (latin1 += bytes.toString('latin1', from, to)))
+  if (!decoder.done || decoder.trailers.list.length > 0) return undefined
+  return { content: new Whole(latin1), next }
+}
+
+const CR = 0x0d
+const LF = 0x0a

@@ -12,13 +12,14 @@ import {
   type Reply,
   type ReplyHead,
 } from '../layer.ts'
+import { wholeOf } from './content-reader.ts'
 import { HeadReader } from './head-reader.ts'
 import { parseRequestHead, type RequestHead } from './head.ts'
 import { IncomingContent, type ContentOwner } from './incoming-content.ts'
 import { Malformed } from './malformed.ts'
 import { MessageWriter, type WriterOwner } from './message-writer.ts'
 import { statusLine } from './status-line.ts'
-import { COPIED_BYTES, Transport, type TransportOwner } from './transport.ts'
+import { Transport, type TransportOwner } from './transport.ts'
 
 /** Bounds on one connection, in the unit the name ends in. */
 export interface ConnectionLimits {
@@ -370,14 +371,10 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     // Content that its head announces would go into the tunnel.
     if (head.method === 'CONNECT' && head.framing !== 'none')
       throw new Malformed(head.framing === 'length' ? 'content_length' : 'transfer_encoding', 'CONNECT with content')
-    let body: Body | undefined
-    let next = at
-    if (head.framing === 'length' && head.length <= Math.min(end - at, COPIED_BYTES)) {
-      next = at + head.length
-      body = new Whole(bytes.toString('latin1', at, next))
-    } else if (head.framing !== 'none') {
+    const whole = wholeOf(head, bytes, at, end)
+    let body: Body | undefined = whole?.content
+    if (whole === undefined && head.framing !== 'none')
       body = this.#content = new IncomingContent(this, head.framing, head.length, true)
-    }
     this.#head = head
     this.#writer = undefined
     this.#bytesOut = 0
@@ -385,7 +382,7 @@ export class ServerConnection implements TransportOwner, ContentOwner, WriterOwn
     this.#isAnswering = false
     this.#isAnswered = false
     this.#exchange = this.#host.arrived(this, head, body)
-    return next
+    return whole?.next ?? at
   }
 
   #contentEnded(): void {

@@ -332,6 +332,66 @@ describe('RFC 9110/9.3.6: CONNECT with content', () => {
     })
 })
 
+describe('RFC 9112/7.1: content in chunks that is there at once, and small', () => {
+  const CHUNKS = '1\r\no\r\n1;x\r\nk\r\n0\r\n\r\n'
+
+  test('of an answer goes on in one piece with its head, so that no end of a sidecar cuts it there', async (t) => {
+    const { port } = await start(
+      t,
+      answerEach(() => `HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n${CHUNKS}`),
+    )
+    const asked = caller(t, port)
+    const pieces: string[] = []
+    asked.socket.on('data', (piece) => pieces.push(piece.toString('latin1')))
+    for (let calls = 1; calls <= 20; calls++) {
+      asked.send(GET)
+      await asked.until(new RegExp(`(?:ok[^]*){${calls}}$`))
+      assert.equal(pieces.length, calls)
+    }
+    assert.match(pieces.at(-1)!, /\r\ncontent-length: 2\r\n(?:.+\r\n)*\r\nok$/)
+    assert.doesNotMatch(asked.text, /transfer-encoding/i)
+  })
+
+  test('of a request too', async (t) => {
+    const { port, heard } = await start(
+      t,
+      answerEach(() => OK),
+    )
+    await caller(t, port).send(`POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n${CHUNKS}`).until(/ok$/)
+    assert.match(heard.text, /\r\ncontent-length: 2\r\n(?:.+\r\n)*\r\nok$/)
+    assert.doesNotMatch(heard.text, /transfer-encoding/i)
+  })
+
+  test('is the same content when it comes in two parts, wherever it is cut', async (t) => {
+    const answer = `HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n${CHUNKS}`
+    const { port, heard } = await start(t, (socket, text) => {
+      const cut = Number(/^GET \/(\d+)/.exec(text)![1])
+      socket.setNoDelay(true).write(answer.slice(0, cut), () => setImmediate(() => socket.write(answer.slice(cut))))
+    })
+    for (let cut = 1; cut < answer.length; cut++) {
+      const asked = caller(t, port).send(`GET /${cut} HTTP/1.1\r\nHost: a\r\n\r\n`)
+      await asked.until(/\r\n\r\n(?:ok|[^]*0\r\n\r\n)$/)
+      const [, content] = /\r\n\r\n([^]*)$/.exec(asked.text)!
+      assert.equal(content!.replaceAll(/\d\r\n(.*?)\r\n/g, '$1'), 'ok')
+    }
+    assert.equal(heard.sockets.length, 1)
+  })
+
+  for (const [what, chunks] of [
+    ['a chunk that is longer than its size', '1\r\nok\r\n0\r\n\r\n'],
+    ['a size that is no number', 'x\r\nok\r\n0\r\n\r\n'],
+  ] as const)
+    test(`with ${what} is no answer`, async (t) => {
+      const { port } = await start(
+        t,
+        answerEach(() => `HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n${chunks}`),
+      )
+      const asked = caller(t, port).send(GET)
+      await asked.until(/upstream_protocol[^]*\r\n\r\n[^]+/)
+      assert.match(asked.text, /^HTTP\/1.1 502 /)
+    })
+})
+
 describe('RFC 9112/6.3: content that ends with its connection', () => {
   test('is whole when that closes', async (t) => {
     const { port } = await start(t, (socket) => void socket.end('HTTP/1.1 200 OK\r\n\r\nto the end'))
