@@ -1,10 +1,5 @@
 // Not for people: a sidecar starts this as often as it has workers.
 
-import { setFlagsFromString } from 'node:v8'
-
-// As the sidecar itself does.
-setFlagsFromString('--semi-space-growth-factor=1')
-
 // A signal to the process group reaches this one, too. What it means the sidecar decides, who has to deregister first.
 for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP']) process.on(signal, () => {})
 if (!process.features.typescript) await import('tsx')
