@@ -154,7 +154,7 @@ export async function proxy(): Promise<void> {
       rows,
     )
   }
-  for (const { stop } of running) await stop()
+  for (const program of running) await program.stop()
 
   const memory: (string | number)[][] = []
   for (const [name, start] of starts) {
